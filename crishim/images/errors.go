@@ -1,0 +1,84 @@
+package images
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+)
+
+var (
+	// ErrNotFound is returned when a registry has no such image, or the store
+	// doesn't have it.
+	ErrNotFound = errors.New("not found")
+
+	// ErrUnauthorized is returned when a registry wants other credentials.
+	ErrUnauthorized = errors.New("not authorized")
+
+	// ErrRegistry is returned when a registry can't be reached, or answered
+	// something else than what was asked; trying later may help.
+	ErrRegistry = errors.New("registry unavailable")
+
+	// ErrInvalidReference is returned when an image reference can't be parsed.
+	ErrInvalidReference = errors.New("invalid image reference")
+
+	// ErrInvalidImage is returned when a manifest, a configuration or a layer
+	// isn't what it says it is.
+	ErrInvalidImage = errors.New("invalid image")
+
+	// ErrNoSpace is returned before the first byte when the file system of
+	// the store hasn't room for an image.
+	ErrNoSpace = errors.New("no space for the image")
+
+	// ErrNotWasm is returned when the wasm runtime handler was asked for and
+	// the image is an ordinary one.
+	ErrNotWasm = errors.New("image is not a wasm artifact")
+)
+
+// wrapRemote gives an error of containerd's resolver one of our sentinels. The
+// text of the cause is kept: it names URL and status.
+func wrapRemote(ref string, err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, known := range []error{ErrNotFound, ErrUnauthorized, ErrRegistry, ErrInvalidReference, ErrInvalidImage, ErrNoSpace, ErrNotWasm} {
+		if errors.Is(err, known) {
+			return err
+		}
+	}
+	var status remoteerrors.ErrUnexpectedStatus
+	if errors.As(err, &status) {
+		switch status.StatusCode {
+		case http.StatusUnauthorized, http.StatusForbidden:
+			return fmt.Errorf("image %q: %w: %w; check its imagePullSecrets", ref, ErrUnauthorized, err)
+		case http.StatusNotFound:
+			return fmt.Errorf("image %q: %w: %w", ref, ErrNotFound, err)
+		}
+		return fmt.Errorf("image %q: %w: %w", ref, ErrRegistry, err)
+	}
+	var unknownCA x509.UnknownAuthorityError
+	var wrongName x509.HostnameError
+	var netErr net.Error
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("image %q: %w", ref, err)
+	case errors.Is(err, docker.ErrInvalidAuthorization):
+		return fmt.Errorf("image %q: %w: %w; check its imagePullSecrets", ref, ErrUnauthorized, err)
+	case errdefs.IsNotFound(err):
+		return fmt.Errorf("image %q: %w: %w", ref, ErrNotFound, err)
+	case errors.As(err, &unknownCA), errors.As(err, &wrongName):
+		return fmt.Errorf("image %q: %w: %w; name the registry's CA in hosts.toml", ref, ErrRegistry, err)
+	case errors.As(err, &netErr):
+		return fmt.Errorf("image %q: %w: %w", ref, ErrRegistry, err)
+	case errdefs.IsFailedPrecondition(err) && strings.Contains(err.Error(), "unexpected commit"):
+		return fmt.Errorf("image %q: %w: a registry sent other bytes than the digest says: %w", ref, ErrInvalidImage, err)
+	}
+	return fmt.Errorf("image %q: %w", ref, err)
+}
