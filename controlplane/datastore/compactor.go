@@ -1,0 +1,69 @@
+package datastore
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// compactor removes revisions that are older than its interval. Unlike
+// upstream's it keeps no key of its own in etcd, so an idle cluster is not
+// written to; with several control planes each compacts, and the second one to
+// do so finds it done.
+type compactor struct {
+	revision atomic.Int64
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+}
+
+func startCompactor(client *clientv3.Client, interval time.Duration, logger *slog.Logger) *compactor {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &compactor{cancel: cancel}
+	if interval < 0 {
+		return c
+	}
+	c.wg.Add(1)
+	go func() {
+		defer c.wg.Done()
+		c.run(ctx, client, interval, logger)
+	}()
+	return c
+}
+
+// CompactRevision is up to where history is gone.
+func (c *compactor) CompactRevision() int64 { return c.revision.Load() }
+
+func (c *compactor) stop() {
+	c.cancel()
+	c.wg.Wait()
+}
+
+func (c *compactor) run(ctx context.Context, client *clientv3.Client, interval time.Duration, logger *slog.Logger) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	var seen int64 // the revision one interval ago
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		resp, err := client.Get(ctx, "/health", clientv3.WithKeysOnly())
+		if err != nil {
+			logger.Warn("etcd compaction", "err", err)
+			continue
+		}
+		if seen > c.revision.Load() {
+			if _, err := client.Compact(ctx, seen); err != nil {
+				// Another control plane may have compacted further: not an error of ours.
+				logger.Debug("etcd compaction", "revision", seen, "err", err)
+			}
+			c.revision.Store(seen)
+		}
+		seen = resp.Header.Revision
+	}
+}
