@@ -78,6 +78,17 @@ func (a *Authority) APIServer(hosts ...string) (*Leaf, error) {
 	}, hosts...)...)
 }
 
+// Fleet is the fleet endpoint's serving certificate. Nodes look for
+// enrollment.FleetServerName in it, whatever address they dialed.
+func (a *Authority) Fleet(hosts ...string) (*Leaf, error) {
+	return a.Serving("fleet", append([]string{enrollment.FleetServerName}, hosts...)...)
+}
+
+// Broker is the MQTT broker's serving certificate. Nodes look for enrollment.MQTTServerName in it.
+func (a *Authority) Broker(hosts ...string) (*Leaf, error) {
+	return a.Serving("broker", append([]string{enrollment.MQTTServerName}, hosts...)...)
+}
+
 // Client returns a client certificate for user and groups. name is that of the file.
 func (a *Authority) Client(name, user string, groups ...string) (*Leaf, error) {
 	return a.client(a.root, name, user, groups...)

@@ -47,6 +47,8 @@ func CheckNodeName(name string) error {
 		return fmt.Errorf("%w: %q has %d bytes; at most %d", ErrNodeName, name, len(name), MaxNodeName)
 	case !nodeName.MatchString(name):
 		return fmt.Errorf("%w: %q; use lower case letters, digits, '-' and '.', beginning and ending with a letter or digit", ErrNodeName, name)
+	case name == reservedDomain || strings.HasSuffix(name, "."+reservedDomain):
+		return fmt.Errorf("%w: %q; names under %s are the control plane's own", ErrNodeName, name, reservedDomain)
 	}
 	return nil
 }
