@@ -1,0 +1,12 @@
+// Package volumes makes a pod's volumes: directories and files on the node that
+// containers get mounted, or preopened if they are Wasm.
+//
+// It owns <data>/pods/<uid>/volumes. Files of API objects are replaced
+// atomically by a symlink swap, as a kubelet's AtomicWriter does, and live on a
+// tmpfs where the agent may mount one, so that neither secrets nor rewrites
+// reach the flash. Nothing here is durable: every byte can be made again from
+// the node's state after a power cut, so nothing is synced.
+//
+// edgelet/pods calls it. It may import edgelet/pods/kubeobj and
+// edgelet/pods/downward. A volume type is one function in types.go.
+package volumes

@@ -1,0 +1,249 @@
+package volumes
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
+)
+
+// noMounts is a node where the agent may not mount.
+type noMounts struct{}
+
+func (noMounts) Tmpfs(string, int64) error         { return fs.ErrPermission }
+func (noMounts) BindFD(int, string) error          { return fs.ErrPermission }
+func (noMounts) IsMountPoint(string) (bool, error) { return false, nil }
+func (noMounts) UnmountBelow(string) error         { return nil }
+
+type objects map[string][]byte
+
+func (o objects) Object(kind, ns, name string) ([]byte, bool, error) {
+	raw, ok := o[kind+"/"+ns+"/"+name]
+	return raw, ok, nil
+}
+
+func newManager(t *testing.T, o objects) *Manager {
+	return New(Config{Dir: t.TempDir(), Objects: o, Mounts: noMounts{}})
+}
+
+func podWith(volumes ...v1.Volume) *v1.Pod {
+	return &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "n", UID: "uid-1", Labels: map[string]string{"a": "b"}},
+		Spec: v1.PodSpec{NodeName: "board", ServiceAccountName: "sa", Volumes: volumes, Containers: []v1.Container{{Name: "c"}}}}
+}
+
+func configMap(t *testing.T, name string, kv ...string) []byte {
+	cm := &v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{}}
+	for i := 0; i < len(kv); i += 2 {
+		cm.Data[kv[i]] = kv[i+1]
+	}
+	raw, err := kubeobj.EncodeConfigMap(cm)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestConfigMapVolumeFollowsItsObject(t *testing.T) {
+	o := objects{"ConfigMap/n/cm": configMap(t, "cm", "k", "v1", "other", "x")}
+	m := newManager(t, o)
+	mode := int32(0o600)
+	pod := podWith(v1.Volume{Name: "v", VolumeSource: v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{
+		LocalObjectReference: v1.LocalObjectReference{Name: "cm"},
+		Items:                []v1.KeyToPath{{Key: "k", Path: "dir/key", Mode: &mode}}}}})
+	for _, want := range []string{"v1", "v2"} {
+		o["ConfigMap/n/cm"] = configMap(t, "cm", "k", want)
+		got, err := m.SetUp(t.Context(), pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(got.Paths["v"], "dir/key")
+		b, err := os.ReadFile(path)
+		if err != nil || string(b) != want {
+			t.Errorf("%q, %v", b, err)
+		}
+		if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
+			t.Errorf("mode %v", info.Mode())
+		}
+		if !got.ReadOnly["v"] {
+			t.Error("a configMap volume must be read-only")
+		}
+	}
+	if err := m.TearDown("uid-1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(m.PodDir("uid-1")); !errors.Is(err, fs.ErrNotExist) {
+		t.Error("not removed")
+	}
+	if err := m.TearDown("uid-1"); err != nil {
+		t.Error("TearDown is not idempotent:", err)
+	}
+}
+
+func TestWhatIsMissingIsNamed(t *testing.T) {
+	yes := true
+	for name, c := range map[string]struct {
+		source v1.VolumeSource
+		want   error
+		says   string
+	}{
+		"configMap": {v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: "gone"}}},
+			ErrNotFound, `MountVolume.SetUp failed for volume "v" : configmap "gone" not found`},
+		"key": {v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: "cm"},
+			Items: []v1.KeyToPath{{Key: "nokey", Path: "x"}}}}, ErrNotFound, "cm references non-existent configmap key: nokey"},
+		"secret":          {v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "gone"}}, ErrNotFound, `secret "gone" not found`},
+		"optional secret": {v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "gone", Optional: &yes}}, nil, ""},
+		"unsupported":     {v1.VolumeSource{NFS: &v1.NFSVolumeSource{Server: "s", Path: "/p"}}, ErrUnsupported, "nFS"},
+		"pvc":             {v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}, ErrUnsupported, "persistentVolumeClaim"},
+		"hostPath":        {v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: "/etc", Type: ptr(v1.HostPathFile)}}, ErrHostPath, "hostPath type check failed: /etc is not a file"},
+		"hostPath escape": {v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: "/tmp/../etc"}}, ErrInvalid, ".."},
+		"token without an identity": {v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{
+			{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "t"}}}}}, ErrUnsupported, "join it to a cluster"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newManager(t, objects{"ConfigMap/n/cm": configMap(t, "cm", "k", "v")})
+			_, err := m.SetUp(t.Context(), podWith(v1.Volume{Name: "v", VolumeSource: c.source}))
+			if !errors.Is(err, c.want) || (c.want != nil && !strings.Contains(err.Error(), c.says)) {
+				t.Errorf("SetUp: %v, want %v saying %q", err, c.want, c.says)
+			}
+			var e *Error
+			if c.want != nil && (!errors.As(err, &e) || e.Volume != "v") {
+				t.Errorf("%v doesn't name its volume", err)
+			}
+		})
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func TestProjectedTokenIsRenewedInTime(t *testing.T) {
+	asked := 0
+	now := time.Unix(1_700_000_000, 0)
+	m := newManager(t, objects{"ConfigMap/n/kube-root-ca.crt": configMap(t, "kube-root-ca.crt", "ca.crt", "PEM")})
+	m.Now = func() time.Time { return now }
+	m.Token = func(_ context.Context, r TokenRequest) (string, time.Time, error) {
+		asked++
+		if r.ServiceAccount != "sa" || r.PodUID != "uid-1" || r.Namespace != "n" {
+			t.Errorf("asked for %+v", r)
+		}
+		exp := now.Add(r.Lifetime)
+		payload := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"exp":%d}`, exp.Unix()))
+		return "h." + payload + ".s", exp, nil
+	}
+	pod := podWith(v1.Volume{Name: "kube-api-access", VolumeSource: v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{
+		{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: ptr(int64(1000))}},
+		{ConfigMap: &v1.ConfigMapProjection{LocalObjectReference: v1.LocalObjectReference{Name: "kube-root-ca.crt"}, Items: []v1.KeyToPath{{Key: "ca.crt", Path: "ca.crt"}}}},
+		{DownwardAPI: &v1.DownwardAPIProjection{Items: []v1.DownwardAPIVolumeFile{{Path: "namespace", FieldRef: &v1.ObjectFieldSelector{FieldPath: "metadata.namespace"}}}}},
+	}}}})
+	for _, step := range []struct {
+		after time.Duration
+		asked int
+	}{{0, 1}, {time.Second, 1}, {700 * time.Second, 1}, {100 * time.Second, 2}, {-2000 * time.Second, 3}} {
+		now = now.Add(step.after)
+		got, err := m.SetUp(t.Context(), pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if asked != step.asked {
+			t.Errorf("after %v: asked %d times, want %d", step.after, asked, step.asked)
+		}
+		if !got.Refresh.After(now) || got.Refresh.After(now.Add(801*time.Second)) {
+			t.Errorf("refresh in %v", got.Refresh.Sub(now))
+		}
+		for name, want := range map[string]string{"ca.crt": "PEM", "namespace": "n"} {
+			if b, err := os.ReadFile(filepath.Join(got.Paths["kube-api-access"], name)); err != nil || string(b) != want {
+				t.Errorf("%s = %q, %v", name, b, err)
+			}
+		}
+	}
+}
+
+func TestSubPathStaysInTheVolume(t *testing.T) {
+	m := newManager(t, nil)
+	volume, outside := t.TempDir(), t.TempDir()
+	os.WriteFile(filepath.Join(outside, "secret"), []byte("s"), 0o600)
+	os.Symlink(outside, filepath.Join(volume, "out"))
+	os.Symlink("../../../../../../../../etc", filepath.Join(volume, "up"))
+	os.Mkdir(filepath.Join(volume, "real"), 0o755)
+	os.Symlink("real", filepath.Join(volume, "inside"))
+	for sub, ok := range map[string]bool{"real": true, "inside": true, "new/deep": true, ".": true,
+		"out": false, "out/secret": false, "up/passwd": false, "../x": false, "/etc": false, "real/../../x": false} {
+		got, err := m.SubPath("uid-1", "c", 0, volume, sub)
+		if ok != (err == nil) {
+			t.Errorf("%s: %q, %v", sub, got, err)
+		}
+		if err == nil && !strings.HasPrefix(got, volume) {
+			t.Errorf("%s leads to %s", sub, got)
+		}
+		if err != nil && !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v is not ErrInvalid", sub, err)
+		}
+	}
+	if entries, _ := os.ReadDir(outside); len(entries) != 1 {
+		t.Error("something was made outside")
+	}
+}
+
+func TestMemoryVolumesOnRealTmpfs(t *testing.T) {
+	probe := t.TempDir()
+	if err := (kernel{}).Tmpfs(probe, 0); err != nil {
+		t.Skip("this user can't mount a tmpfs:", err)
+	}
+	(kernel{}).UnmountBelow(probe)
+	raw, _ := kubeobj.EncodeSecret(&v1.Secret{Data: map[string][]byte{"k": []byte("v")}})
+	m := New(Config{Dir: t.TempDir(), Objects: objects{"Secret/n/s": raw}})
+	pod := podWith(
+		v1.Volume{Name: "s", VolumeSource: v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "s"}}},
+		v1.Volume{Name: "e", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: v1.StorageMediumMemory}}})
+	defer m.TearDown("uid-1")
+	for range 2 { // the second finds what the first made
+		got, err := m.SetUp(t.Context(), pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range []string{"s", "e"} {
+			if on, err := m.Mounts.IsMountPoint(got.Paths[v]); err != nil || !on {
+				t.Errorf("%s is not on a tmpfs: %v", v, err)
+			}
+		}
+		// A mounted subPath is torn down with the rest, its content is not touched.
+		os.MkdirAll(filepath.Join(got.Paths["e"], "sub"), 0o755)
+		if _, err := m.SubPath("uid-1", "c", 1, got.Paths["e"], "sub"); err != nil {
+			t.Error(err)
+		}
+	}
+	host := t.TempDir()
+	os.WriteFile(filepath.Join(host, "precious"), nil, 0o600)
+	if _, err := m.SubPath("uid-1", "c", 2, host, "."); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.TearDown("uid-1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(host, "precious")); err != nil {
+		t.Error("TearDown removed what was mounted from outside:", err)
+	}
+}
+
+func TestMountInfo(t *testing.T) {
+	const info = `22 1 0:20 / / rw - ext4 /dev/root rw
+30 22 0:21 / /data/pods/u/volumes/a\040b rw - tmpfs tmpfs rw
+31 22 0:22 / /data/pods/u/volumes/a\040b/x rw - tmpfs tmpfs rw
+32 22 0:23 / /data/pods/u2 rw - tmpfs tmpfs rw
+garbage
+`
+	got, err := mountsBelow(strings.NewReader(info), "/data/pods/u")
+	if err != nil || strings.Join(got, "|") != "/data/pods/u/volumes/a b/x|/data/pods/u/volumes/a b" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
