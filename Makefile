@@ -1,0 +1,73 @@
+# What this Makefile needs, it installs: see test/setup.sh. Everything is built
+# with the same flags, so that one build cache serves all targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+export PATH := $(CURDIR)/bin/tools:$(PATH)
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath -tags=grpcnotrace -buildvcs=false
+export KUBERNETES := v1.36.3
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+DATA_DIR ?= .coracle
+NODES    ?= 1
+DETACH   ?=
+
+GO := test/go
+
+LDFLAGS := -s -w \
+  -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)+coracle-$(VERSION) \
+  -X k8s.io/component-base/version.gitMajor=1 \
+  -X k8s.io/component-base/version.gitMinor=36 \
+  -X k8s.io/component-base/version.gitTreeState=clean \
+  -X k8s.io/client-go/pkg/version.gitVersion=$(KUBERNETES) \
+  -X k8s.io/client-go/pkg/version.gitMajor=1 \
+  -X k8s.io/client-go/pkg/version.gitMinor=36
+
+COMMANDS := coracle controlplane edgelet crishim wasmrunner
+.DEFAULT_GOAL := build
+
+.PHONY: build up down test unit integration arm lint bench generate dist clean help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+build: ## the programs for this machine, into ./bin
+	@$(GO) build -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
+
+up: build ## a whole cluster on this machine, with the hello example (NODES=N, DETACH=1, DATA_DIR=)
+	@bin/coracle up --data-dir $(DATA_DIR) --nodes $(NODES) $(if $(DETACH),--detach)
+
+down: ## stop it; the data stays
+	@if [ -x bin/coracle ]; then bin/coracle down --data-dir $(DATA_DIR); else echo "Nothing was built here, so nothing runs."; fi
+
+test: ## everything: lint, unit tests, integration tests, edgelet on ARM
+	@test/run.sh
+
+lint unit integration arm:
+	@test/run.sh $@
+
+bench: build ## this system's figures beside its peers', into .coracle/bench/bench.jsonl
+	@$(GO) run ./test/bench --bin bin --go $(abspath $(GO))
+
+generate: ## protobuf code and example modules, again
+	@$(GO) generate ./controlplane/api/...
+	@examples/build.sh
+
+# Where each program is meant to run.
+dist: ## static programs for boards and servers, into ./bin/OS-ARCH
+	@for p in amd64 arm64 arm-7 arm-6 riscv64; do \
+	  arch=$${p%-*} v=$${p#*-}; [ $$v != $$p ] || v=; \
+	  for c in edgelet crishim wasmrunner; do \
+	    GOOS=linux GOARCH=$$arch GOARM=$$v $(GO) build -ldflags '$(LDFLAGS)' -o bin/linux-$$arch$${v:+v$$v}/ ./cmd/$$c; \
+	  done; \
+	done
+	@for arch in amd64 arm64; do \
+	  for c in coracle controlplane; do \
+	    GOOS=linux GOARCH=$$arch $(GO) build -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/ ./cmd/$$c; \
+	  done; \
+	done
+	@ls -l bin/linux-*
+
+clean:
+	@rm -rf bin

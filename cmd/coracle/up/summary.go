@@ -1,0 +1,91 @@
+package up
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/coracle-edge/coracle/cmd/coracle/image"
+	"github.com/coracle-edge/coracle/examples"
+)
+
+// HelloTimeout is how long the example may take from its manifest to Running.
+const HelloTimeout = 60 * time.Second
+
+// Hello pushes the example's module, applies its manifest with kubectl, waits
+// until it runs and shows the operator the cluster: how to reach it, what is in
+// it, what the pod says and the way it took.
+func Hello(ctx context.Context, o Options, s State, out io.Writer) error {
+	l := Layout{Root: o.DataDir}
+	a, err := image.New(examples.HelloModule, time.Time{})
+	if err != nil {
+		return err
+	}
+	if _, err := image.Push(ctx, a, examples.HelloImage, s.HostsDir); err != nil {
+		return err
+	}
+	manifest := filepath.Join(l.Root, "run", "hello.yaml")
+	if err := writeFile(manifest, examples.HelloManifest, 0o644); err != nil {
+		return err
+	}
+	self := func(args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, filepath.Join(o.BinDir, "coracle"), args...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+l.Kubeconfig())
+		cmd.Stdout, cmd.Stderr = out, out
+		return cmd
+	}
+	quiet := func(args ...string) error {
+		cmd := self(args...)
+		cmd.Stdout, cmd.Stderr = nil, nil
+		if text, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("coracle %s: %w\n%s", args[0], err, text)
+		}
+		return nil
+	}
+	// The namespace's default service account comes with a controller's first pass.
+	if err := quiet("kubectl", "wait", "--for=create", "serviceaccount/default", "--timeout=30s"); err != nil {
+		return err
+	}
+	for _, node := range s.Nodes {
+		if err := quiet("kubectl", "wait", "--for=create", "node/"+node, "--timeout=30s"); err != nil {
+			return fmt.Errorf("node %s did not register: %w\n%s", node, err, tail(l.Log(node), 15))
+		}
+		if err := quiet("kubectl", "wait", "--for=condition=Ready", "node/"+node, "--timeout=30s"); err != nil {
+			return fmt.Errorf("node %s did not become ready: %w\n%s", node, err, tail(l.Log(node), 15))
+		}
+	}
+	if err := quiet("kubectl", "apply", "-f", manifest); err != nil {
+		return err
+	}
+	if err := quiet("kubectl", "wait", "--for=jsonpath={.status.phase}=Running", "pod/hello", "--timeout="+HelloTimeout.String()); err != nil {
+		describe := self("kubectl", "describe", "pod/hello")
+		_ = describe.Run()
+		return fmt.Errorf("the hello pod does not run: %w", err)
+	}
+
+	fmt.Fprintf(out, "\nThe cluster is at %s\n\n    export KUBECONFIG=%s\n\n", s.API, l.Kubeconfig())
+	for _, args := range [][]string{
+		{"kubectl", "get", "nodes,pods", "-o", "wide"},
+		{"kubectl", "logs", "hello"},
+		{"trace", "hello"},
+	} {
+		fmt.Fprintf(out, "$ coracle %s\n", join(args))
+		if err := self(args...).Run(); err != nil {
+			return fmt.Errorf("coracle %s: %w", join(args), err)
+		}
+		fmt.Fprintln(out)
+	}
+	return nil
+}
+
+func join(args []string) string {
+	text := args[0]
+	for _, a := range args[1:] {
+		text += " " + a
+	}
+	return text
+}

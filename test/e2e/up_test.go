@@ -1,0 +1,76 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coracle-edge/coracle/controlplane/api/trace"
+	"github.com/coracle-edge/coracle/examples"
+)
+
+func TestUpShowsWhatANewcomerNeeds(t *testing.T) {
+	for _, want := range []string{
+		"The cluster is at https://", "export KUBECONFIG=" + shared.layout.Kubeconfig(),
+		"node/board-1", "node/board-2", "pod/hello", "Running", "$ coracle kubectl logs hello", "container-started", "coracle down",
+	} {
+		if !strings.Contains(shared.output, want) {
+			t.Errorf("`coracle up` did not print %q:\n%s", want, shared.output)
+		}
+	}
+}
+
+func TestSecondUpOnTheSameFolderSaysWhatRuns(t *testing.T) {
+	out, err := coracle("up", "--detach", "--data-dir", shared.dir)
+	if err == nil || !strings.Contains(out, "already running") || !strings.Contains(out, "coracle down") {
+		t.Fatalf("err = %v, output:\n%s", err, out)
+	}
+}
+
+// The trace of a pod applied with kubectl has every step, in order.
+func TestTraceHasEveryStepInOrder(t *testing.T) {
+	ns := shared.namespace(t)
+	shared.apply(t, ns, wasmPod("traced", examples.HelloImage))
+	shared.must(t, "wait", "-n", ns, "--for=jsonpath={.status.phase}=Running", "pod/traced", "--timeout=30s")
+	var events []trace.Event
+	eventually(t, 5*time.Second, func() error {
+		out, err := coracle("trace", "traced", "-n", ns, "-o", "json", "--kubeconfig", shared.layout.Kubeconfig())
+		if err != nil {
+			return err
+		}
+		var answer struct{ Events []trace.Event }
+		if err := json.Unmarshal([]byte(out), &answer); err != nil {
+			return err
+		}
+		events = answer.Events
+		if len(events) < len(trace.Steps()) {
+			return fmt.Errorf("%d of %d steps: %v", len(events), len(trace.Steps()), events)
+		}
+		return nil
+	})
+	for i, want := range trace.Steps() {
+		if events[i].Step != want {
+			t.Errorf("step %d is %s, want %s", i, events[i].Step, want)
+		}
+		if i > 0 && events[i].Time.Before(events[i-1].Time) {
+			t.Errorf("%s at %s comes before %s at %s", events[i].Step, events[i].Time, events[i-1].Step, events[i-1].Time)
+		}
+		if events[i].Component == "" {
+			t.Errorf("%s names no component", events[i].Step)
+		}
+	}
+	table, err := coracle("trace", "traced", "-n", ns, "--kubeconfig", shared.layout.Kubeconfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("\n%s", table)
+}
+
+func TestTraceOfAnUnknownPodSaysSo(t *testing.T) {
+	out, err := coracle("trace", "nobody", "--kubeconfig", shared.layout.Kubeconfig())
+	if err == nil || !strings.Contains(out, "nobody") {
+		t.Fatalf("err = %v, output:\n%s", err, out)
+	}
+}

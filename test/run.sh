@@ -1,0 +1,78 @@
+#!/bin/bash
+# run.sh [lint|unit|integration|arm]...: the tests, all of them by default. Every
+# step is run, whatever became of the one before; the last line counts what
+# passed, failed and was skipped, and each skipped test is named with its reason.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export PATH=$PWD/bin/tools:$PATH:/usr/sbin:/sbin
+export GOFLAGS="-trimpath -tags=grpcnotrace -buildvcs=false"
+go=$PWD/test/go
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+steps=("$@")
+[ $# -gt 0 ] || steps=(lint unit integration arm)
+failed_steps=()
+
+# What links the API server takes a build of its own under the race detector and
+# minutes more; those packages are tested without it.
+heavy='k8s.io/(kubernetes|apiserver|kubectl)/|distribution/distribution'
+
+packages() { # light|heavy: our packages without or with the heavy ones among their test dependencies
+  "$go" list -test -f '{{.ImportPath}} {{join .Deps " "}}' ./... 2>/dev/null | awk -v heavy="$heavy" -v want="$1" '
+    { sub(/ \[.*\]/, "", $0); p = $1; sub(/(_test|\.test)$/, "", p); if ($0 ~ heavy) h[p] = 1; seen[p] = 1 }
+    END { for (p in seen) if ((p in h) == (want == "heavy") && p !~ /\/internal\/warm/ && p !~ /\/test\/e2e$/) print p }' | sort
+}
+
+step() { # NAME COMMAND...: runs it and notes whether it failed
+  local name=$1 start=$SECONDS
+  shift
+  echo "=== $name"
+  if "$@"; then echo "--- $name: ok ($((SECONDS - start)) s)"; else
+    echo "--- $name: FAILED ($((SECONDS - start)) s)"
+    failed_steps+=("$name")
+  fi
+}
+
+gotest() { # NAME FLAGS... PACKAGES...: go test with its verdicts kept
+  local name=$1
+  shift
+  "$go" test -json "$@" >"$out/$name.json" 2>"$out/$name.err"
+  local rc=$?
+  cat "$out/$name.err" >&2
+  python3 test/report.py --failures "$out/$name.json"
+  return $rc
+}
+
+lint() {
+  local unformatted
+  unformatted=$(git ls-files "*.go" | xargs "$("$go" env GOROOT)/bin/gofmt" -l) || return 1
+  [ -z "$unformatted" ] || { echo "gofmt would change: $unformatted"; return 1; }
+  CGO_ENABLED=0 "$go" vet ./... || return 1
+  CGO_ENABLED=0 GOFLAGS="$GOFLAGS" staticcheck -tags grpcnotrace ./...
+}
+unit_light() { CGO_ENABLED=1 gotest unit-race -race -timeout 15m $(packages light); }
+unit_heavy() { CGO_ENABLED=0 gotest unit -p 1 -timeout 20m $(packages heavy); }
+integration() {
+  make -s build || return 1
+  CGO_ENABLED=0 gotest e2e -timeout 40m ./test/e2e
+}
+# The agent's packages, built for the oldest boards and run by emulation.
+arm() {
+  command -v qemu-arm-static >/dev/null || { echo "qemu-arm-static is missing"; return 1; }
+  local list
+  list=$("$go" list ./edgelet/... ./boards/... ./controlplane/api/... | grep -v /testdata/) || return 1
+  CGO_ENABLED=0 GOARCH=arm GOARM=6 gotest arm -p 2 -timeout 20m -exec "qemu-arm-static -cpu arm1176" $list
+}
+
+test/setup.sh || exit 1
+for s in "${steps[@]}"; do
+  case $s in
+    lint) step lint lint ;;
+    unit) step unit-race unit_light && step unit unit_heavy ;;
+    integration) step integration integration ;;
+    arm) step arm arm ;;
+    *) echo "run.sh: no step $s" >&2; exit 2 ;;
+  esac
+done
+python3 test/report.py "$out"/*.json
+[ ${#failed_steps[@]} -eq 0 ] || { echo "failed: ${failed_steps[*]}"; exit 1; }
