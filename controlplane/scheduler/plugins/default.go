@@ -1,0 +1,44 @@
+package plugins
+
+import (
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-edge/coracle/controlplane/scheduler/framework"
+)
+
+// Weighted is a score with its share in the sum.
+type Weighted struct {
+	framework.Score
+	Weight int64
+}
+
+// Set is what a scheduler runs.
+type Set struct {
+	Filters []framework.Filter // asked in order, the first refusal of a node counts
+	Scores  []Weighted
+}
+
+// Default returns the plugins in the order in which they are asked: the cheap
+// and the final ones first. Weights are upstream's.
+func Default(client kubernetes.Interface, factory informers.SharedInformerFactory) Set {
+	return Set{
+		Filters: []framework.Filter{
+			Unschedulable{},
+			NodeName{},
+			Taints{},
+			NodeAffinity{},
+			&RuntimeClass{Classes: factory.Node().V1().RuntimeClasses().Lister()},
+			NewFeatures(),
+			Ports{},
+			Fit{},
+		},
+		Scores: []Weighted{
+			{Taints{}, 3},
+			{NodeAffinity{}, 2},
+			{LeastAllocated{}, 1},
+			{Balanced{}, 1},
+			{Images{}, 1},
+		},
+	}
+}

@@ -1,0 +1,93 @@
+package plugins
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/version"
+	baseversion "k8s.io/component-base/version"
+	ndf "k8s.io/component-helpers/nodedeclaredfeatures"
+	"k8s.io/component-helpers/nodedeclaredfeatures/features"
+
+	"github.com/coracle-edge/coracle/controlplane/scheduler/framework"
+)
+
+// FeaturesAnnotation of a pod lists, separated by commas, features that its
+// node must declare in status.declaredFeatures, beside those that follow from
+// its spec.
+const FeaturesAnnotation = "coracle.dev/requires-features"
+
+// Features refuses nodes that don't declare a feature that the pod needs
+// (KEP-5328), and names the feature.
+type Features struct {
+	known   []ndf.Feature
+	version *version.Version
+}
+
+// NewFeatures returns a Features that infers needs for the version of
+// Kubernetes that is linked.
+func NewFeatures() *Features {
+	return &Features{known: features.AllFeatures, version: version.MustParse(baseversion.DefaultKubeBinaryVersion + ".0")}
+}
+
+func (*Features) Name() string { return "NodeDeclaredFeatures" }
+
+func (f *Features) PrepareFilter(_ context.Context, pod *framework.Pod, _ *framework.Cluster) (framework.Filter, *framework.Status) {
+	if need := f.needs(pod); len(need) > 0 {
+		return featureNeeds(need), nil
+	}
+	return nil, nil
+}
+
+func (f *Features) Filter(_ context.Context, pod *framework.Pod, node *framework.NodeInfo) *framework.Status {
+	return featureNeeds(f.needs(pod)).on(node.Node)
+}
+
+func (f *Features) MayHelp(pod *framework.Pod, ev framework.Event) bool {
+	need := featureNeeds(f.needs(pod))
+	return ev.Kind == framework.PodChanged || framework.NodeMayHelp(pod, ev,
+		func(_ *framework.Pod, node *v1.Node) *framework.Status { return need.on(node) })
+}
+
+func (f *Features) needs(pod *framework.Pod) []string {
+	var need []string
+	info := &ndf.PodInfo{Spec: &pod.Spec}
+	for _, feature := range f.known {
+		if last := feature.MaxVersion(); last != nil && f.version.GreaterThan(last) {
+			continue // every node has it
+		}
+		if feature.InferForScheduling(info) {
+			need = append(need, feature.Name())
+		}
+	}
+	for name := range strings.SplitSeq(pod.Annotations[FeaturesAnnotation], ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			need = append(need, name)
+		}
+	}
+	return need
+}
+
+type featureNeeds []string
+
+func (featureNeeds) Name() string { return (*Features)(nil).Name() }
+
+func (need featureNeeds) Filter(_ context.Context, _ *framework.Pod, node *framework.NodeInfo) *framework.Status {
+	return need.on(node.Node)
+}
+
+func (need featureNeeds) on(node *v1.Node) *framework.Status {
+	var missing []string
+	for _, name := range need {
+		if !slices.Contains(node.Status.DeclaredFeatures, name) {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	return framework.Exclude(fmt.Sprintf("node(s) didn't declare the required feature(s) %s", strings.Join(missing, ", ")))
+}
