@@ -1,0 +1,202 @@
+package cache
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Format is raised whenever what an entry holds changes its meaning.
+const Format = 1
+
+const (
+	// IndexFile lists an entry's files.
+	IndexFile = "index.json"
+	// ModuleFile is the module that the engine is given.
+	ModuleFile = "module.wasm"
+)
+
+// ErrCorrupt is returned by Verify when an entry isn't what its index says.
+var ErrCorrupt = errors.New("compiled module is corrupt")
+
+// Engine is what compiled code depends on besides the module.
+type Engine struct {
+	// Name is compiler or interpreter.
+	Name string `json:"engine"`
+	// Version of wazero, Arch and CPU features.
+	Version string `json:"version"`
+	Arch    string `json:"arch"`
+	CPU     string `json:"cpu"`
+	Format  int    `json:"format"`
+}
+
+// Index is an entry's table of contents.
+type Index struct {
+	Engine Engine `json:"engine"`
+	// Digest of the module as it was given.
+	Digest string `json:"digest"`
+	// Files by their path in the entry.
+	Files map[string]File `json:"files"`
+	// Imports are the names of host functions that the module uses.
+	Imports []string `json:"imports"`
+	// Go is true for modules of the Go toolchain.
+	Go bool `json:"go,omitempty"`
+	// MemoryPages is the initial memory.
+	MemoryPages uint32 `json:"memoryPages"`
+}
+
+// File is one file of an entry.
+type File struct {
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"`
+}
+
+// Key is the name of an entry.
+func Key(digest string, e Engine) (string, error) {
+	alg, sum, ok := strings.Cut(digest, ":")
+	if !ok || alg != "sha256" || len(sum) != 64 || strings.Trim(sum, "0123456789abcdef") != "" {
+		return "", fmt.Errorf("module digest %q isn't sha256:<64 hexadecimal digits>", digest)
+	}
+	b, err := json.Marshal(e)
+	if err != nil {
+		return "", err
+	}
+	of := sha256.Sum256(b)
+	return sum + "-" + hex.EncodeToString(of[:8]), nil
+}
+
+// Seal hashes the files of a new entry, writes its index, makes everything
+// read-only and syncs it. No file but the expected kinds may be there: the
+// directory was written by the unprivileged compiler.
+func Seal(dir string, index Index) error {
+	index.Files = map[string]File{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		switch {
+		case d.IsDir():
+			return nil
+		case !d.Type().IsRegular():
+			return fmt.Errorf("%w: %s is no regular file", ErrCorrupt, rel)
+		case rel == IndexFile:
+			return fmt.Errorf("%w: the compiler left an index of its own", ErrCorrupt)
+		}
+		f, err := sum(path, true)
+		if err != nil {
+			return err
+		}
+		index.Files[rel] = f
+		return os.Chmod(path, 0o444)
+	})
+	if err != nil {
+		return err
+	}
+	if _, ok := index.Files[ModuleFile]; !ok {
+		return fmt.Errorf("%w: the compiler left no %s", ErrCorrupt, ModuleFile)
+	}
+	b, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, IndexFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close(), freeze(dir))
+}
+
+// freeze takes the right to write from all directories of the entry, so that
+// no guest that runs as their owner can add a file.
+func freeze(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		return os.Chmod(path, 0o555)
+	})
+}
+
+// Remove removes an entry, frozen or not.
+func Remove(dir string) error {
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			_ = os.Chmod(path, 0o700)
+		}
+		return nil
+	})
+	return os.RemoveAll(dir)
+}
+
+// Read reads an entry's index without looking at the files.
+func Read(dir string) (Index, error) {
+	var index Index
+	b, err := os.ReadFile(filepath.Join(dir, IndexFile))
+	if err != nil {
+		return index, err
+	}
+	if err := json.Unmarshal(b, &index); err != nil {
+		return index, fmt.Errorf("%w: %s: %w", ErrCorrupt, filepath.Join(dir, IndexFile), err)
+	}
+	return index, nil
+}
+
+// Verify holds an entry against its index, every byte of it.
+func Verify(dir string, e Engine) (Index, error) {
+	index, err := Read(dir)
+	if err != nil {
+		return index, err
+	}
+	if index.Engine != e {
+		return index, fmt.Errorf("%w: %s is for %v, this is %v", ErrCorrupt, dir, index.Engine, e)
+	}
+	if _, ok := index.Files[ModuleFile]; !ok {
+		return index, fmt.Errorf("%w: %s lists no module", ErrCorrupt, dir)
+	}
+	for name, want := range index.Files {
+		if !filepath.IsLocal(name) {
+			return index, fmt.Errorf("%w: %s lists %q", ErrCorrupt, dir, name)
+		}
+		have, err := sum(filepath.Join(dir, name), false)
+		if err != nil {
+			return index, fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
+		if have != want {
+			return index, fmt.Errorf("%w: %s has %d bytes of digest %.12s, its index says %d of %.12s",
+				ErrCorrupt, filepath.Join(dir, name), have.Size, have.SHA256, want.Size, want.SHA256)
+		}
+	}
+	return index, nil
+}
+
+func sum(path string, sync bool) (File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return File{}, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, f)
+	if err == nil && sync {
+		err = f.Sync()
+	}
+	return File{Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, err
+}
+
+// DigestFile is "sha256:<hex>" of a file.
+func DigestFile(path string) (string, error) {
+	f, err := sum(path, false)
+	return "sha256:" + f.SHA256, err
+}

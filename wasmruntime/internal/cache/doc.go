@@ -1,0 +1,13 @@
+// Package cache is the on-disk store of compiled modules. wazero guards its
+// own cache files by a checksum only, and a torn one fails at every start; so
+// each module has a directory with an index of SHA-256 digests that is held
+// against the files before each use, and a directory that isn't right is
+// removed and compiled again.
+//
+// An entry is <cache>/<key>/ with index.json, module.wasm (what the engine is
+// given) and wazero's own directory with the native code. The key has the
+// module's digest and everything that the code depends on. Entries appear by
+// rename, complete.
+//
+// wasmruntime and the runner import it; it imports the standard library.
+package cache
