@@ -1,0 +1,366 @@
+package oci
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrCannotRun is returned when this machine or user can't run a containerd:
+// not installed, or not root.
+var ErrCannotRun = errors.New("containerd can't be run here")
+
+// PrivateConfig says how a containerd of one's own is to be run. Dir is
+// required.
+type PrivateConfig struct {
+	// Dir holds its images, state, socket, log and configuration.
+	Dir string
+	// Name tells the nodes of one machine apart; it names the bridge. Empty:
+	// made of Dir.
+	Name string
+	// Binary is containerd's path. Empty: found in PATH.
+	Binary string
+	// Subnet gives pods their addresses through a bridge. The zero prefix
+	// means that no CNI configuration is written and CNIConfDir is used as it
+	// is.
+	Subnet netip.Prefix
+	// CNIConfDir and CNIBinDir; empty: Dir/cni, and the first of /opt/cni/bin
+	// and /usr/lib/cni that is there.
+	CNIConfDir, CNIBinDir string
+	// RegistryHosts is a registry hosts directory; may be empty.
+	RegistryHosts string
+	// SandboxImage; empty means the one made here.
+	SandboxImage string
+	// Snapshotter; empty: overlayfs where it works, else native.
+	Snapshotter string
+	// StartTimeout; zero: 30 s.
+	StartTimeout time.Duration
+	Logger       *slog.Logger
+}
+
+// Private is a running containerd of one's own. Its containers outlive it.
+type Private struct {
+	cfg  PrivateConfig
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error // of the process; valid when done is closed
+}
+
+// StartPrivate writes the configuration, starts containerd, waits until its
+// CRI answers and gives it the pause image. It ends with Stop or with ctx;
+// when the caller is killed, containerd is killed too, and its containers run
+// on until the next StartPrivate with the same Dir takes them over.
+//
+// ErrCannotRun says why there can be none here.
+func StartPrivate(ctx context.Context, cfg PrivateConfig) (*Private, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	if err := cfg.write(); err != nil {
+		return nil, fmt.Errorf("private containerd: %w", err)
+	}
+	p := &Private{cfg: cfg, done: make(chan struct{})}
+	// A log that grew in former runs starts again.
+	logFile, err := os.OpenFile(filepath.Join(cfg.Dir, "containerd.log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("private containerd: %w", err)
+	}
+	defer logFile.Close()
+	p.cmd = exec.CommandContext(ctx, cfg.Binary, "--config", cfg.configFile())
+	p.cmd.Stdout, p.cmd.Stderr = logFile, logFile
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
+	p.cmd.WaitDelay = 10 * time.Second
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("private containerd: %w", err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	if err := p.prepare(ctx); err != nil {
+		return nil, errors.Join(err, p.Stop())
+	}
+	return p, nil
+}
+
+// prepare waits for the CRI and imports the pause image.
+func (p *Private) prepare(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.StartTimeout)
+	defer cancel()
+	c, err := New(p.Socket(), p.cfg.Logger)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for {
+		if err = c.Available(ctx); err == nil {
+			break
+		}
+		select {
+		case <-p.done:
+			return fmt.Errorf("private containerd ended at once (%w), see %s: %s", p.err, filepath.Join(p.cfg.Dir, "containerd.log"), p.lastLines())
+		case <-ctx.Done():
+			return fmt.Errorf("private containerd doesn't answer after %v, see %s: %w", p.cfg.StartTimeout, filepath.Join(p.cfg.Dir, "containerd.log"), err)
+		case <-time.After(30 * time.Millisecond):
+		}
+	}
+	if p.cfg.SandboxImage != PauseImage {
+		return nil
+	}
+	if err := c.ImportPause(ctx); err != nil {
+		return fmt.Errorf("private containerd: pause image: %w", err)
+	}
+	return nil
+}
+
+// Socket is containerd's CRI endpoint.
+func (p *Private) Socket() string { return p.cfg.socket() }
+
+// PID of containerd.
+func (p *Private) PID() int { return p.cmd.Process.Pid }
+
+// Done is closed when containerd has ended; Err then says how.
+func (p *Private) Done() <-chan struct{} { return p.done }
+
+// Err is how it ended; nil while it runs.
+func (p *Private) Err() error {
+	select {
+	case <-p.done:
+		if p.err == nil {
+			return errors.New("private containerd ended")
+		}
+		return p.err
+	default:
+		return nil
+	}
+}
+
+// CNIConfDir and CNIBinDir are what Wasm pods of the same node should use too.
+func (p *Private) CNIConfDir() string { return p.cfg.CNIConfDir }
+func (p *Private) CNIBinDir() string  { return p.cfg.CNIBinDir }
+
+// Stop ends containerd. Containers run on: remove them first, through CRI.
+func (p *Private) Stop() error {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(10 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.done
+	}
+	return nil
+}
+
+func (p *Private) lastLines() string {
+	raw, err := os.ReadFile(filepath.Join(p.cfg.Dir, "containerd.log"))
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(raw)), "\n")
+	return strings.Join(lines[max(0, len(lines)-3):], " | ")
+}
+
+func (c *PrivateConfig) configFile() string { return filepath.Join(c.Dir, "config.toml") }
+func (c *PrivateConfig) root() string       { return filepath.Join(c.Dir, "root") }
+func (c *PrivateConfig) state() string      { return filepath.Join(c.Dir, "state") }
+
+// socket is Dir/containerd.sock, unless that is too long for a socket's name.
+func (c *PrivateConfig) socket() string {
+	if s := filepath.Join(c.Dir, "containerd.sock"); len(s) < 95 { // containerd appends .ttrpc
+		return s
+	}
+	return filepath.Join("/run", "coracle-"+c.Name, "containerd.sock")
+}
+
+func (c *PrivateConfig) setDefaults() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w: it needs root, this is user %d; OCI containers are not available, Wasm containers are", ErrCannotRun, os.Geteuid())
+	}
+	dir, err := filepath.Abs(c.Dir)
+	if err != nil {
+		return err
+	}
+	c.Dir = dir
+	if c.Binary == "" {
+		if c.Binary, err = exec.LookPath("containerd"); err != nil {
+			return fmt.Errorf("%w: it isn't installed (apt-get install containerd); OCI containers are not available, Wasm containers are", ErrCannotRun)
+		}
+	}
+	if _, err := exec.LookPath("runc"); err != nil {
+		return fmt.Errorf("%w: runc isn't installed (apt-get install runc)", ErrCannotRun)
+	}
+	if c.Name == "" {
+		sum := sha256.Sum256([]byte(c.Dir))
+		c.Name = hex.EncodeToString(sum[:4])
+	}
+	if c.CNIConfDir == "" {
+		c.CNIConfDir = filepath.Join(c.Dir, "cni")
+	}
+	for _, d := range []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"} {
+		if _, err := os.Stat(filepath.Join(d, "bridge")); c.CNIBinDir == "" && err == nil {
+			c.CNIBinDir = d
+		}
+	}
+	if c.CNIBinDir == "" {
+		return fmt.Errorf("%w: no CNI plugins in /opt/cni/bin or /usr/lib/cni (apt-get install containernetworking-plugins)", ErrCannotRun)
+	}
+	if c.SandboxImage == "" {
+		c.SandboxImage = PauseImage
+	}
+	if c.Snapshotter == "" {
+		c.Snapshotter = "native"
+		if overlayWorks(c.Dir) {
+			c.Snapshotter = "overlayfs"
+		}
+	}
+	if c.StartTimeout == 0 {
+		c.StartTimeout = 30 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// overlayWorks tries an overlay mount in dir: not every file system can be an
+// upper layer.
+func overlayWorks(dir string) bool {
+	if os.MkdirAll(dir, 0o711) != nil {
+		return false
+	}
+	tmp, err := os.MkdirTemp(dir, "overlay-*")
+	if err != nil {
+		return false
+	}
+	defer os.RemoveAll(tmp)
+	for _, d := range []string{"lower", "upper", "work", "merged"} {
+		if os.Mkdir(filepath.Join(tmp, d), 0o755) != nil {
+			return false
+		}
+	}
+	opts := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", tmp)
+	if unix.Mount("overlay", filepath.Join(tmp, "merged"), "overlay", 0, opts) != nil {
+		return false
+	}
+	return unix.Unmount(filepath.Join(tmp, "merged"), 0) == nil
+}
+
+// write makes the folders, containerd's configuration and the network's.
+func (c *PrivateConfig) write() error {
+	for _, d := range []string{c.root(), c.state(), c.CNIConfDir, filepath.Dir(c.socket())} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(c.configFile(), []byte(c.toml()), 0o600); err != nil {
+		return err
+	}
+	if !c.Subnet.IsValid() {
+		return nil
+	}
+	conf, err := c.conflist()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(c.CNIConfDir, "10-coracle.conflist"), conf, 0o600)
+}
+
+// toml is a configuration of version 2: containerd 1.6 reads no other, and 2.x
+// migrates it.
+func (c *PrivateConfig) toml() string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	p("version = 2")
+	p("root = %q", c.root())
+	p("state = %q", c.state())
+	p("oom_score = 0")
+	p("disabled_plugins = [\"io.containerd.internal.v1.opt\", \"io.containerd.tracing.processor.v1.otlp\", \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.aufs\"]")
+	p("[grpc]")
+	p("  address = %q", c.socket())
+	p("[plugins.\"io.containerd.grpc.v1.cri\"]")
+	p("  sandbox_image = %q", c.SandboxImage)
+	p("  stream_server_address = \"127.0.0.1\"")
+	p("  stream_server_port = \"0\"")
+	p("  enable_tls_streaming = false")
+	p("  disable_apparmor = %v", !exists("/sys/module/apparmor/parameters/enabled"))
+	// Without CAP_SYS_RESOURCE a sandbox with a lower oom_score_adj can't start.
+	p("  restrict_oom_score_adj = %v", !canLowerOOMScore())
+	p("  tolerate_missing_hugetlb_controller = true")
+	p("  [plugins.\"io.containerd.grpc.v1.cri\".cni]")
+	p("    bin_dir = %q", c.CNIBinDir)
+	p("    conf_dir = %q", c.CNIConfDir)
+	p("    max_conf_num = 1")
+	p("  [plugins.\"io.containerd.grpc.v1.cri\".containerd]")
+	p("    snapshotter = %q", c.Snapshotter)
+	p("    default_runtime_name = \"runc\"")
+	p("    discard_unpacked_layers = false")
+	p("    [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]")
+	p("      runtime_type = \"io.containerd.runc.v2\"")
+	p("      [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]")
+	p("        SystemdCgroup = false")
+	p("  [plugins.\"io.containerd.grpc.v1.cri\".registry]")
+	p("    config_path = %q", c.RegistryHosts)
+	return b.String()
+}
+
+// conflist is a bridge of the node's own, with addresses out of Subnet and
+// hostPorts.
+func (c *PrivateConfig) conflist() ([]byte, error) {
+	type m = map[string]any
+	bridge := "cor-" + c.Name
+	if len(bridge) > 15 {
+		sum := sha256.Sum256([]byte(c.Name))
+		bridge = "cor-" + hex.EncodeToString(sum[:4])
+	}
+	return json.MarshalIndent(m{
+		"cniVersion": "1.0.0", "name": "coracle-" + c.Name,
+		"plugins": []m{
+			{
+				"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+				"ipam": m{
+					"type": "host-local", "ranges": [][]m{{{"subnet": c.Subnet.Masked().String()}}},
+					"routes": []m{{"dst": "0.0.0.0/0"}}, "dataDir": filepath.Join(c.Dir, "ipam"),
+				},
+			},
+			{"type": "portmap", "capabilities": m{"portMappings": true}},
+		},
+	}, "", "  ")
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// canLowerOOMScore says whether this process may protect others from the OOM
+// killer: CAP_SYS_RESOURCE is in the effective set.
+func canLowerOOMScore() bool {
+	raw, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(raw)) {
+		if rest, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			var caps uint64
+			if _, err := fmt.Sscanf(strings.TrimSpace(rest), "%x", &caps); err != nil {
+				return false
+			}
+			return caps&(1<<unix.CAP_SYS_RESOURCE) != 0
+		}
+	}
+	return false
+}

@@ -1,0 +1,77 @@
+package wasm
+
+import (
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// cgroupParent is where a pod's containers have their cgroups.
+func (m *Manager) cgroupParent(cfg *runtimeapi.PodSandboxConfig) string {
+	parent := expandSlice(cfg.GetLinux().GetCgroupParent())
+	if parent == "" {
+		uid := cfg.GetMetadata().GetUid()
+		return path.Join("/", m.opts.CgroupParent, "pod"+strings.ReplaceAll(uid, "/", "_"))
+	}
+	return parent
+}
+
+// expandSlice makes the path of a systemd slice, which a kubelet with the
+// systemd cgroup driver passes by its name: a-b.slice is a.slice/a-b.slice.
+func expandSlice(parent string) string {
+	base := path.Base(parent)
+	if !strings.HasSuffix(base, ".slice") || strings.Count(strings.Trim(parent, "/"), "/") > 0 {
+		return parent
+	}
+	var out, prefix string
+	for part := range strings.SplitSeq(strings.TrimSuffix(base, ".slice"), "-") {
+		if prefix != "" {
+			prefix += "-"
+		}
+		prefix += part
+		out = path.Join(out, prefix+".slice")
+	}
+	return "/" + out
+}
+
+// hierarchies are the mount points of cgroup v2, or of v1's controllers.
+func (m *Manager) hierarchies() []string {
+	root := m.opts.CgroupRoot
+	if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err == nil {
+		return []string{root}
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range entries {
+		if e.IsDir() {
+			out = append(out, filepath.Join(root, e.Name()))
+		}
+	}
+	return out
+}
+
+func (m *Manager) cgroupExists(cg string) bool {
+	for _, h := range m.hierarchies() {
+		if _, err := os.Stat(filepath.Join(h, cg)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// removeCgroup removes a pod's cgroup that wasn't there before the pod. One
+// that isn't empty belongs to somebody else by now.
+func (m *Manager) removeCgroup(cg string) {
+	if cg == "" || path.Clean(cg) == "/" {
+		return
+	}
+	for _, h := range m.hierarchies() {
+		_ = os.Remove(filepath.Join(h, cg)) // rmdir, which refuses a busy one
+	}
+}

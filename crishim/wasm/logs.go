@@ -1,0 +1,377 @@
+package wasm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxLine is the longest piece of a line in a CRI log; longer lines are split
+// into P (partial) pieces and a last F (full) one, as containerd does it.
+const maxLine = 16 << 10
+
+// logPump copies a guest's output from its FIFOs into its log, in the CRI's
+// format. Bytes are taken out of a FIFO only after their lines were written:
+// they are looked at with tee(2) first, and an unfinished line stays in the
+// FIFO. So nothing is lost if this process is killed; at worst the last lines
+// are written again. A pump holds no buffer of its own.
+type logPump struct {
+	path    string // empty: output is thrown away
+	log     *slog.Logger
+	now     func() time.Time
+	scratch *logScratch
+	fifos   []*logFIFO
+	wg      sync.WaitGroup
+
+	mu   sync.Mutex // guards what follows, and orders the lines of both streams
+	file *os.File
+	lost int // bytes that couldn't be written
+}
+
+type logFIFO struct {
+	stream string
+	f      *os.File
+	// rest is the file into which a runner puts what nobody had read when it
+	// ended.
+	rest string
+	// ahead counts bytes that are in the log but that the runner took out of
+	// the FIFO before we did: they are at the start of rest.
+	ahead int
+}
+
+// logScratch is a pipe and a buffer that all pumps share, one at a time.
+type logScratch struct {
+	mu   sync.Mutex
+	r, w int
+	buf  []byte
+	out  []byte
+}
+
+const scratchSize = 64 << 10 // a pipe's capacity
+
+func (s *logScratch) open() error {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		return fmt.Errorf("pipe: %w", err)
+	}
+	s.r, s.w = p[0], p[1]
+	return nil
+}
+
+func (s *logScratch) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unix.Close(s.r)
+	unix.Close(s.w)
+}
+
+// openLogs opens log and FIFOs of a container, before its guest starts or when
+// it is taken over. Both ends of the FIFOs are held open: they have no end of
+// file, and keep what a guest wrote after it has ended.
+func (m *Manager) openLogs(rec *containerRecord, takeover bool) (*logPump, error) {
+	p := &logPump{path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch}
+	if takeover && p.path != "" {
+		if err := cutTornLine(p.path); err != nil {
+			p.log.Warn("log can't be repaired", "log", p.path, "err", err)
+		}
+	}
+	if err := p.openFile(); err != nil {
+		return nil, err
+	}
+	for _, stream := range []string{"stdout", "stderr"} {
+		path := filepath.Join(rec.Spec.Dir, stream)
+		if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
+			p.stop()
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+		if err != nil {
+			p.stop()
+			return nil, err
+		}
+		p.fifos = append(p.fifos, &logFIFO{stream: stream, f: f, rest: path + ".rest"})
+	}
+	for _, in := range p.fifos {
+		p.wg.Add(1)
+		go p.follow(in)
+	}
+	return p, nil
+}
+
+// follow copies what comes until stop or drain.
+func (p *logPump) follow(in *logFIFO) {
+	defer p.wg.Done()
+	conn, err := in.f.SyscallConn()
+	if err != nil {
+		p.log.Error("log stream can't be read", "stream", in.stream, "err", err)
+		return
+	}
+	// The poller is edge-triggered: an unfinished line that stays in the FIFO
+	// wakes nobody until the guest adds to it.
+	_ = conn.Read(func(fd uintptr) bool {
+		for p.copy(in, int(fd), false) {
+		}
+		return false
+	})
+}
+
+// stop ends following. What is in the FIFOs stays there.
+func (p *logPump) stop() {
+	for _, in := range p.fifos {
+		_ = in.f.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// wait returns when following has ended, and closes everything.
+func (p *logPump) wait() {
+	p.wg.Wait()
+	for _, in := range p.fifos {
+		in.f.Close()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.file != nil {
+		p.file.Close()
+		p.file = nil
+	}
+}
+
+// drain is called when the guest has ended: it copies the rest, unfinished
+// lines too, and closes everything.
+func (p *logPump) drain() {
+	p.stop()
+	p.wg.Wait()
+	for _, in := range p.fifos {
+		if conn, err := in.f.SyscallConn(); err == nil {
+			_ = conn.Control(func(fd uintptr) {
+				// With a rest to come the last line may not be unfinished.
+				_, err := os.Stat(in.rest)
+				for p.copy(in, int(fd), err != nil) {
+				}
+			})
+		}
+		p.copyRest(in)
+	}
+	p.wait()
+}
+
+// copy moves one batch from a FIFO to the log and says whether it moved any.
+func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
+	s := p.scratch
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.buf == nil {
+		s.buf = make([]byte, scratchSize)
+	}
+	n, err := tee(fd, s.w, scratchSize)
+	if err != nil || n <= 0 {
+		return false
+	}
+	seen, err := readFull(s.r, s.buf[:n])
+	if err != nil || seen == 0 {
+		return false
+	}
+	taken := p.write(in.stream, s.buf[:seen], last)
+	if taken == 0 {
+		return false
+	}
+	got, _ := readFull(fd, s.buf[:taken])
+	in.ahead += taken - got
+	return got == taken
+}
+
+// copyRest writes what the runner saved of output that nobody had read.
+func (p *logPump) copyRest(in *logFIFO) {
+	f, err := os.Open(in.rest)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if _, err := f.Seek(int64(in.ahead), io.SeekStart); err != nil {
+		return
+	}
+	p.scratch.mu.Lock()
+	defer p.scratch.mu.Unlock()
+	if p.scratch.buf == nil {
+		p.scratch.buf = make([]byte, scratchSize)
+	}
+	buf, have := p.scratch.buf, 0
+	for {
+		n, err := io.ReadFull(f, buf[have:])
+		have += n
+		last := err != nil
+		taken := p.write(in.stream, buf[:have], last)
+		have = copy(buf, buf[taken:have])
+		if last {
+			return
+		}
+	}
+}
+
+// write appends the finished lines of data, and pieces of a line that is too
+// long, and returns how many bytes of data that was. The caller holds the
+// scratch.
+func (p *logPump) write(stream string, data []byte, last bool) (taken int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	stamp := p.now().UTC().Format(time.RFC3339Nano)
+	out := p.scratch.out[:0]
+	piece := func(tag byte, line []byte) {
+		out = append(out, stamp...)
+		out = append(out, ' ')
+		out = append(out, stream...)
+		out = append(out, ' ', tag, ' ')
+		out = append(out, line...)
+		out = append(out, '\n')
+	}
+	for rest := data; len(rest) > 0; rest = data[taken:] {
+		end := bytes.IndexByte(rest, '\n')
+		switch {
+		case end >= 0 && end <= maxLine:
+			piece('F', rest[:end])
+			taken += end + 1
+			continue
+		case len(rest) >= maxLine:
+			piece('P', rest[:maxLine])
+			taken += maxLine
+			continue
+		case last:
+			piece('F', rest)
+			taken += len(rest)
+		}
+		break
+	}
+	if cap(out) <= 4*scratchSize {
+		p.scratch.out = out
+	}
+	if taken > 0 && p.path != "" {
+		p.append(out, taken)
+	}
+	return taken
+}
+
+// append writes whole lines. On a full disk lines are dropped, not the guest
+// stopped; when there is room again the log says how much is missing.
+func (p *logPump) append(lines []byte, bytes int) {
+	if p.file == nil {
+		if err := p.openFile(); err != nil {
+			p.drop(bytes, err)
+			return
+		}
+	}
+	if p.lost > 0 {
+		note := fmt.Sprintf("%s stderr F [coracle: %d bytes of output are missing here, the log could not be written]\n", p.now().UTC().Format(time.RFC3339Nano), p.lost)
+		lines = append([]byte(note), lines...)
+	}
+	n, err := p.file.Write(lines)
+	if err != nil {
+		if n > 0 {
+			if fi, serr := p.file.Stat(); serr == nil {
+				_ = p.file.Truncate(fi.Size() - int64(n))
+			}
+		}
+		p.drop(bytes, err)
+		return
+	}
+	p.lost = 0
+}
+
+func (p *logPump) drop(bytes int, err error) {
+	if p.lost == 0 {
+		p.log.Warn("log can't be written, output is dropped", "log", p.path, "err", err)
+	}
+	p.lost += bytes
+}
+
+func (p *logPump) openFile() error {
+	if p.path == "" {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(p.path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(p.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return err
+	}
+	p.file = f
+	return nil
+}
+
+// reopen is called after the kubelet has renamed the log.
+func (p *logPump) reopen() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	old := p.file
+	if err := p.openFile(); err != nil {
+		return err
+	}
+	if old != nil {
+		return old.Close()
+	}
+	return nil
+}
+
+// cutTornLine removes an unfinished last line: its bytes are still in the
+// FIFO and will be written again.
+func cutTornLine(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil || size == 0 {
+		return err
+	}
+	tail := make([]byte, min(size, 4*maxLine))
+	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil {
+		return err
+	}
+	keep := size - int64(len(tail)) + int64(bytes.LastIndexByte(tail, '\n')) + 1
+	if keep == size {
+		return nil
+	}
+	return f.Truncate(keep)
+}
+
+func tee(from, to, n int) (int64, error) {
+	for {
+		got, err := unix.Tee(from, to, n, unix.SPLICE_F_NONBLOCK)
+		if err != syscall.EINTR {
+			return got, err
+		}
+	}
+}
+
+// readFull reads until buf is full or the pipe is empty.
+func readFull(fd int, buf []byte) (n int, err error) {
+	for n < len(buf) {
+		got, err := unix.Read(fd, buf[n:])
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			return n, nil
+		case err != nil:
+			return n, err
+		case got == 0:
+			return n, nil
+		}
+		n += got
+	}
+	return n, nil
+}

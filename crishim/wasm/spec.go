@@ -1,0 +1,277 @@
+package wasm
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-edge/coracle/crishim/images"
+	"github.com/coracle-edge/coracle/wasmruntime"
+)
+
+// Annotations of a container that are read here.
+const (
+	// AnnotationListen lists the sockets that a guest gets as fd 3, 4, ...:
+	// "0.0.0.0:8080/tcp,[::]:9090/tcp". Empty: none.
+	AnnotationListen = "coracle.dev/listen"
+
+	// AnnotationNotifyTerm set to "true" lets a guest end by itself on
+	// SIGTERM (wasmruntime.Spec.NotifyTerm).
+	AnnotationNotifyTerm = "coracle.dev/notify-term"
+
+	// annotationPorts is where the kubelet puts a container's ports, as JSON.
+	annotationPorts = "io.kubernetes.container.ports"
+)
+
+// nonroot is who a guest is when neither pod nor image says; distroless calls
+// that user so.
+const nonroot = 65532
+
+// makeSpec says in wasmruntime's words what a CRI container is.
+func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, img *images.Image) (wasmruntime.Spec, error) {
+	if cfg.GetTty() {
+		return wasmruntime.Spec{}, fmt.Errorf("%w: a terminal (tty): WASI has none", ErrUnsupported)
+	}
+	spec := wasmruntime.Spec{
+		Dir: filepath.Join(m.containerDir(id), bundleDir), ID: cfg.GetMetadata().GetName(),
+		Module: img.Module.Path, Digest: img.Module.Digest.String(), Name: img.Module.Name,
+		WorkingDir: first(cfg.GetWorkingDir(), img.WorkingDir), NetNS: p.netns,
+		Cgroup: path.Join(p.cgroup, id), Stdin: cfg.GetStdin(),
+		NotifyTerm: cfg.GetAnnotations()[AnnotationNotifyTerm] == "true",
+	}
+	setArgs(&spec, cfg, img)
+	setEnv(&spec, p, cfg, img)
+	if err := setMounts(&spec, cfg, img); err != nil {
+		return spec, err
+	}
+	if err := setUser(&spec, cfg.GetLinux().GetSecurityContext(), img.User); err != nil {
+		return spec, err
+	}
+	res := cfg.GetLinux().GetResources()
+	spec.Resources = mergeResources(wasmruntime.Resources{}, res)
+	if res != nil {
+		adj := int(res.GetOomScoreAdj())
+		spec.OOMScoreAdj = &adj
+	}
+	return spec, setListen(&spec, p, cfg)
+}
+
+// setArgs: command replaces the image's entrypoint and arguments, args the
+// arguments only, as for any container. argv[0] is the entrypoint, or the
+// module's name where the image names none. In an image with a root file
+// system the command may be another module of it.
+func setArgs(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *images.Image) {
+	entry, args := img.Entrypoint, cfg.GetArgs()
+	switch {
+	case len(cfg.GetCommand()) > 0:
+		entry = cfg.GetCommand()
+	case len(args) == 0:
+		args = img.Cmd
+	}
+	if len(entry) == 0 && (img.Shape != images.ShapeCompat || len(img.Cmd) == 0) {
+		entry = []string{img.Module.Name}
+	}
+	spec.Args = append(append([]string{}, entry...), args...)
+	if img.Rootfs == "" || len(cfg.GetCommand()) == 0 {
+		return
+	}
+	other := strings.TrimPrefix(path.Clean("/"+cfg.GetCommand()[0]), "/")
+	f, err := os.OpenInRoot(img.Rootfs, other)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() && filepath.Join(img.Rootfs, other) != spec.Module {
+		spec.Module, spec.Digest, spec.Name = filepath.Join(img.Rootfs, other), "", path.Base(other)
+	}
+}
+
+// setEnv: the image's, the pod's host name, the container's; the last wins.
+func setEnv(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig, img *images.Image) {
+	at := map[string]int{}
+	set := func(key, value string) {
+		if i, ok := at[key]; ok {
+			spec.Env[i] = key + "=" + value
+			return
+		}
+		at[key] = len(spec.Env)
+		spec.Env = append(spec.Env, key+"="+value)
+	}
+	for _, kv := range img.Env {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			set(k, v)
+		}
+	}
+	if h := p.config.GetHostname(); h != "" {
+		set("HOSTNAME", h)
+	}
+	for _, kv := range cfg.GetEnvs() {
+		set(kv.GetKey(), string(kv.GetValue()))
+	}
+}
+
+// setMounts makes preopens of volumes and of an image's root.
+func setMounts(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *images.Image) error {
+	if img.Rootfs != "" {
+		spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: img.Rootfs, Guest: "/", ReadOnly: true})
+	}
+	for _, mnt := range cfg.GetMounts() {
+		switch {
+		case mnt.GetImage().GetImage() != "":
+			return fmt.Errorf("mount %s: %w: an image volume", mnt.GetContainerPath(), ErrUnsupported)
+		case !path.IsAbs(mnt.GetContainerPath()):
+			return fmt.Errorf("mount %q: %w: the path in the container isn't absolute", mnt.GetContainerPath(), ErrInvalid)
+		case !filepath.IsAbs(mnt.GetHostPath()):
+			return fmt.Errorf("mount %s: %w: host path %q isn't absolute", mnt.GetContainerPath(), ErrInvalid, mnt.GetHostPath())
+		}
+		host, err := filepath.EvalSymlinks(mnt.GetHostPath())
+		if err != nil {
+			return fmt.Errorf("mount %s: %w: %w", mnt.GetContainerPath(), ErrInvalid, err)
+		}
+		spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: host, Guest: path.Clean(mnt.GetContainerPath()), ReadOnly: mnt.GetReadonly()})
+	}
+	return nil
+}
+
+// setUser: the pod's word, else the image's, else nonroot. Only a pod that
+// says so gets root.
+func setUser(spec *wasmruntime.Spec, sc *runtimeapi.LinuxContainerSecurityContext, imageUser string) error {
+	spec.UID, spec.GID = nonroot, nonroot
+	if u, g, _ := strings.Cut(imageUser, ":"); imageUser != "" {
+		if uid, err := strconv.ParseUint(u, 10, 32); err == nil && uid != 0 {
+			spec.UID, spec.GID = uint32(uid), uint32(uid)
+			if gid, err := strconv.ParseUint(g, 10, 32); err == nil {
+				spec.GID = uint32(gid)
+			}
+		}
+	}
+	for _, f := range []struct {
+		name string
+		val  *runtimeapi.Int64Value
+		to   *uint32
+	}{{"run_as_user", sc.GetRunAsUser(), &spec.UID}, {"run_as_group", sc.GetRunAsGroup(), &spec.GID}} {
+		if f.val == nil {
+			continue
+		}
+		if v := f.val.GetValue(); v < 0 || v > 1<<32-2 {
+			return fmt.Errorf("security context: %w: %s %d", ErrInvalid, f.name, v)
+		}
+		*f.to = uint32(f.val.GetValue())
+	}
+	spec.AllowRoot = sc.GetRunAsUser() != nil && spec.UID == 0
+	if sc.GetRunAsUser() != nil && sc.GetRunAsGroup() == nil {
+		spec.GID = spec.UID
+	}
+	if name := sc.GetRunAsUsername(); name != "" {
+		uid, err := strconv.ParseUint(name, 10, 32)
+		if err != nil {
+			return fmt.Errorf("security context: %w: run_as_username %q: a Wasm image has no user names, give a number", ErrInvalid, name)
+		}
+		spec.UID = uint32(uid)
+	}
+	for _, g := range sc.GetSupplementalGroups() {
+		if g < 0 || g > 1<<32-2 {
+			return fmt.Errorf("security context: %w: supplemental group %d", ErrInvalid, g)
+		}
+		spec.Groups = append(spec.Groups, uint32(g))
+	}
+	return nil
+}
+
+// mergeResources puts what a request says over what there was; zero means
+// unchanged, as in CRI.
+func mergeResources(res wasmruntime.Resources, in *runtimeapi.LinuxContainerResources) wasmruntime.Resources {
+	for _, f := range []struct {
+		v  int64
+		to *int64
+	}{
+		{in.GetMemoryLimitInBytes(), &res.MemoryBytes}, {in.GetMemorySwapLimitInBytes(), &res.SwapBytes},
+		{in.GetCpuShares(), &res.CPUShares}, {in.GetCpuQuota(), &res.CPUQuota}, {in.GetCpuPeriod(), &res.CPUPeriod},
+	} {
+		if f.v != 0 {
+			*f.to = f.v
+		}
+	}
+	res.CPUSet = first(in.GetCpusetCpus(), res.CPUSet)
+	res.MemorySet = first(in.GetCpusetMems(), res.MemorySet)
+	return res
+}
+
+func resourcesStatus(r wasmruntime.Resources) *runtimeapi.LinuxContainerResources {
+	return &runtimeapi.LinuxContainerResources{
+		MemoryLimitInBytes: r.MemoryBytes, MemorySwapLimitInBytes: r.SwapBytes, CpuShares: r.CPUShares,
+		CpuQuota: r.CPUQuota, CpuPeriod: r.CPUPeriod, CpusetCpus: r.CPUSet, CpusetMems: r.MemorySet,
+	}
+}
+
+// setListen finds the sockets of a container: our annotation, else the
+// kubelet's, else all ports of the pod (which suits a pod of one container).
+// Without a network of its own the pod's hostPort is the one that is opened.
+func setListen(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) error {
+	hostPort := func(port int32) int32 {
+		if p.network != netNone {
+			return port
+		}
+		for _, pm := range p.config.GetPortMappings() {
+			if pm.GetContainerPort() == port && pm.GetHostPort() != 0 {
+				return pm.GetHostPort()
+			}
+		}
+		return port
+	}
+	add := func(host string, port int32) {
+		spec.Listen = append(spec.Listen, wasmruntime.Listen{Network: "tcp", Address: net.JoinHostPort(host, strconv.Itoa(int(hostPort(port))))})
+	}
+	if list, ok := cfg.GetAnnotations()[AnnotationListen]; ok {
+		for item := range strings.SplitSeq(list, ",") {
+			item = strings.TrimSpace(item)
+			if item == "" {
+				continue
+			}
+			addr, proto, _ := strings.Cut(item, "/")
+			host, port, err := net.SplitHostPort(addr)
+			n, perr := strconv.ParseUint(port, 10, 16)
+			if err != nil || perr != nil || proto != "" && proto != "tcp" {
+				return fmt.Errorf("annotation %s: %w: %q, want HOST:PORT/tcp", AnnotationListen, ErrInvalid, item)
+			}
+			add(host, int32(n))
+		}
+		return nil
+	}
+	if raw, ok := cfg.GetAnnotations()[annotationPorts]; ok {
+		var ports []struct {
+			ContainerPort int32
+			Protocol      string
+			HostIP        string
+		}
+		if err := json.Unmarshal([]byte(raw), &ports); err != nil {
+			return fmt.Errorf("annotation %s: %w: %w", annotationPorts, ErrInvalid, err)
+		}
+		for _, port := range ports {
+			if port.Protocol == "" || port.Protocol == "TCP" {
+				add("0.0.0.0", port.ContainerPort)
+			}
+		}
+		return nil
+	}
+	for _, pm := range p.config.GetPortMappings() {
+		if pm.GetProtocol() == runtimeapi.Protocol_TCP && pm.GetContainerPort() > 0 {
+			add("0.0.0.0", pm.GetContainerPort())
+		}
+	}
+	return nil
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
