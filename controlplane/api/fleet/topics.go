@@ -14,7 +14,7 @@ const (
 	// certificate.
 	NodeUserPrefix = "system:node:"
 	// HubUser is the common name of the hub's certificate.
-	HubUser = "coracle:hub"
+	HubUser = "system:coracle:hub"
 	// QoS of every message. What it doesn't deliver is sent again.
 	QoS = 1
 )
