@@ -1,0 +1,73 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+)
+
+// options are the flags.
+type options struct {
+	dataDir      string
+	bindAddress  string
+	advertise    string
+	securePort   int
+	mqttPort     int
+	fleetPort    int
+	portFallback bool
+	hosts        []string
+
+	etcdEndpoints                         []string
+	etcdCAFile, etcdCertFile, etcdKeyFile string
+
+	mqttURL       string
+	nodeKeepalive time.Duration
+	logLevel      slog.Level
+	klogLevel     int
+}
+
+func parseFlags(args []string) (options, error) {
+	var o options
+	fs := flag.NewFlagSet("controlplane", flag.ContinueOnError)
+	fs.StringVar(&o.dataDir, "data-dir", "", "folder of all state: etcd, keys, kubeconfig (required)")
+	fs.StringVar(&o.bindAddress, "bind-address", "127.0.0.1", "address of all listeners")
+	fs.StringVar(&o.advertise, "advertise-address", "", "address of the API server in the endpoints of the kubernetes Service; the default route's interface if unset")
+	fs.IntVar(&o.securePort, "secure-port", 6443, "port of the Kubernetes API")
+	fs.IntVar(&o.mqttPort, "mqtt-port", 8883, "port of the embedded MQTT broker")
+	fs.IntVar(&o.fleetPort, "fleet-port", 6444, "port where nodes join and open tunnels")
+	fs.BoolVar(&o.portFallback, "port-fallback", false, "take another port where one is in use, and write it to run/controlplane.json")
+	hosts := fs.String("hosts", "", "comma-separated names and addresses under which clients and nodes reach this machine, for its certificates")
+	endpoints := fs.String("etcd-endpoints", "", "comma-separated URLs of an external etcd; embedded if unset")
+	fs.StringVar(&o.etcdCAFile, "etcd-cafile", "", "CA of the external etcd")
+	fs.StringVar(&o.etcdCertFile, "etcd-certfile", "", "client certificate for the external etcd")
+	fs.StringVar(&o.etcdKeyFile, "etcd-keyfile", "", "key of --etcd-certfile")
+	fs.StringVar(&o.mqttURL, "mqtt-url", "", "URL of an external MQTT broker; embedded if unset")
+	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", time.Minute, "how often an idle node says that it is there")
+	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	fs.IntVar(&o.klogLevel, "v", 0, "verbosity of Kubernetes' own log")
+	if err := fs.Parse(args); err != nil {
+		return o, err
+	}
+	if fs.NArg() > 0 {
+		return o, fmt.Errorf("unknown argument %q: there are only flags", fs.Arg(0))
+	}
+	if o.dataDir == "" {
+		return o, errors.New("--data-dir is required: the folder where this cluster lives")
+	}
+	o.hosts, o.etcdEndpoints = list(*hosts), list(*endpoints)
+	return o, nil
+}
+
+// list splits a comma-separated flag.
+func list(s string) []string {
+	var out []string
+	for part := range strings.SplitSeq(s, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
+}

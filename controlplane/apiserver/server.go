@@ -1,0 +1,264 @@
+package apiserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/authentication/user"
+	"k8s.io/apiserver/pkg/endpoints/discovery"
+	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
+	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	genericfilters "k8s.io/apiserver/pkg/server/filters"
+	"k8s.io/apiserver/pkg/server/healthz"
+	serverstorage "k8s.io/apiserver/pkg/server/storage"
+	"k8s.io/apiserver/pkg/util/compatibility"
+	utilflowcontrol "k8s.io/apiserver/pkg/util/flowcontrol"
+	"k8s.io/apiserver/pkg/util/notfoundhandler"
+	"k8s.io/apiserver/pkg/util/proxy"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	basecompatibility "k8s.io/component-base/compatibility"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/capabilities"
+	"k8s.io/kubernetes/pkg/controlplane"
+)
+
+const (
+	// shutdownGrace is how long watches and requests may take to end.
+	shutdownGrace  = 2 * time.Second
+	requestTimeout = time.Minute
+	protobuf       = "application/vnd.kubernetes.protobuf"
+)
+
+// Server is an assembled API server.
+type Server struct {
+	cfg       Config
+	handler   atomic.Pointer[http.Handler]
+	informers informers.SharedInformerFactory
+	client    *kubernetes.Clientset
+	generic   *genericapiserver.Config
+	outermost *genericapiserver.GenericAPIServer
+	ready     chan struct{}
+	hooks     []namedHook
+}
+
+type namedHook struct {
+	name string
+	run  func(ctx context.Context) error
+}
+
+// New assembles the server. It serves nothing before Run, but clients made by
+// ClientConfig and listers of Informers may already be handed out.
+func New(ctx context.Context, cfg Config) (*Server, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	if err := setFeatures(); err != nil {
+		return nil, err
+	}
+	capabilities.Setup(true, 0)
+	s := &Server{cfg: cfg, ready: make(chan struct{})}
+	var err error
+	if s.client, err = kubernetes.NewForConfig(s.loopback()); err != nil {
+		return nil, err
+	}
+	s.informers = informers.NewSharedInformerFactoryWithOptions(s.client, 0, informers.WithTransform(stripManagedFields))
+	if err := s.assemble(ctx); err != nil {
+		return nil, fmt.Errorf("assemble API server: %w", err)
+	}
+	return s, nil
+}
+
+// ClientConfig is for a client in this process that acts as the named user. The
+// user is in the groups given and in system:authenticated. There is no rate limit.
+func (s *Server) ClientConfig(name string, groups ...string) *rest.Config {
+	return &rest.Config{
+		Host:                      "https://kubernetes.default.svc",
+		Transport:                 &localTransport{handler: &s.handler, user: &user.DefaultInfo{Name: name, Groups: groups}},
+		ContentConfig:             rest.ContentConfig{ContentType: protobuf, AcceptContentTypes: protobuf + ",application/json"},
+		UserAgent:                 "coracle/" + name,
+		QPS:                       -1,
+		WarningHandlerWithContext: rest.NoWarnings{},
+	}
+}
+
+// Informers is the process's one informer factory. Objects in it carry no managed fields.
+func (s *Server) Informers() informers.SharedInformerFactory { return s.informers }
+
+// Ready is closed once /readyz answers ok for the first time.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// AddPostStartHook runs hook when the server begins to serve; /readyz waits
+// for it. It must be called before Run.
+func (s *Server) AddPostStartHook(name string, hook func(ctx context.Context) error) {
+	s.hooks = append(s.hooks, namedHook{name, hook})
+}
+
+// Run serves until ctx ends, then ends watches and requests and returns.
+func (s *Server) Run(ctx context.Context) error {
+	for _, h := range s.hooks {
+		if err := s.outermost.AddPostStartHook(h.name, func(hc genericapiserver.PostStartHookContext) error { return h.run(hc) }); err != nil {
+			return err
+		}
+	}
+	prepared := s.outermost.PrepareRun()
+	full := http.Handler(s.outermost.Handler)
+	s.handler.Store(&full)
+	go s.announce(ctx)
+	if err := prepared.RunWithContext(ctx); err != nil {
+		return fmt.Errorf("API server: %w", err)
+	}
+	return nil
+}
+
+// announce closes ready when the server is.
+func (s *Server) announce(ctx context.Context) {
+	client := s.client.Discovery().RESTClient()
+	for {
+		if _, err := client.Get().AbsPath("/readyz").DoRaw(ctx); err == nil {
+			close(s.ready)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(25 * time.Millisecond):
+		}
+	}
+}
+
+// loopback is the server's own client: it may do anything.
+func (s *Server) loopback() *rest.Config {
+	c := s.ClientConfig(user.APIServerUser, user.SystemPrivilegedGroup)
+	c.DisableCompression = true
+	return c
+}
+
+func stripManagedFields(obj any) (any, error) {
+	if accessor, err := meta.Accessor(obj); err == nil && accessor.GetManagedFields() != nil {
+		accessor.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+// assemble builds the chain aggregator -> Kubernetes' own API -> CRDs.
+func (s *Server) assemble(ctx context.Context) error {
+	resources := controlplane.DefaultAPIResourceConfigSource()
+	auth, err := newAuthentication(ctx, &s.cfg, s.client, s.informers)
+	if err != nil {
+		return err
+	}
+	if err := s.configure(auth, resources); err != nil {
+		return err
+	}
+	storages, err := newStorages(s.cfg.Store, s.generic, resources, s.cfg.Trace)
+	if err != nil {
+		return err
+	}
+	s.generic.RESTOptionsGetter = storages.kubernetes
+
+	slices, err := proxy.NewEndpointSliceIndexerGetter(s.informers.Discovery().V1().EndpointSlices())
+	if err != nil {
+		return err
+	}
+	services := aggregatorapiserver.NewLoopbackServiceResolver(
+		aggregatorapiserver.NewEndpointServiceResolver(s.informers.Core().V1().Services().Lister(), slices),
+		&url.URL{Scheme: "https", Host: s.cfg.Listener.Addr().String()})
+	proxyTransport := s.proxyTransport()
+	dynamicClient, err := dynamic.NewForConfig(jsonOnly(s.loopback()))
+	if err != nil {
+		return err
+	}
+	kindsChanged, err := installAdmission(s.generic, s.informers, s.client, dynamicClient, resources, proxyTransport, services)
+	if err != nil {
+		return err
+	}
+
+	notFound := notfoundhandler.New(s.generic.Serializer, genericapifilters.NoMuxAndDiscoveryIncompleteKey)
+	crds, err := s.newCRDs(storages, services, proxyTransport, genericapiserver.NewEmptyDelegateWithCustomHandler(notFound))
+	if err != nil {
+		return fmt.Errorf("custom resources: %w", err)
+	}
+	kube, err := s.newKubernetes(auth, storages, resources, proxyTransport, crds.GenericAPIServer)
+	if err != nil {
+		return fmt.Errorf("built-in resources: %w", err)
+	}
+	aggregator, err := s.newAggregator(storages, services, proxyTransport, kube, crds)
+	if err != nil {
+		return fmt.Errorf("aggregation: %w", err)
+	}
+	if err := resetOnNewKinds(kindsChanged, crds, aggregator); err != nil {
+		return err
+	}
+	s.outermost = aggregator.GenericAPIServer
+	s.outermost.ShutdownTimeout = shutdownGrace
+	s.installOpenAPI(auth, kube, crds, aggregator, services)
+	s.outermost.Handler.NonGoRestfulMux.UnlistedHandle(TracePath, traceHandler(s.cfg.Trace, s.client))
+	return nil
+}
+
+// configure fills the configuration that all servers of the chain start from.
+func (s *Server) configure(auth *authentication, resources *serverstorage.ResourceConfig) error {
+	c := genericapiserver.NewConfig(legacyscheme.Codecs)
+	serving, err := dynamiccertificates.NewDynamicServingContentFromFiles("serving-cert", s.cfg.PKI.ServingCertFile, s.cfg.PKI.ServingKeyFile)
+	if err != nil {
+		return fmt.Errorf("serving certificate: %w", err)
+	}
+	c.SecureServing = &genericapiserver.SecureServingInfo{Listener: s.cfg.Listener, Cert: serving}
+	c.Authentication = genericapiserver.AuthenticationInfo{
+		APIAudiences: auth.audiences, Authenticator: auth.Request, RequestHeaderConfig: auth.requestHeader,
+	}
+	for _, ca := range []dynamiccertificates.CAContentProvider{auth.clientCA, auth.requestHeader.CAContentProvider} {
+		if err := c.Authentication.ApplyClientCert(ca, c.SecureServing); err != nil {
+			return err
+		}
+	}
+	c.Authorization.Authorizer, c.RuleResolver = newAuthorizer(s.informers)
+	c.LoopbackClientConfig = s.loopback()
+	c.EffectiveVersion = compatibility.DefaultComponentGlobalsRegistry.EffectiveVersionFor(basecompatibility.DefaultKubeComponent)
+	c.MergedResourceConfig = resources
+	c.ExternalAddress = s.cfg.ExternalHost
+	c.PublicAddress = s.cfg.AdvertiseAddress
+	c.LongRunningFunc = genericfilters.BasicLongRunningRequestCheck(
+		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	c.RequestTimeout = requestTimeout
+	c.ShutdownWatchTerminationGracePeriod = shutdownGrace
+	c.AuditBackend, c.AuditPolicyRuleEvaluator = s.cfg.Audit, s.cfg.AuditPolicy
+	c.AggregatedDiscoveryGroupManager = aggregated.NewResourceManager("apis")
+	c.FlowControl = utilflowcontrol.New(s.informers, s.client.FlowcontrolV1(), c.MaxRequestsInFlight+c.MaxMutatingRequestsInFlight)
+	c.DiscoveryAddresses = discovery.DefaultAddresses{DefaultAddress: c.ExternalAddress}
+	c.SkipOpenAPIInstallation = true // see openapi.go
+	c.BuildHandlerChainFunc = func(h http.Handler, _ *genericapiserver.Config) http.Handler { return h }
+	c.AddHealthChecks(healthz.NamedCheck("etcd", func(req *http.Request) error { return s.cfg.Store.Health(req.Context()) }))
+	s.generic = c
+	return nil
+}
+
+// proxyTransport reaches pods and Services; who asked for a proxy verifies
+// nothing of the certificate behind it, as upstream.
+func (s *Server) proxyTransport() *http.Transport {
+	return newProxyTransport(s.cfg.DialCluster)
+}
+
+// jsonOnly is for clients of kinds that have no protobuf.
+func jsonOnly(c *rest.Config) *rest.Config {
+	c.ContentConfig = rest.ContentConfig{}
+	return c
+}
+
+var errNoServer = errors.New("API server isn't running")
+
+var _ = apiextensionsapiserver.Scheme

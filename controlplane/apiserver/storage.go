@@ -1,0 +1,164 @@
+package apiserver
+
+import (
+	"reflect"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apiserver/pkg/registry/generic"
+	genericregistry "k8s.io/apiserver/pkg/registry/generic/registry"
+	"k8s.io/apiserver/pkg/registry/rest"
+	serverstorage "k8s.io/apiserver/pkg/server/storage"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/cacher"
+	"k8s.io/apiserver/pkg/storage/etcd3"
+	"k8s.io/apiserver/pkg/storage/storagebackend"
+	"k8s.io/apiserver/pkg/storage/storagebackend/factory"
+	"k8s.io/apiserver/pkg/storage/value/encrypt/identity"
+	flowcontrolrequest "k8s.io/apiserver/pkg/util/flowcontrol/request"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/kubernetes/pkg/printers"
+	printersinternal "k8s.io/kubernetes/pkg/printers/internalversion"
+	printerstorage "k8s.io/kubernetes/pkg/printers/storage"
+
+	"github.com/coracle-edge/coracle/controlplane/api/trace"
+	"github.com/coracle-edge/coracle/controlplane/datastore"
+)
+
+// eventsHistory is how long a watch cache remembers, upstream's default.
+const eventsHistory = 75 * time.Second
+
+// uncached are kinds without a watch cache. A cache pays when a kind has
+// several watchers or is listed often. Of these each has one informer at most
+// (the process shares one factory) and few clients; they are read from etcd.
+var uncached = map[schema.GroupResource]bool{
+	{Resource: "events"}:                         true,
+	{Group: "events.k8s.io", Resource: "events"}: true,
+}
+
+// storageGetter gives every registry the one etcd client, instead of a
+// connection each, and the steps of pods to the trace.
+type storageGetter struct {
+	factory serverstorage.StorageFactory
+	store   *datastore.Store
+	objects flowcontrolrequest.StorageObjectCountTracker
+	trace   *trace.Recorder
+}
+
+var _ generic.RESTOptionsGetter = &storageGetter{}
+
+// GetRESTOptions implements generic.RESTOptionsGetter.
+func (g *storageGetter) GetRESTOptions(resource schema.GroupResource, example runtime.Object) (generic.RESTOptions, error) {
+	config, err := g.factory.NewConfig(resource, example)
+	if err != nil {
+		return generic.RESTOptions{}, err
+	}
+	return generic.RESTOptions{
+		StorageConfig:             config,
+		Decorator:                 g.decorate,
+		DeleteCollectionWorkers:   1,
+		EnableGarbageCollection:   true,
+		ResourcePrefix:            g.factory.ResourcePrefix(resource),
+		StorageObjectCountTracker: g.objects,
+	}, nil
+}
+
+// with returns a getter for another scheme's storages.
+func (g *storageGetter) with(factory serverstorage.StorageFactory) *storageGetter {
+	copied := *g
+	copied.factory = factory
+	return &copied
+}
+
+func (g *storageGetter) decorate(
+	config *storagebackend.ConfigForResource,
+	resourcePrefix string,
+	keyFunc func(obj runtime.Object) (string, error),
+	newFunc, newListFunc func() runtime.Object,
+	getAttrs storage.AttrFunc,
+	triggers storage.IndexerFuncs,
+	indexers *cache.Indexers,
+) (storage.Interface, factory.DestroyFunc, error) {
+	versioner := storage.APIObjectVersioner{}
+	raw, err := etcd3.New(g.store.Client(), g.store.Compactor(), config.Codec, newFunc, newListFunc, config.Prefix, resourcePrefix,
+		config.GroupResource, identity.NewEncryptCheckTransformer(), config.LeaseManagerConfig, etcd3.NewDefaultDecoder(config.Codec, versioner), versioner)
+	if err != nil {
+		return nil, nil, err
+	}
+	var out storage.Interface = raw
+	destroy := raw.Close
+	if !uncached[config.GroupResource] {
+		c, err := cacher.NewCacherFromConfig(cacher.Config{
+			Storage:             raw,
+			Versioner:           versioner,
+			GroupResource:       config.GroupResource,
+			EventsHistoryWindow: config.EventsHistoryWindow,
+			ResourcePrefix:      resourcePrefix,
+			KeyFunc:             keyFunc,
+			NewFunc:             newFunc,
+			NewListFunc:         newListFunc,
+			GetAttrsFunc:        getAttrs,
+			IndexerFuncs:        triggers,
+			Indexers:            indexers,
+			Codec:               config.Codec,
+		})
+		if err != nil {
+			raw.Close()
+			return nil, nil, err
+		}
+		delegator := cacher.NewCacheDelegator(c, raw)
+		out = delegator
+		destroy = func() {
+			delegator.Stop()
+			c.Stop()
+			raw.Close()
+		}
+	}
+	if g.trace != nil && config.GroupResource == (schema.GroupResource{Resource: "pods"}) {
+		out = &tracedStorage{Interface: out, recorder: g.trace}
+	}
+	// Subresources share a storage and each of them destroys it.
+	return out, sync.OnceFunc(destroy), nil
+}
+
+// sharePrinters gives all storages one table printer; each is born with one of
+// its own that knows every kind.
+func sharePrinters() func(rest.Storage) {
+	shared := sync.OnceValue(func() rest.TableConvertor {
+		return printerstorage.TableConvertor{TableGenerator: printers.NewTableGenerator().With(printersinternal.AddHandlers)}
+	})
+	return func(s rest.Storage) {
+		for _, store := range storesIn(reflect.ValueOf(s), 0) {
+			if _, ok := store.TableConvertor.(printerstorage.TableConvertor); ok {
+				store.TableConvertor = shared()
+			}
+		}
+	}
+}
+
+// storesIn finds the registry stores a REST storage is made of.
+func storesIn(v reflect.Value, depth int) []*genericregistry.Store {
+	for v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
+		if v.IsNil() {
+			return nil
+		}
+		if v.CanInterface() {
+			if s, ok := v.Interface().(*genericregistry.Store); ok {
+				return []*genericregistry.Store{s}
+			}
+		}
+		v = v.Elem()
+	}
+	if v.Kind() != reflect.Struct || depth > 3 {
+		return nil
+	}
+	var found []*genericregistry.Store
+	for i := range v.NumField() {
+		if f := v.Type().Field(i); f.Anonymous && f.IsExported() {
+			found = append(found, storesIn(v.Field(i), depth+1)...)
+		}
+	}
+	return found
+}
