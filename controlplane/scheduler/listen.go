@@ -10,15 +10,15 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/scheduler/framework"
 )
 
-type watch struct {
+type listener struct {
 	informer func() clientcache.SharedIndexInformer
 	handler  clientcache.ResourceEventHandler
 }
 
-// watches are the informers that the scheduler listens to itself.
-func (s *Scheduler) watches() []watch {
+// listeners are the informers that the scheduler listens to itself.
+func (s *Scheduler) listeners() []listener {
 	core, storage, node := s.factory.Core().V1(), s.factory.Storage().V1(), s.factory.Node().V1()
-	return []watch{
+	return []listener{
 		// Nodes first: pods on them find their place, though any order works.
 		{core.Nodes().Informer, handlers(s.onNode)},
 		{core.Pods().Informer, handlers(s.onPod)},
@@ -40,7 +40,7 @@ func (s *Scheduler) listen(ctx context.Context) (stop func(), err error) {
 		}
 	}
 	var synced []clientcache.InformerSynced
-	for _, w := range s.watches() {
+	for _, w := range s.listeners() {
 		informer := w.informer()
 		registration, err := informer.AddEventHandler(w.handler)
 		if err != nil {

@@ -106,7 +106,7 @@ func New(client kubernetes.Interface, factory informers.SharedInformerFactory, o
 	opts.Queue.Gated = func(pod *framework.Pod) bool { return len(pod.Spec.SchedulingGates) > 0 }
 	s.queue = queue.New(opts.Queue)
 	// Asking for an informer makes the factory start it.
-	for _, watch := range s.watches() {
+	for _, watch := range s.listeners() {
 		watch.informer()
 	}
 	return s
