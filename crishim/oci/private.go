@@ -28,8 +28,8 @@ var ErrCannotRun = errors.New("containerd can't be run here")
 type PrivateConfig struct {
 	// Dir holds its images, state, socket, log and configuration.
 	Dir string
-	// Name tells the nodes of one machine apart; it names the bridge. Empty:
-	// made of Dir.
+	// Name is what the network is called. Empty: made of Dir. The bridge is
+	// named after Dir always, so that no two nodes of one machine share it.
 	Name string
 	// Binary is containerd's path. Empty: found in PATH.
 	Binary string
@@ -60,9 +60,9 @@ type Private struct {
 }
 
 // StartPrivate writes the configuration, starts containerd, waits until its
-// CRI answers and gives it the pause image. It ends with Stop or with ctx;
-// when the caller is killed, containerd is killed too, and its containers run
-// on until the next StartPrivate with the same Dir takes them over.
+// CRI answers and gives it the pause image. It ends with Stop or with ctx. If
+// the caller is killed it runs on; the next StartPrivate with the same Dir
+// replaces it. Containers outlive all of them and are taken over.
 //
 // ErrCannotRun says why there can be none here.
 func StartPrivate(ctx context.Context, cfg PrivateConfig) (*Private, error) {
@@ -70,6 +70,9 @@ func StartPrivate(ctx context.Context, cfg PrivateConfig) (*Private, error) {
 		return nil, err
 	}
 	if err := cfg.write(); err != nil {
+		return nil, fmt.Errorf("private containerd: %w", err)
+	}
+	if err := cfg.endFormer(ctx); err != nil {
 		return nil, fmt.Errorf("private containerd: %w", err)
 	}
 	p := &Private{cfg: cfg, done: make(chan struct{})}
@@ -91,6 +94,9 @@ func StartPrivate(ctx context.Context, cfg PrivateConfig) (*Private, error) {
 		p.err = p.cmd.Wait()
 		close(p.done)
 	}()
+	if err := os.WriteFile(cfg.pidFile(), fmt.Appendf(nil, "%d\n", p.cmd.Process.Pid), 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("private containerd: %w", err), p.Stop())
+	}
 	if err := p.prepare(ctx); err != nil {
 		return nil, errors.Join(err, p.Stop())
 	}
@@ -175,6 +181,7 @@ func (p *Private) lastLines() string {
 }
 
 func (c *PrivateConfig) configFile() string { return filepath.Join(c.Dir, "config.toml") }
+func (c *PrivateConfig) pidFile() string    { return filepath.Join(c.Dir, "containerd.pid") }
 func (c *PrivateConfig) root() string       { return filepath.Join(c.Dir, "root") }
 func (c *PrivateConfig) state() string      { return filepath.Join(c.Dir, "state") }
 
@@ -183,7 +190,8 @@ func (c *PrivateConfig) socket() string {
 	if s := filepath.Join(c.Dir, "containerd.sock"); len(s) < 95 { // containerd appends .ttrpc
 		return s
 	}
-	return filepath.Join("/run", "coracle-"+c.Name, "containerd.sock")
+	sum := sha256.Sum256([]byte(c.Dir))
+	return filepath.Join("/run/coracle", hex.EncodeToString(sum[:8]), "containerd.sock")
 }
 
 func (c *PrivateConfig) setDefaults() error {
@@ -279,6 +287,40 @@ func (c *PrivateConfig) write() error {
 	return os.WriteFile(filepath.Join(c.CNIConfDir, "10-coracle.conflist"), conf, 0o600)
 }
 
+// endFormer ends the containerd of a caller that was killed: one that has this
+// very configuration on its command line.
+func (c *PrivateConfig) endFormer(ctx context.Context) error {
+	raw, err := os.ReadFile(c.pidFile())
+	if err != nil {
+		return nil
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(raw), &pid); err != nil || pid <= 1 {
+		return nil
+	}
+	mine := func() bool {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		return err == nil && strings.Contains(string(cmdline), "\x00"+c.configFile()+"\x00")
+	}
+	for i := 0; mine(); i++ {
+		sig := syscall.SIGTERM
+		if i == 100 {
+			sig = syscall.SIGKILL
+		}
+		if i == 0 || i == 100 {
+			if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("process %d of a former run: %w", pid, err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
 // toml is a configuration of version 2: containerd 1.6 reads no other, and 2.x
 // migrates it.
 func (c *PrivateConfig) toml() string {
@@ -321,11 +363,8 @@ func (c *PrivateConfig) toml() string {
 // hostPorts.
 func (c *PrivateConfig) conflist() ([]byte, error) {
 	type m = map[string]any
-	bridge := "cor-" + c.Name
-	if len(bridge) > 15 {
-		sum := sha256.Sum256([]byte(c.Name))
-		bridge = "cor-" + hex.EncodeToString(sum[:4])
-	}
+	sum := sha256.Sum256([]byte(c.Dir))
+	bridge := "cor-" + hex.EncodeToString(sum[:4])
 	return json.MarshalIndent(m{
 		"cniVersion": "1.0.0", "name": "coracle-" + c.Name,
 		"plugins": []m{

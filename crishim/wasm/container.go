@@ -403,9 +403,14 @@ func (m *Manager) ContainerStatus(id string, verbose bool) (*runtimeapi.Containe
 			info["pid"] = c.proc.PID()
 		}
 		c.mu.Unlock()
-		resp.Info = map[string]string{"info": jsonString(info)}
+		resp.Info = map[string]string{"info": JSON(info)}
 	}
 	return resp, nil
+}
+
+// StatusesOf the Wasm containers of any sandbox.
+func (m *Manager) StatusesOf(sandboxID string) []*runtimeapi.ContainerStatus {
+	return m.containerStatuses(sandboxID)
 }
 
 func (m *Manager) containerStatuses(sandboxID string) []*runtimeapi.ContainerStatus {
@@ -502,7 +507,8 @@ func stateName(s runtimeapi.ContainerState) string {
 	return strings.ToLower(strings.TrimPrefix(s.String(), "CONTAINER_"))
 }
 
-func jsonString(v any) string {
+// JSON is a value of the Info that verbose answers have.
+func JSON(v any) string {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Sprintf("{%q:%q}", "error", err)

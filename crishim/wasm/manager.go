@@ -156,6 +156,11 @@ func (m *Manager) containerDir(id string) string { return filepath.Join(m.opts.D
 func (m *Manager) HasSandbox(id string) bool   { _, err := m.sandbox(id); return err == nil }
 func (m *Manager) HasContainer(id string) bool { _, err := m.container(id); return err == nil }
 
+// NetworkConfigured says whether pods get a network of their own.
+func (m *Manager) NetworkConfigured() bool {
+	return m.opts.Network != nil && m.opts.Network.Configured()
+}
+
 // UsesImage says whether a container was made from an image.
 func (m *Manager) UsesImage(id string) bool {
 	m.mu.Lock()

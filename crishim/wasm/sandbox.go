@@ -263,7 +263,7 @@ func (m *Manager) PodSandboxStatus(id string, verbose bool) (*runtimeapi.PodSand
 	}
 	if verbose {
 		rec := s.record()
-		resp.Info = map[string]string{"info": jsonString(map[string]any{
+		resp.Info = map[string]string{"info": JSON(map[string]any{
 			"kind": "wasm", "network": rec.Network, "netns": rec.NetNS, "bootID": rec.BootID, "cgroupParent": m.cgroupParent(s.config),
 		})}
 	}

@@ -30,9 +30,9 @@ const (
 	annotationPorts = "io.kubernetes.container.ports"
 )
 
-// nonroot is who a guest is when neither pod nor image says; distroless calls
+// Nonroot is who a guest is when neither pod nor image says; distroless calls
 // that user so.
-const nonroot = 65532
+const Nonroot = 65532
 
 // makeSpec says in wasmruntime's words what a CRI container is.
 func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, img *images.Image) (wasmruntime.Spec, error) {
@@ -143,7 +143,7 @@ func setMounts(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *ima
 // setUser: the pod's word, else the image's, else nonroot. Only a pod that
 // says so gets root.
 func setUser(spec *wasmruntime.Spec, sc *runtimeapi.LinuxContainerSecurityContext, imageUser string) error {
-	spec.UID, spec.GID = nonroot, nonroot
+	spec.UID, spec.GID = Nonroot, Nonroot
 	if u, g, _ := strings.Cut(imageUser, ":"); imageUser != "" {
 		if uid, err := strconv.ParseUint(u, 10, 32); err == nil && uid != 0 {
 			spec.UID, spec.GID = uint32(uid), uint32(uid)

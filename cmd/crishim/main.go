@@ -1,0 +1,109 @@
+// Command crishim is a CRI endpoint for Wasm and OCI containers, for any
+// kubelet: containerd does the OCI part, behind its own socket.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coracle-edge/coracle/crishim"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "crishim:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	fs := flag.NewFlagSet("crishim", flag.ContinueOnError)
+	listen := fs.String("listen", "unix:///run/coracle/cri.sock", "socket to serve CRI on")
+	admin := fs.String("admin", "", "socket for `coracle image import`; default: admin.sock beside --listen")
+	containerd := fs.String("containerd", "", "containerd's socket (unix:///run/containerd/containerd.sock); empty: no OCI containers")
+	state := fs.String("state-dir", "/var/lib/coracle/crishim", "images, compiled code, sandboxes and containers")
+	runner := fs.String("runner", "", "the wasmrunner program; default: beside this one")
+	cniConf := fs.String("cni-conf-dir", "/etc/cni/net.d", "CNI configuration; without one Wasm pods use the host's network")
+	cniBin := fs.String("cni-bin-dir", "", "comma list of folders with CNI plugins; default: /opt/cni/bin,/usr/lib/cni")
+	hosts := fs.String("registry-hosts", "/etc/containerd/certs.d", "registry hosts directory (hosts.toml)")
+	cgroup := fs.String("cgroup-parent", "", "cgroup of pods that name none; default: /coracle")
+	verbose := fs.Bool("v", false, "log what is done")
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	if *runner == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		*runner = filepath.Join(filepath.Dir(exe), "wasmrunner")
+	}
+	if *admin == "" {
+		*admin = filepath.Join(filepath.Dir(strings.TrimPrefix(*listen, "unix://")), "admin.sock")
+	}
+	level := slog.LevelInfo
+	if *verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	cfg := crishim.Config{
+		StateDir: *state, RunnerPath: *runner, ContainerdSocket: *containerd, CNIConfDir: *cniConf,
+		RegistryHosts: *hosts, CgroupParent: *cgroup, Version: version(), Logger: log,
+	}
+	if *cniBin != "" {
+		cfg.CNIBinDirs = strings.Split(*cniBin, ",")
+	}
+
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	cri, err := crishim.ListenUnix(*listen)
+	if err != nil {
+		return err
+	}
+	defer cri.Close()
+	adm, err := crishim.ListenUnix(*admin)
+	if err != nil {
+		return err
+	}
+	defer adm.Close()
+	svc, err := crishim.New(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	log.Info("serving", "cri", *listen, "admin", *admin, "containerd", *containerd)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return svc.Serve(ctx, cri) })
+	g.Go(func() error {
+		srv := &http.Server{Handler: svc.Admin(), ReadHeaderTimeout: 10 * time.Second}
+		closed := context.AfterFunc(ctx, func() { _ = srv.Close() })
+		defer closed()
+		if err := srv.Serve(adm); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	return errors.Join(g.Wait(), svc.Close())
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "0.1.0"
+}

@@ -1,0 +1,189 @@
+package crishim
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// CreateContainer makes a Wasm container if the image is Wasm, in a sandbox of
+// either kind.
+func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	image := req.GetConfig().GetImage().GetImage()
+	_, err := s.store.Lookup(image)
+	isWasm := err == nil
+	switch {
+	case isWasm:
+		id, err := s.wasm.CreateContainer(ctx, req)
+		if err != nil {
+			return nil, rpcError(err)
+		}
+		return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+	case s.wasm.HasSandbox(req.GetPodSandboxId()):
+		return nil, status.Errorf(codes.FailedPrecondition,
+			"container %q: image %q is not a Wasm image of this node, and its pod sandbox is Wasm only: it has no process whose namespaces an OCI container could join. Put the container into a pod that has an OCI container from the beginning",
+			req.GetConfig().GetMetadata().GetName(), image)
+	case s.oci == nil:
+		return nil, notFound("pod sandbox", req.GetPodSandboxId())
+	}
+	return s.oci.CreateContainer(ctx, req)
+}
+
+// StartContainer starts a created container.
+func (s *Service) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+	if s.ours(req.GetContainerId()) {
+		return &runtimeapi.StartContainerResponse{}, rpcError(s.wasm.StartContainer(ctx, req.GetContainerId()))
+	}
+	return s.oci.StartContainer(ctx, req)
+}
+
+// ours says whether a container is to be looked for among the Wasm ones:
+// always, if there is no containerd.
+func (s *Service) ours(id string) bool { return s.oci == nil || s.wasm.HasContainer(id) }
+
+// StopContainer ends a container within its grace period (seconds).
+func (s *Service) StopContainer(ctx context.Context, req *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
+	if s.ours(req.GetContainerId()) {
+		grace := time.Duration(req.GetTimeout()) * time.Second
+		return &runtimeapi.StopContainerResponse{}, ignoreNotFound(s.wasm.StopContainer(ctx, req.GetContainerId(), grace))
+	}
+	return s.oci.StopContainer(ctx, req)
+}
+
+// RemoveContainer removes a container, killing it if it runs.
+func (s *Service) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
+	if s.ours(req.GetContainerId()) {
+		err := s.wasm.RemoveContainer(ctx, req.GetContainerId())
+		s.store.Collect()
+		return &runtimeapi.RemoveContainerResponse{}, ignoreNotFound(err)
+	}
+	return s.oci.RemoveContainer(ctx, req)
+}
+
+// ListContainers lists both kinds; see the package's comment for what it does
+// while containerd doesn't answer.
+func (s *Service) ListContainers(ctx context.Context, req *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	out := s.wasm.ListContainers(req.GetFilter())
+	if s.oci != nil {
+		resp, err := s.oci.ListContainers(ctx, req)
+		switch {
+		case err == nil:
+			if emptyContainerFilter(req.GetFilter()) {
+				s.last.sawContainers(resp.GetContainers())
+			}
+			out = append(out, resp.GetContainers()...)
+		case status.Code(err) == codes.Unavailable:
+			out = append(out, s.last.listContainers(req.GetFilter())...)
+		default:
+			return nil, err
+		}
+	}
+	return &runtimeapi.ListContainersResponse{Containers: out}, nil
+}
+
+// ContainerStatus of one container.
+func (s *Service) ContainerStatus(ctx context.Context, req *runtimeapi.ContainerStatusRequest) (*runtimeapi.ContainerStatusResponse, error) {
+	if s.ours(req.GetContainerId()) {
+		resp, err := s.wasm.ContainerStatus(req.GetContainerId(), req.GetVerbose())
+		return resp, rpcError(err)
+	}
+	return s.oci.ContainerStatus(ctx, req)
+}
+
+// UpdateContainerResources changes a container's limits.
+func (s *Service) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	if s.ours(req.GetContainerId()) {
+		return &runtimeapi.UpdateContainerResourcesResponse{}, rpcError(s.wasm.UpdateContainerResources(req))
+	}
+	return s.oci.UpdateContainerResources(ctx, req)
+}
+
+// ReopenContainerLog is called after the kubelet renamed a log.
+func (s *Service) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
+	if s.ours(req.GetContainerId()) {
+		return &runtimeapi.ReopenContainerLogResponse{}, rpcError(s.wasm.ReopenContainerLog(req.GetContainerId()))
+	}
+	return s.oci.ReopenContainerLog(ctx, req)
+}
+
+// ContainerStats of one running container.
+func (s *Service) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+	if s.ours(req.GetContainerId()) {
+		st, err := s.wasm.ContainerStats(req.GetContainerId())
+		return &runtimeapi.ContainerStatsResponse{Stats: st}, rpcError(err)
+	}
+	return s.oci.ContainerStats(ctx, req)
+}
+
+// ListContainerStats of both kinds; without an answer of containerd's of Wasm
+// containers only.
+func (s *Service) ListContainerStats(ctx context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+	out := s.wasm.ListContainerStats(req.GetFilter())
+	if s.oci != nil {
+		resp, err := s.oci.ListContainerStats(ctx, req)
+		if err != nil && status.Code(err) != codes.Unavailable {
+			return nil, err
+		}
+		out = append(out, resp.GetStats()...)
+	}
+	return &runtimeapi.ListContainerStatsResponse{Stats: out}, nil
+}
+
+// wasmExec is why nothing can be executed in a Wasm container.
+const wasmExec = "container %q is a Wasm container: it is one module in one process, and WASI has neither processes nor a shell. Use its logs, or add an OCI container with the tools to its pod"
+
+// ExecSync runs a command in an OCI container.
+func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
+	if err := s.refuse(req.GetContainerId(), wasmExec); err != nil {
+		return nil, err
+	}
+	return s.oci.ExecSync(ctx, req)
+}
+
+// Exec returns containerd's streaming URL.
+func (s *Service) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	if err := s.refuse(req.GetContainerId(), wasmExec); err != nil {
+		return nil, err
+	}
+	return s.oci.Exec(ctx, req)
+}
+
+// Attach returns containerd's streaming URL.
+func (s *Service) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
+	if err := s.refuse(req.GetContainerId(), "container %q is a Wasm container: attaching to it is not there yet, follow its log"); err != nil {
+		return nil, err
+	}
+	return s.oci.Attach(ctx, req)
+}
+
+// PortForward returns containerd's streaming URL.
+func (s *Service) PortForward(ctx context.Context, req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
+	if s.wasm.HasSandbox(req.GetPodSandboxId()) {
+		return nil, status.Errorf(codes.Unimplemented, "pod sandbox %q is Wasm only: forwarding ports to it is not there yet, use its pod IP or a hostPort", req.GetPodSandboxId())
+	}
+	if s.oci == nil {
+		return nil, notFound("pod sandbox", req.GetPodSandboxId())
+	}
+	return s.oci.PortForward(ctx, req)
+}
+
+func (s *Service) refuse(id, why string) error {
+	if s.wasm.HasContainer(id) {
+		return status.Errorf(codes.Unimplemented, why, id)
+	}
+	if s.oci == nil {
+		return notFound("container", id)
+	}
+	return nil
+}
+
+// CheckpointContainer is containerd's to do.
+func (s *Service) CheckpointContainer(ctx context.Context, req *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
+	if err := s.refuse(req.GetContainerId(), "container %q is a Wasm container: its state can't be saved, start a new one"); err != nil {
+		return nil, err
+	}
+	return s.oci.CheckpointContainer(ctx, req)
+}

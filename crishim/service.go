@@ -1,0 +1,204 @@
+package crishim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-edge/coracle/crishim/images"
+	"github.com/coracle-edge/coracle/crishim/oci"
+	"github.com/coracle-edge/coracle/crishim/wasm"
+	"github.com/coracle-edge/coracle/wasmruntime"
+)
+
+// Annotations that are read or written here.
+const (
+	// AnnotationSandbox on a sandbox says of which kind it is to be: "wasm" or
+	// "oci".
+	AnnotationSandbox = "coracle.dev/sandbox"
+	// AnnotationKind is in the Info of ImageStatus and in the annotations of
+	// Image.Spec: "wasm" or "oci".
+	AnnotationKind = images.KindKey
+	// AnnotationListen on a container lists a guest's sockets.
+	AnnotationListen = wasm.AnnotationListen
+	// AnnotationStale marks a listed OCI sandbox or container that containerd
+	// can't be asked about: the time when it was last known, RFC 3339.
+	AnnotationStale = "coracle.dev/stale"
+)
+
+// RuntimeName is what Version says.
+const RuntimeName = "coracle"
+
+// Config of a Service. StateDir and RunnerPath are required.
+type Config struct {
+	// StateDir holds images, compiled code and the state of sandboxes and
+	// containers. One Service uses it at a time.
+	StateDir string
+	// RunnerPath is the wasmrunner binary.
+	RunnerPath string
+	// ContainerdSocket is the path or unix:// URL of containerd's socket;
+	// empty means that there is none.
+	ContainerdSocket string
+	// CNIConfDir is where the CNI configuration is; empty, or a folder without
+	// one, means the host's network for Wasm pods.
+	CNIConfDir string
+	// CNIBinDirs hold the CNI plugins. Empty: /opt/cni/bin and /usr/lib/cni.
+	CNIBinDirs []string
+	// RegistryHosts is a registry hosts directory as containerd's certs.d.
+	RegistryHosts string
+	// CgroupParent for pods that name none. Empty: /coracle.
+	CgroupParent string
+	// Limits for Wasm modules; zero: those of this board.
+	Limits wasmruntime.Limits
+	// Version is what the Version call says.
+	Version string
+	Logger  *slog.Logger
+	// Now is the wall clock; nil means time.Now.
+	Now func() time.Time
+}
+
+// Service implements runtimeapi.RuntimeServiceServer and ImageServiceServer.
+// Its methods may be called directly; their errors carry gRPC codes.
+type Service struct {
+	runtimeapi.UnimplementedRuntimeServiceServer
+	runtimeapi.UnimplementedImageServiceServer
+
+	cfg    Config
+	log    *slog.Logger
+	now    func() time.Time
+	store  *images.Store
+	wasm   *wasm.Manager
+	oci    *oci.Client // nil without containerd
+	last   *lastKnown
+	events *hub
+
+	done <-chan struct{} // of the Service
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+}
+
+var (
+	_ runtimeapi.RuntimeServiceServer = (*Service)(nil)
+	_ runtimeapi.ImageServiceServer   = (*Service)(nil)
+)
+
+// New opens the state directory and takes over what runs. ctx bounds the
+// opening only; the Service lives until Close.
+func New(ctx context.Context, cfg Config) (_ *Service, err error) {
+	if cfg.StateDir == "" || cfg.RunnerPath == "" {
+		return nil, errors.New("crishim: StateDir and RunnerPath are required")
+	}
+	if cfg.StateDir, err = filepath.Abs(cfg.StateDir); err != nil {
+		return nil, fmt.Errorf("crishim: %w", err)
+	}
+	if _, err := os.Stat(cfg.RunnerPath); err != nil {
+		return nil, fmt.Errorf("crishim: wasmrunner: %w", err)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if len(cfg.CNIBinDirs) == 0 {
+		cfg.CNIBinDirs = []string{"/opt/cni/bin", "/usr/lib/cni"}
+	}
+	s := &Service{cfg: cfg, log: cfg.Logger, now: cfg.Now, events: newHub()}
+	rt, err := wasmruntime.New(wasmruntime.Options{
+		RunnerPath: cfg.RunnerPath, CacheDir: filepath.Join(cfg.StateDir, "compiled"), Limits: cfg.Limits, Logger: cfg.Logger, Now: cfg.Now,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("crishim: %w", err)
+	}
+	s.store, err = images.Open(images.Options{
+		Dir: filepath.Join(cfg.StateDir, "images"), HostsDir: cfg.RegistryHosts, Logger: cfg.Logger, Now: cfg.Now,
+		Prepare: func(ctx context.Context, m images.Module) error { return rt.Compile(ctx, m.Path, m.Digest.String()) },
+		InUse:   s.imageInUse,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("crishim: %w", err)
+	}
+	opts := wasm.Options{
+		Dir: filepath.Join(cfg.StateDir, "wasm"), Runtime: rt, Image: s.store.Lookup, Emit: s.events.publish,
+		CgroupParent: cfg.CgroupParent, Logger: cfg.Logger, Now: cfg.Now,
+	}
+	if cfg.CNIConfDir != "" && os.Geteuid() == 0 {
+		opts.Network = &wasm.CNI{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, Logger: cfg.Logger}
+	}
+	if cfg.ContainerdSocket != "" {
+		if s.oci, err = oci.New(cfg.ContainerdSocket, cfg.Logger); err != nil {
+			return nil, fmt.Errorf("crishim: %w", err)
+		}
+		opts.ForeignSandbox = s.foreignSandbox
+	}
+	s.last = openLastKnown(filepath.Join(cfg.StateDir, "oci-last.json"), cfg.Logger, cfg.Now)
+	if s.wasm, err = wasm.New(ctx, opts); err != nil {
+		if s.oci != nil {
+			s.oci.Close()
+		}
+		return nil, fmt.Errorf("crishim: %w", err)
+	}
+	s.store.Collect() // images removed while their containers ran
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop, s.done = stop, run.Done()
+	if s.oci != nil {
+		s.wg.Add(1)
+		go func() {
+			defer s.wg.Done()
+			s.followContainerd(run)
+		}()
+	}
+	return s, nil
+}
+
+// Close stops serving. Guests and OCI containers run on; the next Service of
+// the same StateDir takes them over.
+func (s *Service) Close() error {
+	s.stop()
+	s.events.close()
+	s.wg.Wait()
+	err := s.wasm.Close()
+	if s.oci != nil {
+		err = errors.Join(err, s.oci.Close())
+	}
+	return err
+}
+
+// Import stores the images of an OCI or docker archive: Wasm ones here, others
+// in containerd. ref names the image of an archive with one; empty means the
+// archive's own names. It returns the full names.
+func (s *Service) Import(ctx context.Context, archive io.Reader, ref string) ([]string, error) {
+	var target images.OCITarget
+	if s.oci != nil {
+		target = s.oci
+	}
+	names, err := s.store.Import(ctx, archive, ref, target)
+	return names, rpcError(err)
+}
+
+// imageInUse may be asked before there is a wasm.Manager: then the answer that
+// deletes nothing.
+func (s *Service) imageInUse(id digest.Digest) bool {
+	return s.wasm == nil || s.wasm.UsesImage(id.String())
+}
+
+// foreignSandbox tells the wasm package of a sandbox of containerd's.
+func (s *Service) foreignSandbox(ctx context.Context, id string) (*wasm.ForeignSandbox, error) {
+	sb, err := s.oci.Sandbox(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return &wasm.ForeignSandbox{
+		Config: sb.Config, NetNS: sb.NetNS, CgroupParent: sb.Config.GetLinux().GetCgroupParent(),
+		Ready: sb.Status.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY,
+	}, nil
+}
