@@ -1,0 +1,212 @@
+package runner
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/experimental"
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
+	"github.com/coracle-edge/coracle/wasmruntime/internal/cache"
+	"github.com/coracle-edge/coracle/wasmruntime/internal/jail"
+	"github.com/coracle-edge/coracle/wasmruntime/internal/wasi"
+)
+
+// guestOrder is what a guest gets handed over. Descriptors are numbers.
+type guestOrder struct {
+	Status, Exit int
+	Name         string
+	Entry        string // where the cache's entry is by now
+	MemoryPages  uint32
+	Imports      []string
+	Args, Env    []string
+	Listeners    []wasi.Listener
+	Preopens     []wasi.Preopen
+	NotifyTerm   bool
+	BootID       string
+	Walls        []string
+	Jailed       bool
+}
+
+func guestMain() int {
+	var order guestOrder
+	if err := take(&order); err != nil {
+		fmt.Fprintln(os.Stderr, "wasmrunner:", err)
+		return 2
+	}
+	order.Jailed = true
+	return guest(order)
+}
+
+func guest(order guestOrder) int {
+	g := &guestRun{order: order}
+	sys := wasi.New(wasi.Config{
+		Args: order.Args, Env: order.Env, Stdin: 0, Stdout: 1, Stderr: 2,
+		Listeners: order.Listeners, Preopens: order.Preopens, Exit: g.exited,
+	})
+	if order.NotifyTerm {
+		if err := g.notifyTerm(sys); err != nil {
+			return g.failed(bundle.KindStart, err)
+		}
+	}
+	if order.Jailed {
+		wall := "seccomp"
+		if err := jail.Seccomp(); err != nil {
+			wall = "no seccomp: " + err.Error()
+		}
+		g.order.Walls = append(g.order.Walls, wall)
+	}
+	ctx := experimental.WithMemoryAllocator(context.Background(), allocator{})
+	start, kind, err := g.load(ctx, sys)
+	if err != nil {
+		return g.failed(kind, err)
+	}
+	runtime.GC()
+	report(order.Status, bundle.Status{Walls: g.order.Walls})
+	if err := start(ctx); err != nil {
+		return g.trapped(err)
+	}
+	g.exited(0)
+	return 0
+}
+
+type guestRun struct{ order guestOrder }
+
+// load brings the module from the cache to the point where _start can be
+// called.
+func (g *guestRun) load(ctx context.Context, sys *wasi.System) (start func(context.Context) error, kind string, err error) {
+	module, err := mapFile(filepath.Join(g.order.Entry, cache.ModuleFile))
+	if err != nil {
+		return nil, bundle.KindCache, err
+	}
+	cfg := config(g.order.MemoryPages)
+	if hasCompiler {
+		cc, err := wazero.NewCompilationCacheWithDir(g.order.Entry)
+		if err != nil {
+			return nil, bundle.KindCache, err
+		}
+		cfg = cfg.WithCompilationCache(cc)
+	}
+	rt := wazero.NewRuntimeWithConfig(ctx, cfg)
+	// With a compiler this finds the code, or fails: the entry can't be
+	// written, and what it would compile are stubs.
+	compiled, err := rt.CompileModule(ctx, module)
+	if err != nil {
+		return nil, bundle.KindCache, err
+	}
+	if err := sys.Instantiate(ctx, rt, g.order.Imports); err != nil {
+		return nil, bundle.KindImport, err
+	}
+	inst, err := rt.InstantiateModule(ctx, compiled, wazero.NewModuleConfig().WithName("").WithStartFunctions())
+	if err != nil {
+		return nil, bundle.KindUnsupported, err
+	}
+	main := inst.ExportedFunction("_start")
+	if main == nil {
+		return nil, bundle.KindUnsupported, fmt.Errorf("no function _start is exported")
+	}
+	return func(ctx context.Context) error {
+		return main.CallWithStack(ctx, nil)
+	}, "", nil
+}
+
+func mapFile(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	return unix.Mmap(fd, 0, int(st.Size), unix.PROT_READ, unix.MAP_PRIVATE)
+}
+
+// notifyTerm gives the guest a descriptor that ends with SIGTERM.
+func (g *guestRun) notifyTerm(sys *wasi.System) error {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	n := sys.AddTermFD(p[0])
+	sys.SetEnv(append(g.order.Env, fmt.Sprintf("CORACLE_TERM_FD=%d", n)))
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, unix.SIGTERM)
+	go func() { // ends with the process
+		<-c
+		unix.Close(p[1])
+	}()
+	return nil
+}
+
+// failed reports that the guest never ran.
+func (g *guestRun) failed(kind string, err error) int {
+	err = fmt.Errorf("module %s: %w", g.order.Name, err)
+	g.record(bundle.ExitStatus{Code: 128, Reason: bundle.ReasonStartError, Message: err.Error(), Kind: kind})
+	failed(g.order.Status, kind, err)
+	return 128
+}
+
+// exited ends the process with the guest's own code.
+func (g *guestRun) exited(code uint32) {
+	c := int(code & 0xff)
+	if c == 0 && code != 0 {
+		c = 255
+	}
+	st := bundle.ExitStatus{Code: c, Reason: bundle.ReasonCompleted}
+	if c != 0 {
+		st.Reason = bundle.ReasonError
+	}
+	g.record(st)
+	os.Exit(c)
+}
+
+// trapCode is what a shell says of a program that aborted.
+const trapCode = 134
+
+func (g *guestRun) trapped(err error) int {
+	msg := fmt.Sprintf("module %s: %s", g.order.Name, trapText(err))
+	g.record(bundle.ExitStatus{Code: trapCode, Reason: bundle.ReasonError, Message: msg})
+	fmt.Fprintln(os.Stderr, "wasmrunner:", msg)
+	return trapCode
+}
+
+// trapText is wazero's message: the trap, and the innermost frames.
+func trapText(err error) string {
+	const frames, most = 12, 2048
+	text := err.Error()
+	if strings.Contains(text, "stack overflow") && !hasCompiler {
+		text = strings.Replace(text, "stack overflow", "stack overflow (the interpreter of this architecture allows 2000 frames)", 1)
+	}
+	lines := strings.Split(text, "\n")
+	if len(lines) > frames {
+		lines = append(lines[:frames], fmt.Sprintf("\t... %d more", len(lines)-frames))
+	}
+	text = strings.Join(lines, "\n")
+	return text[:min(len(text), most)]
+}
+
+// record writes the exit record: one write to a file that was opened before
+// the jail. A reader takes only a whole one.
+func (g *guestRun) record(st bundle.ExitStatus) {
+	if g.order.Exit < 0 {
+		return
+	}
+	var ts unix.Timespec
+	unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
+	st.FinishedAt, st.MonotonicNS, st.BootID = time.Now(), ts.Nano(), g.order.BootID
+	b, err := json.Marshal(st)
+	if err == nil {
+		unix.Pwrite(g.order.Exit, append(b, '\n'), 0)
+	}
+}
