@@ -294,3 +294,12 @@ func (d dirtyJournal) write(tx *bolt.Tx) error {
 	}
 	return putMeta(tx, keyJournalAcked, pair(d.acked.boot, d.acked.seq))
 }
+
+// HasJournal is true if there are entries or gaps that aren't acknowledged.
+func (s *Store) HasJournal() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j := &s.journal
+	n := len(j.marks)
+	return len(j.gaps) > 0 || n > 0 && !j.marks[n-1].upTo(j.acked.boot, j.acked.seq)
+}

@@ -1,0 +1,208 @@
+package link
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/edgelet/state"
+)
+
+// Settings that the hub gives and that are used before it can be asked.
+const (
+	settingKeepalive = "link.keepalive" // seconds
+	settingJitter    = "link.jitter"    // milliseconds
+	settingObjects   = "link.objects"   // URL
+
+	defaultKeepalive = 60 * time.Second
+	defaultJitter    = 2 * time.Second
+	maxRetry         = 2 * time.Minute
+)
+
+var (
+	// ErrRefused is returned by the broker to a node whose certificate it
+	// doesn't take, or that isn't admitted.
+	ErrRefused = errors.New("the broker refuses this node")
+	// ErrNoBroker is returned when no broker address is known.
+	ErrNoBroker = errors.New("no broker address")
+)
+
+// Config of a Link.
+type Config struct {
+	NodeName string
+	// Brokers returns mqtts://host:port addresses in the order in which to try
+	// them; it is asked before each attempt.
+	Brokers func() []string
+	// TLS shows the node's certificate and verifies the broker, whatever its
+	// address (ServerName or VerifyConnection set).
+	TLS *tls.Config
+	// Key signs what the node says.
+	Key ed25519.PrivateKey
+	// Trust knows the hub.
+	Trust *Trust
+	State *state.Store
+	// OnTunnel opens a tunnel on request. It must not block; what it returns is
+	// told to the hub.
+	OnTunnel func(*fleet.TunnelRequest) error
+	// ObjectsTLS is for fetching large objects; FleetURLs where, if the hub
+	// doesn't say.
+	ObjectsTLS *tls.Config
+	FleetURLs  func() []string
+
+	// What the node says of itself.
+	Features     []string
+	AgentVersion string
+	LinkClass    string
+	BootID       []byte
+
+	// Coalesce is how long reports wait for others. 2 ms if zero.
+	Coalesce time.Duration
+	// ShutdownWait bounds the goodbye. 500 ms if zero.
+	ShutdownWait time.Duration
+	Logger       *slog.Logger
+	// Dial replaces the TCP dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	Now  func() time.Time
+	// Rand is in [0,1).
+	Rand func() float64
+}
+
+// Link is the node's connection to the hub.
+type Link struct {
+	c        Config
+	log      *slog.Logger
+	codec    *fleet.Codec
+	machine  *Machine // Run's goroutine only
+	started  time.Time
+	counters fleet.Counters
+	tls      *tls.Config
+
+	mu     sync.Mutex
+	status Status
+}
+
+// Status of the link, for conditions and for people.
+type Status struct {
+	Connected bool      // a broker has accepted us
+	Live      bool      // the hub has welcomed us
+	Since     time.Time // of the last change of Live
+	Broker    string
+	LastError string
+	Session   fleet.SessionID
+}
+
+// New returns a Link; nothing happens before Run.
+func New(c Config) (*Link, error) {
+	switch {
+	case !fleet.ValidNodeName(c.NodeName):
+		return nil, fmt.Errorf("link: node name %q is not a DNS subdomain", c.NodeName)
+	case c.Brokers == nil || c.TLS == nil || c.Key == nil || c.Trust == nil || c.State == nil:
+		return nil, errors.New("link: Brokers, TLS, Key, Trust and State are needed")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Coalesce == 0 {
+		c.Coalesce = 2 * time.Millisecond
+	}
+	if c.ShutdownWait == 0 {
+		c.ShutdownWait = 500 * time.Millisecond
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{Timeout: connectTimeout, KeepAlive: -1}).DialContext // MQTT has its own
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Float64
+	}
+	conf := c.TLS.Clone()
+	conf.MinVersion = tls.VersionTLS13
+	if conf.ClientSessionCache == nil {
+		conf.ClientSessionCache = tls.NewLRUClientSessionCache(4) // a reconnect costs 1 KB less
+	}
+	set, version := c.State.Set()
+	return &Link{
+		c: c, log: c.Logger, codec: fleet.NewCodec(), tls: conf, started: c.Now(),
+		machine: NewMachine(c.State.ID(), c.State.BootSeq(), version, set),
+	}, nil
+}
+
+// Counters of bytes and messages.
+func (l *Link) Counters() *fleet.Counters { return &l.counters }
+
+// Status returns what the link is doing.
+func (l *Link) Status() Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.status
+}
+
+func (l *Link) note(change func(*Status)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	live := l.status.Live
+	change(&l.status)
+	if l.status.Live != live {
+		l.status.Since = l.c.Now()
+	}
+}
+
+func (l *Link) now() time.Duration { return l.c.Now().Sub(l.started) }
+
+// Run connects, and connects again, until ctx ends. The first attempt is
+// immediate; later ones wait a random time, so that a fleet doesn't come back in
+// one moment.
+func (l *Link) Run(ctx context.Context) error {
+	failures := 0
+	for attempt := 0; ctx.Err() == nil; attempt++ {
+		live, err := l.connection(ctx, attempt)
+		if ctx.Err() != nil {
+			break
+		}
+		wait := time.Duration(l.c.Rand() * float64(l.setting(settingJitter, defaultJitter, time.Millisecond)))
+		switch {
+		case errors.Is(err, errReconnect):
+			failures, wait = 0, 0
+		case live:
+			failures = 0
+		default:
+			failures++
+			wait += time.Duration((0.5 + l.c.Rand()) * float64(backoff(250*time.Millisecond, maxRetry, failures)))
+		}
+		if err != nil {
+			l.note(func(s *Status) { s.LastError = err.Error() })
+			// One line when it breaks, then ever fewer: an outage may last a year.
+			if failures <= 1 || failures&(failures-1) == 0 {
+				l.log.Warn("fleet link", "error", err, "failures", failures, "retryIn", wait)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	return nil
+}
+
+func (l *Link) setting(name string, fallback, unit time.Duration) time.Duration {
+	n, err := strconv.ParseUint(l.c.State.Setting(name), 10, 32)
+	if err != nil {
+		return fallback
+	}
+	return time.Duration(n) * unit
+}
+
+func (l *Link) keepalive() time.Duration {
+	return min(max(l.setting(settingKeepalive, defaultKeepalive, time.Second), 5*time.Second), 4*time.Hour)
+}
