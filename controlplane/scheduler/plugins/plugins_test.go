@@ -98,7 +98,9 @@ func ask(f framework.Filter, pod *v1.Pod, cluster *framework.Cluster, node strin
 	return f.Filter(ctx, p, cluster.Get(node))
 }
 
-func clusterOf(nodes ...*framework.NodeInfo) *framework.Cluster { return framework.NewCluster(nodes, nil) }
+func clusterOf(nodes ...*framework.NodeInfo) *framework.Cluster {
+	return framework.NewCluster(nodes, nil)
+}
 
 func nodeWith(n *v1.Node, pods ...*v1.Pod) *framework.NodeInfo {
 	info := framework.NewNodeInfo(n)
