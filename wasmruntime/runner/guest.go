@@ -24,6 +24,7 @@ import (
 // guestOrder is what a guest gets handed over. Descriptors are numbers.
 type guestOrder struct {
 	Status, Exit int
+	Rest         [2]int // reading ends of stdout and stderr, or -1
 	Name         string
 	Entry        string // where the cache's entry is by now
 	MemoryPages  uint32
@@ -176,8 +177,8 @@ const trapCode = 134
 
 func (g *guestRun) trapped(err error) int {
 	msg := fmt.Sprintf("module %s: %s", g.order.Name, trapText(err))
-	g.record(bundle.ExitStatus{Code: trapCode, Reason: bundle.ReasonError, Message: msg})
 	fmt.Fprintln(os.Stderr, "wasmrunner:", msg)
+	g.record(bundle.ExitStatus{Code: trapCode, Reason: bundle.ReasonError, Message: msg})
 	return trapCode
 }
 
@@ -205,8 +206,39 @@ func (g *guestRun) record(st bundle.ExitStatus) {
 	var ts unix.Timespec
 	unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts)
 	st.FinishedAt, st.MonotonicNS, st.BootID = time.Now(), ts.Nano(), g.order.BootID
+	st.StdoutRest, st.StderrRest = rest(g.order.Rest[0]), rest(g.order.Rest[1])
 	b, err := json.Marshal(st)
 	if err == nil {
 		unix.Pwrite(g.order.Exit, append(b, '\n'), 0)
 	}
+}
+
+// readerTime is how long a reader may take to empty a FIFO after the guest has
+// ended before its rest goes into the exit record.
+const readerTime = 20 * time.Millisecond
+
+// rest takes out of a FIFO what nobody has read. All at once: a reader that
+// looks before it takes must find either everything or nothing gone.
+func rest(fd int) []byte {
+	if fd < 0 {
+		return nil
+	}
+	size := pipeSize
+	for waited := time.Duration(0); ; waited += time.Millisecond {
+		n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+		if err != nil || n == 0 {
+			return nil
+		}
+		size = max(size, n)
+		if waited >= readerTime {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	b := make([]byte, size)
+	n, err := unix.Read(fd, b)
+	if err != nil || n <= 0 {
+		return nil
+	}
+	return b[:n]
 }

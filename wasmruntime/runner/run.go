@@ -43,7 +43,7 @@ func runMain(args []string) int {
 	if err != nil {
 		return failed(f.status, bundle.KindStart, fmt.Errorf("specification: %w", err))
 	}
-	s := &stage{flags: f, spec: spec, order: guestOrder{Status: f.status, Exit: -1, Name: spec.ModuleName(), NotifyTerm: spec.NotifyTerm}}
+	s := &stage{flags: f, spec: spec, order: guestOrder{Status: f.status, Exit: -1, Rest: [2]int{-1, -1}, Name: spec.ModuleName(), NotifyTerm: spec.NotifyTerm}}
 	if err := s.run(); err != nil {
 		kind := bundle.KindStart
 		if errors.Is(err, cache.ErrCorrupt) {
@@ -199,6 +199,14 @@ func (s *stage) openStdio() error {
 		}
 		if i > 0 {
 			unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, pipeSize)
+			// For what is in it at the end, another description, that doesn't block.
+			rest, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+			if err == nil {
+				s.order.Rest[i-1], err = s.hold(rest)
+			}
+			if err != nil {
+				return fmt.Errorf("open %s: %w", path, err)
+			}
 		}
 		if err := unix.Dup3(fd, i, 0); err != nil {
 			return err

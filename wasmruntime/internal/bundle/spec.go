@@ -141,6 +141,11 @@ type ExitStatus struct {
 	BootID      string    `json:"bootID,omitempty"`
 	// Kind tells a failed start's sentinel across the process border.
 	Kind string `json:"kind,omitempty"`
+	// StdoutRest and StderrRest are the end of the output if nobody had read
+	// it from the FIFOs when the guest ended: a FIFO that no process has open
+	// forgets what is in it. Each was taken out of its FIFO in one read.
+	StdoutRest []byte `json:"stdoutRest,omitempty"`
+	StderrRest []byte `json:"stderrRest,omitempty"`
 }
 
 // State is who runs a bundle, written by the runner before anything else.
