@@ -3,40 +3,101 @@ package wasmruntime
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
-	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
-)
+	"golang.org/x/sys/unix"
 
-var errTODO = errors.New("wasmruntime: not there yet")
+	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
+	"github.com/coracle-edge/coracle/wasmruntime/internal/cgroup"
+)
 
 // Process is a guest, running or ended. It is safe for concurrent use.
 type Process struct {
-	dir   string
-	state bundle.State
-	done  chan struct{}
-	exit  ExitStatus
+	spec   Spec
+	log    *slog.Logger
+	now    func() time.Time
+	cgroup *cgroup.Group // nil without one
+	state  bundle.State
+	walls  []string
+	child  bool // of this process: it has to be reaped here
+
+	stdout, stderr *os.File // nil with InheritStdio, and for one that ended
+
+	pidfd *os.File // nil where the kernel has none
+
+	// mu guards the sending of signals against the process's end, after
+	// which its number may be another's.
+	mu    sync.Mutex
+	ended bool
+	wait  *syscall.WaitStatus // what reaping said, if it was ours to reap
+
+	done chan struct{}
+	exit ExitStatus
+}
+
+func newProcess(r *Runtime, spec Spec) *Process {
+	p := &Process{spec: spec, log: r.log, now: r.opts.Now, done: make(chan struct{})}
+	if spec.Cgroup != "" {
+		g, err := cgroup.Open(r.opts.CgroupRoot, spec.Cgroup)
+		if err != nil {
+			r.log.Warn("the guest stays in the runtime's cgroup", "id", spec.ID, "err", err)
+		}
+		p.cgroup = g
+	}
+	return p
 }
 
 // PID of the runner; the same process is runner and guest.
 func (p *Process) PID() int { return p.state.PID }
 
 // Dir is the bundle directory.
-func (p *Process) Dir() string { return p.dir }
+func (p *Process) Dir() string { return p.spec.Dir }
+
+// Spec is what it was started with.
+func (p *Process) Spec() Spec { return p.spec }
 
 // StartedAt is when the runner began, by the wall clock of that moment.
 func (p *Process) StartedAt() time.Time { return p.state.StartedAt }
 
-// StdoutPath, StderrPath and StdinPath are FIFOs that the guest's own process
-// holds open for reading and writing. Open stdout and stderr with O_RDONLY;
-// there is no end of file, so read until Done and then until EAGAIN with
-// O_NONBLOCK: what was written remains readable as long as a reader had it
-// open before the guest ended.
-func (p *Process) StdoutPath() string { return filepath.Join(p.dir, bundle.StdoutFifo) }
-func (p *Process) StderrPath() string { return filepath.Join(p.dir, bundle.StderrFifo) }
-func (p *Process) StdinPath() string  { return filepath.Join(p.dir, bundle.StdinFifo) }
+// Walls are the parts of the jail that stand around the guest, and with "no "
+// in front those that this system doesn't allow. Known to the starter only.
+func (p *Process) Walls() []string { return p.walls }
+
+// Stdout and Stderr are the reading ends of the guest's output, opened before
+// it ran, so that nothing of a short life is lost. They give end of file
+// after the guest's end. They are nil with Spec.InheritStdio, and after
+// Attach to a guest that had ended. The caller closes them.
+func (p *Process) Stdout() *os.File { return p.stdout }
+func (p *Process) Stderr() *os.File { return p.stderr }
+
+// StdoutPath, StderrPath and StdinPath are the FIFOs. The guest's own process
+// holds each open for reading and writing.
+func (p *Process) StdoutPath() string { return filepath.Join(p.spec.Dir, bundle.StdoutFifo) }
+func (p *Process) StderrPath() string { return filepath.Join(p.spec.Dir, bundle.StderrFifo) }
+func (p *Process) StdinPath() string  { return filepath.Join(p.spec.Dir, bundle.StdinFifo) }
+
+// openOutput opens the reading ends, which are served by the poller.
+func (p *Process) openOutput() (err error) {
+	if p.stdout, err = os.OpenFile(p.StdoutPath(), os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+		return err
+	}
+	p.stderr, err = os.OpenFile(p.StderrPath(), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	return err
+}
+
+func (p *Process) closeFiles() {
+	for _, f := range []*os.File{p.stdout, p.stderr, p.pidfd} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
 
 // Done is closed when the guest has ended and ExitStatus is known.
 func (p *Process) Done() <-chan struct{} { return p.done }
@@ -63,34 +124,118 @@ func (p *Process) ExitStatus() (ExitStatus, bool) {
 
 // Signal sends a signal to the guest's process. SIGTERM ends it unless
 // Spec.NotifyTerm was set. ErrExited if it has ended.
-func (p *Process) Signal(sig syscall.Signal) error { return errTODO }
+func (p *Process) Signal(sig syscall.Signal) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return ErrExited
+	}
+	// Whoever looks later, without an exit record, learns why it ended.
+	if sig == unix.SIGKILL || sig == unix.SIGTERM || sig == unix.SIGINT || sig == unix.SIGQUIT || sig == unix.SIGHUP {
+		stop := bundle.Stop{Signal: int(sig), At: p.now()}
+		if err := bundle.WriteJSON(p.spec.Dir, bundle.StopFile, stop); err != nil {
+			p.log.Warn("can't note why the guest ends", "id", p.spec.ID, "err", err)
+		}
+	}
+	return p.send(sig)
+}
+
+// send signals the process; p.mu is held or nobody else has the process.
+func (p *Process) send(sig syscall.Signal) error {
+	var err error
+	if p.pidfd != nil {
+		raw, rawErr := p.pidfd.SyscallConn()
+		if rawErr != nil {
+			return rawErr
+		}
+		if ctlErr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); ctlErr != nil {
+			return ctlErr
+		}
+	} else if !p.child && p.state.Gone() {
+		err = unix.ESRCH
+	} else {
+		err = unix.Kill(p.state.PID, sig)
+	}
+	if errors.Is(err, unix.ESRCH) {
+		return ErrExited
+	}
+	return err
+}
+
+func (p *Process) kill() { _ = p.send(unix.SIGKILL) }
 
 // Stop sends SIGTERM, waits for grace, sends SIGKILL and waits for the end.
 // With grace <= 0 it sends SIGKILL at once. It returns the exit status, also
-// of a guest that had ended already.
+// of a guest that had ended already. If ctx ends first the guest may still
+// run.
 func (p *Process) Stop(ctx context.Context, grace time.Duration) (ExitStatus, error) {
-	return ExitStatus{}, errTODO
+	if grace > 0 {
+		if err := p.Signal(unix.SIGTERM); err != nil && !errors.Is(err, ErrExited) {
+			return ExitStatus{}, fmt.Errorf("stop %s: %w", p.spec.ID, err)
+		}
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-p.done:
+			return p.exit, nil
+		case <-ctx.Done():
+			return ExitStatus{}, ctx.Err()
+		case <-timer.C:
+		}
+	}
+	if err := p.Signal(unix.SIGKILL); err != nil && !errors.Is(err, ErrExited) {
+		return ExitStatus{}, fmt.Errorf("kill %s: %w", p.spec.ID, err)
+	}
+	return p.Wait(ctx)
 }
 
-// Stats is what a guest uses now.
-type Stats struct {
-	Time time.Time
-	// CPUNanos since the start.
-	CPUNanos uint64
-	// MemoryBytes is what the cgroup is charged with (or RSS without a
-	// cgroup), WorkingSetBytes the same without inactive file pages.
-	MemoryBytes, WorkingSetBytes uint64
-	RSSBytes                     uint64
-	PageFaults, MajorPageFaults  uint64
-	Threads                      int
+// Update changes the cgroup limits of a running guest. Zero values are left
+// as they are.
+func (p *Process) Update(res Resources) error {
+	if p.cgroup == nil {
+		return fmt.Errorf("guest %s has no cgroup", p.spec.ID)
+	}
+	if err := p.cgroup.Set(res); err != nil {
+		return fmt.Errorf("guest %s: %w", p.spec.ID, err)
+	}
+	return nil
 }
-
-// Stats reads the guest's cgroup, or /proc without one. ErrExited if it ended.
-func (p *Process) Stats() (Stats, error) { return Stats{}, errTODO }
-
-// Update changes the cgroup limits of a running guest.
-func (p *Process) Update(res Resources) error { return errTODO }
 
 // Delete kills the guest if it runs, and removes its cgroup and everything
 // that Start put into the bundle directory. The directory itself stays.
-func (p *Process) Delete(ctx context.Context) error { return errTODO }
+func (p *Process) Delete(ctx context.Context) error {
+	if _, err := p.Stop(ctx, 0); err != nil {
+		return err
+	}
+	p.closeFiles()
+	return errors.Join(p.removeFiles(), p.removeCgroup())
+}
+
+func (p *Process) removeFiles() error {
+	var errs []error
+	for _, name := range []string{
+		// The state goes last but one: without it nobody attaches.
+		bundle.ExitFile, bundle.StopFile, bundle.StdinFifo, bundle.StdoutFifo, bundle.StderrFifo,
+		bundle.StateFile, bundle.SpecFile,
+	} {
+		if err := os.Remove(filepath.Join(p.spec.Dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Process) removeCgroup() error {
+	if p.cgroup == nil {
+		return nil
+	}
+	var err error
+	// A process that is reaped may still be leaving its cgroup.
+	for range 50 {
+		if err = p.cgroup.Remove(); err == nil {
+			return nil
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return fmt.Errorf("guest %s: remove cgroup: %w", p.spec.ID, err)
+}

@@ -1,11 +1,18 @@
 package wasmruntime
 
 import (
-	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-edge/coracle/wasmruntime/internal/cache"
 	"github.com/coracle-edge/coracle/wasmruntime/internal/modcheck"
 )
 
@@ -66,38 +73,67 @@ type Options struct {
 // use.
 type Runtime struct {
 	opts Options
+	log  *slog.Logger
+
+	mu        sync.Mutex
+	engine    cache.Engine // what the runner said; zero: not asked yet
+	compiling map[string]*compilation
+
+	// compileSlot is held while a compiler child runs: one at a time, for
+	// each may take half of the board's memory.
+	compileSlot chan struct{}
 }
 
 // New checks the options, makes the cache directory and removes what an
 // interrupted compilation left in it.
 func New(opts Options) (*Runtime, error) {
-	return &Runtime{opts: opts}, nil
+	if opts.RunnerPath == "" || opts.CacheDir == "" {
+		return nil, errors.New("wasmruntime: RunnerPath and CacheDir are required")
+	}
+	if _, err := os.Stat(opts.RunnerPath); err != nil {
+		return nil, fmt.Errorf("wasm runner: %w", err)
+	}
+	var err error
+	if opts.RunnerPath, err = filepath.Abs(opts.RunnerPath); err != nil {
+		return nil, err
+	}
+	if opts.CacheDir, err = filepath.Abs(opts.CacheDir); err != nil {
+		return nil, err
+	}
+	memory := boardMemory()
+	if opts.Limits == (Limits{}) {
+		opts.Limits = DefaultLimits(memory)
+	}
+	if opts.CompileMemory == 0 {
+		opts.CompileMemory = min(1<<30, memory/2)
+	}
+	setDefault(&opts.CompileCPU, 120*time.Second)
+	setDefault(&opts.CompileWall, 180*time.Second)
+	setDefault(&opts.StartTimeout, 60*time.Second)
+	if opts.CompileUID == 0 {
+		opts.CompileUID = 65533
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	r := &Runtime{opts: opts, log: opts.Logger, compiling: map[string]*compilation{}, compileSlot: make(chan struct{}, 1)}
+	return r, r.prepareCache()
 }
 
-// Compile checks the module at modulePath and compiles it into the cache,
-// unless it is there. digest is "sha256:<hex>" of the file, or empty.
-// Errors wrap those of Check, ErrCompile or ErrCompileLimit.
-func (r *Runtime) Compile(ctx context.Context, modulePath, digest string) error {
-	return errTODO
+func setDefault(d *time.Duration, value time.Duration) {
+	if *d == 0 {
+		*d = value
+	}
 }
 
-// Start runs a guest and returns when its first instruction is about to run.
-// It compiles the module if the cache doesn't have it, or has it torn. The
-// guest lives on when this process dies.
-//
-// Errors are those of Compile, ErrStart or ErrExists; the guest doesn't run
-// after an error.
-func (r *Runtime) Start(ctx context.Context, spec Spec) (*Process, error) {
-	return nil, errTODO
+// boardMemory is the machine's memory in bytes, 0 if unknown.
+func boardMemory() int64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return 1 << 30
+	}
+	return int64(info.Totalram) * int64(info.Unit)
 }
-
-// Attach takes over the guest of a bundle directory after a restart of the
-// caller. The guest may have ended meanwhile: then the Process is done, and
-// its ExitStatus says what can still be known. ErrNotStarted if the bundle
-// never had a process.
-func (r *Runtime) Attach(dir string) (*Process, error) {
-	return nil, errTODO
-}
-
-// Forget removes the module with that digest from the cache.
-func (r *Runtime) Forget(digest string) error { return errTODO }

@@ -39,6 +39,9 @@ const resolveFlags = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS
 // open opens path beneath dir. It is the only way by which a guest's path
 // reaches the kernel with more than one component.
 func (s *System) open(dir int, path string, flags int, mode uint32) (int, error) {
+	if flags&unix.O_CREAT == 0 {
+		mode = 0 // openat2 insists
+	}
 	if !s.noOpenat2 {
 		for tries := 0; ; tries++ {
 			fd, err := unix.Openat2(dir, path, &unix.OpenHow{

@@ -155,6 +155,12 @@ func (s *System) Instantiate(ctx context.Context, r wazero.Runtime, names []stri
 		}
 		b.NewFunctionBuilder().WithGoModuleFunction(
 			api.GoModuleFunc(func(_ context.Context, mod api.Module, stack []uint64) {
+				// The upper half of an i32's slot is anything.
+				for i, t := range params {
+					if t == api.ValueTypeI32 {
+						stack[i] = uint64(uint32(stack[i]))
+					}
+				}
 				e := fn(s, memory{mod.Memory()}, stack)
 				if len(results) == 1 {
 					stack[0] = uint64(e)

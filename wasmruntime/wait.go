@@ -1,0 +1,182 @@
+package wasmruntime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
+)
+
+// adoptPidfd has the poller watch the process. fd may be -1.
+func (p *Process) adoptPidfd(fd int) error {
+	if fd < 0 {
+		return nil
+	}
+	// Non-blocking, or os.NewFile wouldn't give it to the poller.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil // a kernel without PIDFD_NONBLOCK: watch by looking
+	}
+	p.pidfd = os.NewFile(uintptr(fd), "pidfd")
+	return nil
+}
+
+// watch waits for the end of the process, which takes no thread, and works
+// out how it ended. It is the process's own goroutine.
+func (p *Process) watch() {
+	if !p.waitPidfd() {
+		for !p.state.Gone() {
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	p.mu.Lock()
+	p.reap()
+	p.ended = true
+	p.mu.Unlock()
+	p.finish()
+}
+
+// waitPidfd returns true when the process has ended, false if that can't be
+// told by pidfd.
+func (p *Process) waitPidfd() bool {
+	if p.pidfd == nil {
+		return false
+	}
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ended := false
+	err = raw.Read(func(fd uintptr) bool {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, 0)
+		ended = err == nil && n == 1
+		return ended
+	})
+	return err == nil && ended
+}
+
+// reap takes the wait status of a child.
+func (p *Process) reap() {
+	if !p.child || p.wait != nil {
+		return
+	}
+	for {
+		var ws syscall.WaitStatus
+		pid, err := syscall.Wait4(p.state.PID, &ws, 0, nil)
+		if errors.Is(err, syscall.EINTR) {
+			continue
+		}
+		if err == nil && pid == p.state.PID {
+			p.wait = &ws
+		}
+		return
+	}
+}
+
+// finish works out how the guest ended, records it for whoever attaches
+// later, and wakes those who wait.
+func (p *Process) finish() {
+	p.mu.Lock()
+	p.ended = true
+	p.mu.Unlock()
+	p.exit = p.howItEnded()
+	if p.pidfd != nil {
+		p.pidfd.Close()
+	}
+	close(p.done)
+}
+
+func (p *Process) howItEnded() ExitStatus {
+	var st ExitStatus
+	if bundle.ReadJSON(p.spec.Dir, bundle.ExitFile, &st) == nil {
+		return st
+	}
+	st = p.without()
+	st.FinishedAt, st.BootID = p.now(), p.state.BootID
+	if boot, err := bundle.BootID(); err == nil && boot == p.state.BootID {
+		var ts unix.Timespec
+		if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) == nil {
+			st.MonotonicNS = ts.Nano()
+		}
+	}
+	if err := bundle.WriteJSON(p.spec.Dir, bundle.ExitFile, st); err != nil {
+		p.log.Warn("can't record how the guest ended", "id", p.spec.ID, "err", err)
+	}
+	return st
+}
+
+// without is the exit status of a guest that left no record.
+func (p *Process) without() ExitStatus {
+	name := p.spec.ModuleName()
+	ws, known := p.waitStatus()
+	var stop bundle.Stop
+	stopped := bundle.ReadJSON(p.spec.Dir, bundle.StopFile, &stop) == nil
+	killed := !known || ws.Signaled() && ws.Signal() == syscall.SIGKILL
+	askedToKill := stopped && syscall.Signal(stop.Signal) == syscall.SIGKILL
+	switch {
+	case killed && !askedToKill && p.cgroup != nil && p.cgroup.OOMKills() > 0:
+		return ExitStatus{Code: 137, Signal: 9, Reason: ReasonOOMKilled, Message: fmt.Sprintf("module %s used more memory than its limit", name)}
+	case known && ws.Signaled():
+		return bySignal(ws.Signal())
+	case known:
+		return ExitStatus{Code: ws.ExitStatus(), Reason: ReasonError,
+			Message: fmt.Sprintf("the runner of module %s ended with code %d and left no record; the end of stderr may say why", name, ws.ExitStatus())}
+	case stopped:
+		return bySignal(syscall.Signal(stop.Signal))
+	}
+	return ExitStatus{Code: 255, Reason: ReasonUnknown, Message: fmt.Sprintf("module %s ended while nobody watched, and left no record", name)}
+}
+
+func bySignal(sig syscall.Signal) ExitStatus {
+	return ExitStatus{Code: 128 + int(sig), Signal: int(sig), Reason: ReasonError}
+}
+
+// pidfdInfo is the kernel's struct pidfd_info, first version.
+type pidfdInfo struct {
+	mask, cgroup                                                  uint64
+	pid, tgid, ppid, ruid, rgid, euid, egid, suid, sgid, fsu, fsg uint32
+	exitCode                                                      int32
+}
+
+const (
+	pidfdGetInfo  = 0xc040ff0b // _IOWR(0xff, 11, 64 bytes)
+	pidfdInfoExit = 1 << 3
+)
+
+// waitStatus is what reaping said, or, for a process that another one reaped,
+// what the kernel tells by pidfd since Linux 6.15.
+func (p *Process) waitStatus() (syscall.WaitStatus, bool) {
+	if p.wait != nil {
+		return *p.wait, true
+	}
+	if p.pidfd == nil {
+		return 0, false
+	}
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	// Its new parent may be slow to reap it, and only then is there a code.
+	for range 20 {
+		info := pidfdInfo{mask: pidfdInfoExit}
+		var e unix.Errno
+		err := raw.Control(func(fd uintptr) {
+			_, _, e = unix.Syscall(unix.SYS_IOCTL, fd, pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+		})
+		if err != nil || e != 0 && e != unix.ESRCH {
+			return 0, false
+		}
+		if e == 0 && info.mask&pidfdInfoExit != 0 {
+			return syscall.WaitStatus(info.exitCode), true
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return 0, false
+}
