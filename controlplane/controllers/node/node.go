@@ -34,6 +34,8 @@ type Controller struct {
 	mu sync.Mutex
 	// known remembers nodes that were seen, by name, for the events that say they came and went.
 	known map[string]seen
+	// started is when the controller was made: older nodes are no news.
+	started metav1.Time
 }
 
 type seen struct {
@@ -55,6 +57,7 @@ func New(client kubernetes.Interface, factory informers.SharedInformerFactory, o
 		nodes:    nodes.Lister(),
 		podIndex: pods.GetIndexer(),
 		known:    map[string]seen{},
+		started:  metav1.NewTime(opts.Clock.Now()),
 	}
 	c.Reconciler = reconciler.New("node", c.reconcile, opts, 0, 0)
 	// Pods are watched so that Run waits for them; their events are no reason to look at a node.
@@ -98,6 +101,9 @@ func (c *Controller) note(node *v1.Node) {
 	if ok && before.uid != node.UID {
 		c.event(node.Name, before.uid, "RemovingNode", fmt.Sprintf("Node %s event: Removing Node %s from Controller", node.Name, node.Name))
 	}
+	if !ok && node.CreationTimestamp.Before(&c.started) {
+		return // after a start of ours: a thousand nodes would be a thousand writes that say nothing
+	}
 	if !ok || before.uid != node.UID {
 		c.event(node.Name, node.UID, "RegisteredNode", fmt.Sprintf("Node %s event: Registered Node %s in Controller", node.Name, node.Name))
 		return
@@ -122,19 +128,17 @@ func (c *Controller) event(name string, uid types.UID, reason, message string) {
 	c.opts.Recorder.Event(ref, v1.EventTypeNormal, reason, message)
 }
 
-// own says which taints follow from conditions: of these keys and effects, and no others, taints are taken off.
-var own = func() map[v1.Taint]bool {
-	m := map[v1.Taint]bool{}
-	for _, key := range []string{
-		v1.TaintNodeNotReady, v1.TaintNodeUnreachable, v1.TaintNodeUnschedulable, v1.TaintNodeMemoryPressure,
-		v1.TaintNodeDiskPressure, v1.TaintNodePIDPressure, v1.TaintNodeNetworkUnavailable,
-	} {
-		m[v1.Taint{Key: key, Effect: v1.TaintEffectNoSchedule}] = true
+// own reports whether a taint is one that follows from conditions: of these keys and effects, and no others, taints are
+// taken off.
+func own(t *v1.Taint) bool {
+	switch t.Key {
+	case v1.TaintNodeNotReady, v1.TaintNodeUnreachable:
+		return t.Effect == v1.TaintEffectNoSchedule || t.Effect == v1.TaintEffectNoExecute
+	case v1.TaintNodeUnschedulable, v1.TaintNodeMemoryPressure, v1.TaintNodeDiskPressure, v1.TaintNodePIDPressure, v1.TaintNodeNetworkUnavailable:
+		return t.Effect == v1.TaintEffectNoSchedule
 	}
-	m[v1.Taint{Key: v1.TaintNodeNotReady, Effect: v1.TaintEffectNoExecute}] = true
-	m[v1.Taint{Key: v1.TaintNodeUnreachable, Effect: v1.TaintEffectNoExecute}] = true
-	return m
-}()
+	return false
+}
 
 // wantedTaints are the taints that follow from a node's conditions and spec.unschedulable.
 func wantedTaints(node *v1.Node) []v1.Taint {
@@ -174,7 +178,7 @@ func (c *Controller) setTaints(ctx context.Context, node *v1.Node) error {
 	changed := false
 	var taints []v1.Taint
 	for _, t := range node.Spec.Taints {
-		if own[v1.Taint{Key: t.Key, Effect: t.Effect}] && !taintutil.TaintExists(wanted, &t) {
+		if own(&t) && !taintutil.TaintExists(wanted, &t) {
 			changed = true
 			continue
 		}

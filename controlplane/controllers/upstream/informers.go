@@ -1,0 +1,201 @@
+package upstream
+
+import (
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/informers/admissionregistration"
+	"k8s.io/client-go/informers/apps"
+	"k8s.io/client-go/informers/autoscaling"
+	"k8s.io/client-go/informers/batch"
+	"k8s.io/client-go/informers/certificates"
+	"k8s.io/client-go/informers/core"
+	"k8s.io/client-go/informers/discovery"
+	"k8s.io/client-go/informers/internalinterfaces"
+	"k8s.io/client-go/informers/networking"
+	"k8s.io/client-go/informers/policy"
+	"k8s.io/client-go/informers/rbac"
+	"k8s.io/client-go/informers/resource"
+	"k8s.io/client-go/informers/scheduling"
+	"k8s.io/client-go/informers/storage"
+	"k8s.io/client-go/tools/cache"
+)
+
+// Trim is the transform of typed informers: field managers are no concern of ours and often half of an object.
+func Trim(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil && m.GetManagedFields() != nil {
+		m.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+// TrimMetadata is the transform of metadata informers: garbage collection goes by owners, finalizers and UIDs, gates by
+// labels; annotations (kubectl's copy of the whole object among them) are not read.
+func TrimMetadata(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil {
+		m.SetManagedFields(nil)
+		m.SetAnnotations(nil)
+	}
+	return obj, nil
+}
+
+func selectFields(selector string) func(*metav1.ListOptions) {
+	return func(o *metav1.ListOptions) { o.FieldSelector = selector }
+}
+
+// handlers remembers event handlers, to take them off.
+type handlers struct {
+	mu   sync.Mutex
+	list []func()
+}
+
+func (h *handlers) add(informer cache.SharedIndexInformer, handle cache.ResourceEventHandlerRegistration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.list = append(h.list, func() { _ = informer.RemoveEventHandler(handle) })
+}
+
+func (h *handlers) remove() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, off := range h.list {
+		off()
+	}
+	h.list = nil
+}
+
+// tracked is a shared factory whose informers remember the handlers added through it. Upstream's controllers never take
+// theirs off, for they end with the process.
+type tracked struct {
+	informers.SharedInformerFactory
+	handlers *handlers
+}
+
+func (t tracked) InformerFor(obj runtime.Object, new internalinterfaces.NewInformerFunc) cache.SharedIndexInformer {
+	return trackedInformer{t.SharedInformerFactory.InformerFor(obj, new), t.handlers}
+}
+
+func (t tracked) ForResource(kind schema.GroupVersionResource) (informers.GenericInformer, error) {
+	generic, err := t.SharedInformerFactory.ForResource(kind)
+	if err != nil {
+		return nil, err
+	}
+	return trackedGeneric{generic, t.handlers}, nil
+}
+
+// The groups' accessors are bound to the factory that they are called on, so those in use are bound to this one.
+func (t tracked) Admissionregistration() admissionregistration.Interface {
+	return admissionregistration.New(t, "", nil)
+}
+func (t tracked) Apps() apps.Interface                 { return apps.New(t, "", nil) }
+func (t tracked) Autoscaling() autoscaling.Interface   { return autoscaling.New(t, "", nil) }
+func (t tracked) Batch() batch.Interface               { return batch.New(t, "", nil) }
+func (t tracked) Certificates() certificates.Interface { return certificates.New(t, "", nil) }
+func (t tracked) Core() core.Interface                 { return core.New(t, "", nil) }
+func (t tracked) Discovery() discovery.Interface       { return discovery.New(t, "", nil) }
+func (t tracked) Networking() networking.Interface     { return networking.New(t, "", nil) }
+func (t tracked) Policy() policy.Interface             { return policy.New(t, "", nil) }
+func (t tracked) Rbac() rbac.Interface                 { return rbac.New(t, "", nil) }
+func (t tracked) Resource() resource.Interface         { return resource.New(t, "", nil) }
+func (t tracked) Scheduling() scheduling.Interface     { return scheduling.New(t, "", nil) }
+func (t tracked) Storage() storage.Interface           { return storage.New(t, "", nil) }
+
+type trackedGeneric struct {
+	informers.GenericInformer
+	handlers *handlers
+}
+
+func (t trackedGeneric) Informer() cache.SharedIndexInformer {
+	return trackedInformer{t.GenericInformer.Informer(), t.handlers}
+}
+
+type trackedInformer struct {
+	cache.SharedIndexInformer
+	handlers *handlers
+}
+
+func (t trackedInformer) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
+	return t.note(t.SharedIndexInformer.AddEventHandler(h))
+}
+
+func (t trackedInformer) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, d time.Duration) (cache.ResourceEventHandlerRegistration, error) {
+	return t.note(t.SharedIndexInformer.AddEventHandlerWithResyncPeriod(h, d))
+}
+
+func (t trackedInformer) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
+	return t.note(t.SharedIndexInformer.AddEventHandlerWithOptions(h, o))
+}
+
+func (t trackedInformer) note(handle cache.ResourceEventHandlerRegistration, err error) (cache.ResourceEventHandlerRegistration, error) {
+	if err == nil {
+		t.handlers.add(t.SharedIndexInformer, handle)
+	}
+	return handle, err
+}
+
+// AddIndexers adds those that an earlier run of the controller has not added. Indexes stay.
+func (t trackedInformer) AddIndexers(add cache.Indexers) error {
+	return t.SharedIndexInformer.AddIndexers(missing(t.SharedIndexInformer.GetIndexer(), add))
+}
+
+func (t trackedInformer) GetIndexer() cache.Indexer { return onceIndexer{t.SharedIndexInformer.GetIndexer()} }
+
+type onceIndexer struct{ cache.Indexer }
+
+func (o onceIndexer) AddIndexers(add cache.Indexers) error {
+	return o.Indexer.AddIndexers(missing(o.Indexer, add))
+}
+
+func missing(indexer cache.Indexer, add cache.Indexers) cache.Indexers {
+	have, out := indexer.GetIndexers(), cache.Indexers{}
+	for name, index := range add {
+		if _, ok := have[name]; !ok {
+			out[name] = index
+		}
+	}
+	return out
+}
+
+// hot are the kinds that our controllers and the hub hold in full at all times. Garbage collection uses the same
+// informers; of all other kinds it watches metadata only.
+var hot = []schema.GroupVersionResource{
+	gvr("", "v1", "pods"), gvr("", "v1", "nodes"), gvr("", "v1", "services"), gvr("", "v1", "namespaces"), gvr("", "v1", "serviceaccounts"),
+	gvr("apps", "v1", "deployments"), gvr("apps", "v1", "replicasets"), gvr("apps", "v1", "daemonsets"), gvr("apps", "v1", "controllerrevisions"),
+	gvr("batch", "v1", "jobs"), gvr("discovery.k8s.io", "v1", "endpointslices"), gvr("rbac.authorization.k8s.io", "v1", "clusterroles"),
+}
+
+// quotaInFull are the kinds of which quota reads more than metadata.
+var quotaInFull = []schema.GroupVersionResource{
+	persistentVolumeClaims, gvr("resource.k8s.io", "v1", "resourceclaims"),
+}
+
+// mixed returns informers by resource: typed ones for the given kinds, else of metadata.
+func (k *kit) mixed(inFull ...[]schema.GroupVersionResource) mixed {
+	m := mixed{kit: k, inFull: map[schema.GroupVersionResource]bool{}}
+	for _, list := range inFull {
+		for _, kind := range list {
+			m.inFull[kind] = true
+		}
+	}
+	return m
+}
+
+type mixed struct {
+	kit    *kit
+	inFull map[schema.GroupVersionResource]bool
+}
+
+func (m mixed) ForResource(kind schema.GroupVersionResource) (informers.GenericInformer, error) {
+	if m.inFull[kind] {
+		return m.kit.Factory.ForResource(kind)
+	}
+	return trackedGeneric{m.kit.deps.Metadata.ForResource(kind), m.kit.handlers}, nil
+}
+
+func (m mixed) Start(<-chan struct{}) { m.kit.startInformers() }
+

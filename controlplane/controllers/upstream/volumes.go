@@ -1,0 +1,124 @@
+package upstream
+
+import (
+	"context"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/kubernetes/pkg/controller/volume/attachdetach"
+	"k8s.io/kubernetes/pkg/controller/volume/ephemeral"
+	"k8s.io/kubernetes/pkg/controller/volume/persistentvolume"
+	"k8s.io/kubernetes/pkg/controller/volume/pvcprotection"
+	"k8s.io/kubernetes/pkg/controller/volume/pvprotection"
+	"k8s.io/kubernetes/pkg/controller/volume/vacprotection"
+	"k8s.io/kubernetes/pkg/volume"
+	"k8s.io/kubernetes/pkg/volume/csi"
+	"k8s.io/kubernetes/pkg/volume/hostpath"
+)
+
+const (
+	// binderSync is how often all claims and volumes are looked at again, from the cache, upstream's default.
+	binderSync = 15 * time.Second
+	// attachSync is how often attached volumes are compared with what should be.
+	attachSync = time.Minute
+	// recyclerTimeout bounds a pod that wipes a volume: upstream's minimum and increment per GiB.
+	recyclerMinimum, recyclerIncrement = 60, 30
+)
+
+func (s *Set) volumeBinder(ctx context.Context, k *kit) (func(context.Context), error) {
+	client, err := s.client("persistent-volume-binder")
+	if err != nil {
+		return nil, err
+	}
+	core := k.Factory.Core().V1()
+	c, err := persistentvolume.NewController(ctx, persistentvolume.ControllerParameters{
+		KubeClient: client,
+		SyncPeriod: binderSync,
+		VolumePlugins: hostpath.ProbeVolumePlugins(volume.VolumeConfig{
+			RecyclerMinimumTimeout:   recyclerMinimum,
+			RecyclerTimeoutIncrement: recyclerIncrement,
+			RecyclerPodTemplate:      volume.NewPersistentVolumeRecyclerPodTemplate(),
+		}),
+		VolumeInformer:            core.PersistentVolumes(),
+		ClaimInformer:             core.PersistentVolumeClaims(),
+		ClassInformer:             k.Factory.Storage().V1().StorageClasses(),
+		PodInformer:               core.Pods(),
+		NodeInformer:              core.Nodes(),
+		EnableDynamicProvisioning: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.Run, nil
+}
+
+func (s *Set) volumeProtection(ctx context.Context, k *kit) (func(context.Context), error) {
+	client, err := s.client("pv-protection-controller")
+	if err != nil {
+		return nil, err
+	}
+	c := pvprotection.NewPVProtectionController(s.logger, k.Factory.Core().V1().PersistentVolumes(), client)
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func (s *Set) claimProtection(ctx context.Context, k *kit) (func(context.Context), error) {
+	client, err := s.client("pvc-protection-controller")
+	if err != nil {
+		return nil, err
+	}
+	c, err := pvcprotection.NewPVCProtectionController(s.logger, k.Factory.Core().V1().PersistentVolumeClaims(), k.Factory.Core().V1().Pods(), client)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func (s *Set) attributesProtection(ctx context.Context, k *kit) (func(context.Context), error) {
+	client, err := s.client("volumeattributesclass-protection-controller")
+	if err != nil {
+		return nil, err
+	}
+	core := k.Factory.Core().V1()
+	c, err := vacprotection.NewVACProtectionController(s.logger, client, core.PersistentVolumeClaims(), core.PersistentVolumes(), k.Factory.Storage().V1().VolumeAttributesClasses())
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func (s *Set) ephemeralVolumes(ctx context.Context, k *kit) (func(context.Context), error) {
+	client, err := s.client("ephemeral-volume-controller")
+	if err != nil {
+		return nil, err
+	}
+	core := k.Factory.Core().V1()
+	c, err := ephemeral.NewController(ctx, client, core.Pods(), core.PersistentVolumeClaims())
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+func (s *Set) attachDetach(ctx context.Context, k *kit) (func(context.Context), error) {
+	client, err := s.client("attachdetach-controller")
+	if err != nil {
+		return nil, err
+	}
+	core, storage := k.Factory.Core().V1(), k.Factory.Storage().V1()
+	c, err := attachdetach.NewAttachDetachController(ctx, client, core.Pods(), core.Nodes(), core.PersistentVolumeClaims(), core.PersistentVolumes(),
+		storage.CSINodes(), storage.CSIDrivers(), storage.VolumeAttachments(), csi.ProbeVolumePlugins(), nil,
+		false, attachSync, true /* an away node keeps its volumes: it may be using them */, attachdetach.DefaultTimerConfig)
+	if err != nil {
+		return nil, err
+	}
+	return c.Run, nil
+}
+
+func hasEphemeralVolume(pod *v1.Pod) bool {
+	for i := range pod.Spec.Volumes {
+		if pod.Spec.Volumes[i].Ephemeral != nil {
+			return true
+		}
+	}
+	return false
+}
