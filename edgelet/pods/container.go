@@ -1,0 +1,207 @@
+package pods
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	v1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-edge/coracle/edgelet/images"
+	"github.com/coracle-edge/coracle/edgelet/volumes"
+)
+
+const etcHosts = "/etc/hosts"
+
+// containerConfig translates a container into CRI. ips are the pod's.
+func (m *Manager) containerConfig(pod *v1.Pod, c *v1.Container, img images.Image, mounted volumes.Mounted, ips []string, restartCount int32) (*runtimeapi.ContainerConfig, error) {
+	env, err := m.environment(pod, c)
+	if err != nil {
+		return nil, err
+	}
+	sc, err := securityContext(pod, c, img)
+	if err != nil {
+		return nil, err
+	}
+	cfg := &runtimeapi.ContainerConfig{
+		Metadata:    &runtimeapi.ContainerMetadata{Name: c.Name, Attempt: uint32(restartCount)},
+		Image:       &runtimeapi.ImageSpec{Image: img.Ref, UserSpecifiedImage: c.Image},
+		Command:     expandAll(c.Command, env),
+		Args:        expandAll(c.Args, env),
+		WorkingDir:  c.WorkingDir,
+		Envs:        keyValues(env),
+		Labels:      containerLabels(pod, c),
+		Annotations: containerAnnotations(pod, c, restartCount),
+		LogPath:     filepath.Join(c.Name, strconv.Itoa(int(restartCount))+".log"),
+		Stdin:       c.Stdin, StdinOnce: c.StdinOnce, Tty: c.TTY,
+		StopSignal: stopSignal(c),
+		Linux: &runtimeapi.LinuxContainerConfig{
+			Resources:       containerResources(pod, c, m.memoryCapacity()),
+			SecurityContext: sc,
+		},
+	}
+	if img.Kind == images.KindWasm {
+		if l := listens(c); l != "" {
+			cfg.Annotations[AnnotationListen] = l
+		}
+	}
+	if cfg.Mounts, err = m.mounts(pod, c, mounted, env, ips); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(m.logDir(pod.Namespace, pod.Name, string(pod.UID)), c.Name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("create container log directory for container %s failed: %w", c.Name, err)
+	}
+	return cfg, nil
+}
+
+// listens are the sockets a Wasm container is handed: WASI lets it accept, not
+// bind. Its ports' order is their order.
+func listens(c *v1.Container) string {
+	var out []string
+	for _, p := range c.Ports {
+		proto := strings.ToLower(string(p.Protocol))
+		if proto == "" {
+			proto = "tcp"
+		}
+		if proto == "tcp" {
+			out = append(out, net.JoinHostPort("0.0.0.0", strconv.Itoa(int(p.ContainerPort)))+"/"+proto)
+		}
+	}
+	return strings.Join(out, ",")
+}
+
+func stopSignal(c *v1.Container) runtimeapi.Signal {
+	if c.Lifecycle == nil || c.Lifecycle.StopSignal == nil {
+		return runtimeapi.Signal_RUNTIME_DEFAULT
+	}
+	// The API's names are CRI's, but for the real-time ones.
+	name := strings.NewReplacer("RTMIN+", "RTMINPLUS", "RTMAX-", "RTMAXMINUS").Replace(string(*c.Lifecycle.StopSignal))
+	return runtimeapi.Signal(runtimeapi.Signal_value[name])
+}
+
+// mounts are a container's volumes, its hosts file and its termination log.
+func (m *Manager) mounts(pod *v1.Pod, c *v1.Container, mounted volumes.Mounted, env map[string]string, ips []string) ([]*runtimeapi.Mount, error) {
+	var out []*runtimeapi.Mount
+	hosts := len(ips) > 0 || pod.Spec.HostNetwork
+	for i := range c.VolumeMounts {
+		vm := &c.VolumeMounts[i]
+		path, ok := mounted.Paths[vm.Name]
+		if !ok {
+			return nil, fmt.Errorf("cannot find volume %q to mount into container %q", vm.Name, c.Name)
+		}
+		sub := vm.SubPath
+		if vm.SubPathExpr != "" {
+			var err error
+			if sub, err = expandStrict(vm.SubPathExpr, env); err != nil {
+				return nil, fmt.Errorf("subPathExpr of volumeMount %q of container %q: %w", vm.Name, c.Name, err)
+			}
+		}
+		if sub != "" {
+			var err error
+			if path, err = m.cfg.Volumes.SubPath(string(pod.UID), c.Name, i, path, sub); err != nil {
+				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, c.Name, err)
+			}
+		}
+		target := vm.MountPath
+		if !filepath.IsAbs(target) {
+			target = "/" + target
+		}
+		hosts = hosts && target != etcHosts
+		out = append(out, &runtimeapi.Mount{HostPath: path, ContainerPath: target,
+			Readonly:    vm.ReadOnly || mounted.ReadOnly[vm.Name],
+			Propagation: propagation(vm.MountPropagation)})
+	}
+	if hosts {
+		path, err := m.writeHosts(pod, ips)
+		if err != nil {
+			return nil, fmt.Errorf("writing the hosts file: %w", err)
+		}
+		out = append(out, &runtimeapi.Mount{HostPath: path, ContainerPath: etcHosts})
+	}
+	if c.TerminationMessagePath != "" {
+		path, err := m.terminationLog(pod, c)
+		if err != nil {
+			return nil, fmt.Errorf("making the termination log: %w", err)
+		}
+		out = append(out, &runtimeapi.Mount{HostPath: path, ContainerPath: c.TerminationMessagePath})
+	}
+	return out, nil
+}
+
+// expandStrict is expand for paths: what isn't defined is an error, because it
+// would become part of a name.
+func expandStrict(in string, env map[string]string) (string, error) {
+	var missing []string
+	out := expand(in, func(name string) (string, bool) {
+		v, ok := env[name]
+		if !ok {
+			missing = append(missing, name)
+		}
+		return v, ok
+	})
+	if len(missing) > 0 {
+		return "", fmt.Errorf("%w: missing value for %s", ErrEnv, strings.Join(missing, ", "))
+	}
+	return out, nil
+}
+
+func propagation(mode *v1.MountPropagationMode) runtimeapi.MountPropagation {
+	switch deref(mode, v1.MountPropagationNone) {
+	case v1.MountPropagationHostToContainer:
+		return runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+	case v1.MountPropagationBidirectional:
+		return runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
+	}
+	return runtimeapi.MountPropagation_PROPAGATION_PRIVATE
+}
+
+// terminationLog makes a file of its own for each run of a container, writable
+// to whatever user it runs as, and removes those of runs long past.
+func (m *Manager) terminationLog(pod *v1.Pod, c *v1.Container) (string, error) {
+	dir := filepath.Join(m.podDir(string(pod.UID)), "containers", c.Name)
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return "", err
+	}
+	if old, err := os.ReadDir(dir); err == nil && len(old) > 4 {
+		pruneOldest(dir, old, 4)
+	}
+	var id [4]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, hex.EncodeToString(id[:]))
+	if err := os.WriteFile(path, nil, 0o666); err != nil {
+		return "", err
+	}
+	return path, os.Chmod(path, 0o666)
+}
+
+func pruneOldest(dir string, entries []os.DirEntry, keep int) {
+	type aged struct {
+		name string
+		at   int64
+	}
+	var files []aged
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil {
+			files = append(files, aged{e.Name(), info.ModTime().UnixNano()})
+		}
+	}
+	for len(files) > keep {
+		oldest := 0
+		for i := range files {
+			if files[i].at < files[oldest].at {
+				oldest = i
+			}
+		}
+		_ = os.Remove(filepath.Join(dir, files[oldest].name))
+		files = append(files[:oldest], files[oldest+1:]...)
+	}
+}

@@ -1,0 +1,615 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-edge/coracle/edgelet/images"
+	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
+	"github.com/coracle-edge/coracle/edgelet/volumes"
+)
+
+// Node is what pods need to know of the node they run on.
+type Node interface {
+	Name() string
+	Labels() map[string]string
+	Allocatable() v1.ResourceList
+	MemoryCapacity() int64
+	// HostIPs are the node's addresses, the first one being its own; empty if it
+	// has none now.
+	HostIPs() []string
+}
+
+// Defaults of [Config].
+const (
+	DefaultRelist      = time.Minute
+	fallbackRelist     = time.Second // without events, as a kubelet
+	DefaultLogMaxSize  = 1 << 20
+	DefaultLogMaxFiles = 3
+)
+
+// Config configures a [Manager]. Runtime, Store, Images, Volumes, Node and
+// LogsDir are required.
+type Config struct {
+	Runtime Runtime
+	Store   Store
+	Images  *images.Puller
+	Volumes *volumes.Manager
+	Node    Node
+	// LogsDir is where container logs lie, laid out as /var/log/pods.
+	LogsDir string
+
+	// ResolvConf is the node's; /etc/resolv.conf if empty.
+	ResolvConf    string
+	ClusterDomain string   // cluster.local if empty
+	ClusterDNS    []string // none: pods use the node's resolver
+	// Services returns the raw Services this node has; may be nil.
+	Services func() [][]byte
+
+	// CgroupRoot is the cgroup below which pods get theirs, such as "/kubepods".
+	// Empty leaves it to the runtime, as it must be without root.
+	CgroupRoot string
+
+	// Relist is how often the runtime is asked for everything although it reports
+	// events: [DefaultRelist] if 0.
+	Relist time.Duration
+	// Parallel is how many pods are started at the same time; if 0, twice the
+	// number of CPUs, but two at least.
+	Parallel int
+	// LogMaxSize in bytes and LogMaxFiles bound the logs of one container.
+	LogMaxSize  int64
+	LogMaxFiles int
+
+	// Probes is asked about running containers; nil means that all are well.
+	Probes Probes
+
+	Log *slog.Logger
+	// Now is the wall clock, for time stamps only; time.Now if nil. Durations are
+	// measured on the monotonic clock.
+	Now func() time.Time
+}
+
+// Probes is the seam where health checks come in.
+type Probes interface {
+	Started(podUID, container, containerID string) bool
+	Ready(podUID, container, containerID string) bool
+	// Failing reports that a container must be restarted, and which probe
+	// ("liveness", "startup") says so.
+	Failing(containerID string) (probe string, yes bool)
+}
+
+// Manager runs the pods of one node.
+type Manager struct {
+	cfg     Config
+	log     *slog.Logger
+	cgroups cgroups
+	slots   chan struct{}
+	ready   chan struct{}
+
+	runtimeName string // set before ready is closed
+
+	mu       sync.Mutex
+	workers  map[string]*worker // by UID
+	gone     map[string]bool    // UIDs that ended and are still desired
+	static   []Object
+	staticOK bool
+	kick     chan struct{}
+	wg       sync.WaitGroup
+}
+
+// New returns a Manager.
+func New(c Config) (*Manager, error) {
+	switch {
+	case c.Runtime == nil, c.Store == nil, c.Images == nil, c.Volumes == nil, c.Node == nil, c.LogsDir == "":
+		return nil, errors.New("pods: Runtime, Store, Images, Volumes, Node and LogsDir are required")
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.ResolvConf == "" {
+		c.ResolvConf = "/etc/resolv.conf"
+	}
+	if c.ClusterDomain == "" {
+		c.ClusterDomain = "cluster.local"
+	}
+	if c.Relist == 0 {
+		c.Relist = DefaultRelist
+	}
+	if c.Parallel <= 0 {
+		c.Parallel = max(2*runtime.NumCPU(), 2)
+	}
+	if c.LogMaxSize <= 0 {
+		c.LogMaxSize = DefaultLogMaxSize
+	}
+	if c.LogMaxFiles <= 0 {
+		c.LogMaxFiles = DefaultLogMaxFiles
+	}
+	return &Manager{cfg: c, log: c.Log, slots: make(chan struct{}, c.Parallel), ready: make(chan struct{}),
+		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}, nil
+}
+
+// Ready is closed once the runtime answered and every pod that should run has
+// its worker.
+func (m *Manager) Ready() <-chan struct{} { return m.ready }
+
+// SetStatic gives the manager the pods of this node's own folder. Until it was
+// called, no static pod that runs is stopped.
+func (m *Manager) SetStatic(pods []Object) {
+	m.mu.Lock()
+	m.static, m.staticOK = pods, true
+	m.mu.Unlock()
+	m.signal()
+}
+
+func (m *Manager) signal() {
+	select {
+	case m.kick <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps the node's pods as they should be until ctx ends. Containers are
+// left as they are then: they outlive the agent.
+func (m *Manager) Run(ctx context.Context) error {
+	defer m.wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := m.awaitRuntime(ctx); err != nil {
+		return nil // ctx ended
+	}
+	seen, err := m.listAll(ctx)
+	for err != nil {
+		m.log.Warn("the runtime doesn't list what it runs, trying again", "err", err)
+		if !sleep(ctx, time.Second) {
+			return nil
+		}
+		seen, err = m.listAll(ctx)
+	}
+	if err := m.reconcile(ctx, seen); err != nil {
+		return err
+	}
+	close(m.ready)
+
+	m.wg.Go(func() { m.rotateLogs(ctx) })
+	relist := make(chan struct{}, 1)
+	m.wg.Go(func() { m.watchRuntime(ctx, relist) })
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.cfg.Store.Changed():
+			err = m.reconcile(ctx, nil)
+		case <-m.kick:
+			err = m.reconcile(ctx, nil)
+		case <-relist:
+			var now map[string]seenPod
+			if now, err = m.listAll(ctx); err == nil {
+				m.wakeChanged(seen, now)
+				seen = now
+				err = m.reconcile(ctx, now)
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			m.log.Error("reconciling pods failed, trying again", "err", err)
+			time.AfterFunc(time.Second, m.signal)
+		}
+	}
+}
+
+func (m *Manager) awaitRuntime(ctx context.Context) error {
+	for delay := 50 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		v, err := m.cfg.Runtime.Version(call, &runtimeapi.VersionRequest{})
+		if err == nil {
+			var driver runtimeapi.CgroupDriver
+			if rc, err := m.cfg.Runtime.RuntimeConfig(call, &runtimeapi.RuntimeConfigRequest{}); err == nil {
+				driver = rc.GetLinux().GetCgroupDriver()
+			} else {
+				driver = runtimeapi.CgroupDriver_CGROUPFS
+			}
+			cancel()
+			m.runtimeName = v.RuntimeName
+			m.cgroups = cgroups{root: m.cfg.CgroupRoot, systemd: m.cfg.CgroupRoot != "" && driver == runtimeapi.CgroupDriver_SYSTEMD}
+			m.log.Info("container runtime", "name", v.RuntimeName, "version", v.RuntimeVersion, "cgroupDriver", driver)
+			return nil
+		}
+		cancel()
+		m.log.Warn("the container runtime doesn't answer, trying again", "err", err, "in", delay)
+		if !sleep(ctx, delay) {
+			return ctx.Err()
+		}
+	}
+}
+
+// seenPod is what a list of the runtime shows of a pod.
+type seenPod struct {
+	namespace, name string
+	grace           int64
+	states          uint64 // changes when the state of any of its parts does
+}
+
+func (m *Manager) listAll(ctx context.Context) (map[string]seenPod, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	sandboxes, err := m.cfg.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("listing sandboxes: %w", err)
+	}
+	containers, err := m.cfg.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("listing containers: %w", err)
+	}
+	out := map[string]seenPod{}
+	add := func(labels, annotations map[string]string, id string, state int32) {
+		uid := labels[labelPodUID]
+		if uid == "" {
+			return // not a pod's
+		}
+		p := out[uid]
+		p.namespace, p.name = labels[labelPodNamespace], labels[labelPodName]
+		if g := parseGrace(annotations); g > 0 {
+			p.grace = g
+		}
+		h := fnv.New64a()
+		fmt.Fprintf(h, "%s %d", id, state)
+		p.states += h.Sum64() // a sum: the order of a list says nothing
+		out[uid] = p
+	}
+	for _, s := range sandboxes.Items {
+		add(s.Labels, s.Annotations, s.Id, int32(s.State))
+	}
+	for _, c := range containers.Containers {
+		add(c.Labels, c.Annotations, c.Id, int32(c.State))
+	}
+	return out, nil
+}
+
+// wakeChanged wakes the workers of pods that look otherwise than in the list
+// before.
+func (m *Manager) wakeChanged(before, now map[string]seenPod) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for uid, w := range m.workers {
+		if before[uid].states != now[uid].states {
+			w.signal()
+		}
+	}
+}
+
+// reconcile gives every pod that should be here, or is, its worker. seen is what
+// the runtime has, nil if it wasn't asked.
+func (m *Manager) reconcile(ctx context.Context, seen map[string]seenPod) error {
+	desired, complete, err := m.cfg.Store.Desired()
+	if err != nil {
+		return fmt.Errorf("reading the desired pods: %w", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	want := make(map[string]bool, len(desired)+len(m.static))
+	for _, list := range [][]Object{desired, m.static} {
+		for i := range list {
+			want[list[i].UID] = true
+			m.updateLocked(ctx, &list[i], seen)
+		}
+	}
+	for uid := range m.gone {
+		if !want[uid] {
+			delete(m.gone, uid)
+		}
+	}
+	for uid, w := range m.workers {
+		if want[uid] {
+			continue
+		}
+		if static := w.isStatic(); (static && m.staticOK) || (!static && complete) {
+			w.remove()
+		}
+	}
+	// What runs and belongs to no pod that should be here is an orphan.
+	for uid, p := range seen {
+		if want[uid] || m.workers[uid] != nil || !complete || !m.staticOK {
+			continue
+		}
+		m.log.Info("stopping a pod that should not be here any more", "pod", p.namespace+"/"+p.name, "uid", uid)
+		w := newWorker(m, p.namespace, p.name, uid)
+		w.orphanGrace = p.grace
+		w.remove()
+		m.startLocked(ctx, w)
+	}
+	m.checkRefsLocked()
+	return nil
+}
+
+func (m *Manager) updateLocked(ctx context.Context, o *Object, seen map[string]seenPod) {
+	if m.gone[o.UID] {
+		return
+	}
+	w := m.workers[o.UID]
+	if w != nil {
+		w.update(o)
+		return
+	}
+	w = newWorker(m, o.Namespace, o.Name, o.UID)
+	_, there := seen[o.UID]
+	w.fresh = !there && (seen != nil || m.isReady())
+	w.update(o)
+	m.startLocked(ctx, w)
+}
+
+// isReady: after the start, a pod whose UID nobody here has seen has nothing in
+// the runtime.
+func (m *Manager) isReady() bool {
+	select {
+	case <-m.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+func (m *Manager) startLocked(ctx context.Context, w *worker) {
+	m.workers[w.uid] = w
+	m.wg.Go(func() {
+		w.run(ctx)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.workers, w.uid)
+		if w.finished {
+			m.gone[w.uid] = true
+		}
+		for _, other := range m.workers {
+			if other.namespace == w.namespace && other.name == w.name {
+				other.signal() // it may have waited for this one
+			}
+		}
+	})
+}
+
+// nameTaken reports whether another pod of the same name is still here: a new
+// pod waits for the old one. Of two that could wait for each other the one that
+// is leaving goes first.
+func (m *Manager) nameTaken(w *worker) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, other := range m.workers {
+		if other != w && other.namespace == w.namespace && other.name == w.name &&
+			(other.leaving() || (!other.pending.Load() && w.pending.Load())) {
+			return true
+		}
+	}
+	return false
+}
+
+// checkRefsLocked wakes pods whose ConfigMaps or Secrets changed.
+func (m *Manager) checkRefsLocked() {
+	hashes := map[ref]uint64{}
+	for _, w := range m.workers {
+		if w.refsChanged(hashes) {
+			w.dirty.Store(true)
+			w.signal()
+		}
+	}
+}
+
+// ref names an object that a pod refers to.
+type ref struct{ kind, namespace, name string }
+
+func (m *Manager) hashRef(r ref) uint64 {
+	raw, found, err := m.cfg.Store.Object(r.kind, r.namespace, r.name)
+	if err != nil || !found {
+		return 0
+	}
+	h := fnv.New64a()
+	h.Write(raw)
+	return h.Sum64() | 1
+}
+
+// watchRuntime wakes workers when a container of theirs ends, and asks for a
+// relist now and then, often if the runtime has no events.
+func (m *Manager) watchRuntime(ctx context.Context, relist chan<- struct{}) {
+	ask := func() {
+		select {
+		case relist <- struct{}{}:
+		default:
+		}
+	}
+	period := make(chan time.Duration, 1)
+	m.wg.Go(func() {
+		ticker := time.NewTicker(m.cfg.Relist)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case d := <-period:
+				ticker.Reset(d)
+			case <-ticker.C:
+				ask()
+			}
+		}
+	})
+	setPeriod := func(d time.Duration) {
+		select {
+		case <-period:
+		default:
+		}
+		period <- d
+	}
+	for delay := 100 * time.Millisecond; ctx.Err() == nil; delay = min(2*delay, 30*time.Second) {
+		started := time.Now()
+		stream := &eventStream{ctx: ctx, recv: m.runtimeEvent}
+		setPeriod(m.cfg.Relist)
+		err := m.cfg.Runtime.GetContainerEvents(&runtimeapi.GetEventsRequest{}, stream)
+		if ctx.Err() != nil {
+			return
+		}
+		if isUnimplemented(err) {
+			m.log.Info("the runtime reports no events, asking it once a second instead")
+			setPeriod(fallbackRelist)
+			<-ctx.Done()
+			return
+		}
+		m.log.Warn("the runtime's events ended, subscribing again", "err", err)
+		if time.Since(started) > time.Minute {
+			delay = 100 * time.Millisecond
+		}
+		setPeriod(fallbackRelist) // until events are back
+		if !sleep(ctx, delay) {
+			return
+		}
+		ask() // what ended meanwhile
+	}
+}
+
+func (m *Manager) runtimeEvent(e *runtimeapi.ContainerEventResponse) {
+	if e.ContainerEventType != runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT {
+		return // the others are this manager's own doing
+	}
+	uid := e.GetPodSandboxStatus().GetMetadata().GetUid()
+	if uid == "" {
+		for _, c := range e.ContainersStatuses {
+			if uid = c.GetLabels()[labelPodUID]; uid != "" {
+				break
+			}
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if w := m.workers[uid]; w != nil {
+		w.signal()
+		return
+	}
+	for _, w := range m.workers { // no word whose it was: everybody looks
+		if uid == "" {
+			w.signal()
+		}
+	}
+}
+
+func (m *Manager) podDir(uid string) string { return m.cfg.Volumes.PodDir(uid) }
+
+func (m *Manager) allocatable() v1.ResourceList { return m.cfg.Node.Allocatable() }
+func (m *Manager) memoryCapacity() int64        { return m.cfg.Node.MemoryCapacity() }
+
+// handler is the runtime handler of a pod's RuntimeClass. A class that did not
+// come along is taken to be named as its handler is.
+func (m *Manager) handler(pod *v1.Pod) (string, error) {
+	name := deref(pod.Spec.RuntimeClassName, "")
+	if name == "" {
+		return "", nil
+	}
+	raw, found, err := m.cfg.Store.Object("RuntimeClass", "", name)
+	if err != nil || !found {
+		return name, err
+	}
+	return kubeobj.RuntimeClassHandler(raw)
+}
+
+// Pod is one pod as this node knows it now.
+type Pod struct {
+	Namespace, Name, UID string
+	Static               bool
+	Status               v1.PodStatus
+}
+
+// Pods lists the pods of this node.
+func (m *Manager) Pods() []Pod {
+	m.mu.Lock()
+	workers := make([]*worker, 0, len(m.workers))
+	for _, w := range m.workers {
+		workers = append(workers, w)
+	}
+	m.mu.Unlock()
+	out := make([]Pod, 0, len(workers))
+	for _, w := range workers {
+		p := Pod{Namespace: w.namespace, Name: w.name, UID: w.uid, Static: w.isStatic()}
+		if s := w.reported.Load(); s != nil {
+			p.Status = *s
+		}
+		out = append(out, p)
+	}
+	slices.SortFunc(out, func(a, b Pod) int {
+		return strings.Compare(a.Namespace+"/"+a.Name+"/"+a.UID, b.Namespace+"/"+b.Name+"/"+b.UID)
+	})
+	return out
+}
+
+// ErrNoPod is returned when no such pod, or no such container of it, is here.
+var ErrNoPod = errors.New("no such pod or container on this node")
+
+// ContainerLog is where a container's log is and whether it may still grow.
+type ContainerLog struct {
+	Path        string
+	ContainerID string
+	Running     bool
+}
+
+// Log returns where the log of a container is. previous asks for the run before
+// the current one.
+func (m *Manager) Log(namespace, name, uid, container string, previous bool) (ContainerLog, error) {
+	m.mu.Lock()
+	var found *worker
+	for _, w := range m.workers {
+		if w.namespace == namespace && w.name == name && (uid == "" || w.uid == uid) && (found == nil || found.leaving()) {
+			found = w
+		}
+	}
+	m.mu.Unlock()
+	if found == nil {
+		return ContainerLog{}, fmt.Errorf("%w: pod %s/%s", ErrNoPod, namespace, name)
+	}
+	s := found.reported.Load()
+	if s == nil {
+		return ContainerLog{}, fmt.Errorf("container %q in pod %q is waiting to start: %s", container, name, reasonCreating)
+	}
+	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses} {
+		for i := range list {
+			if list[i].Name == container {
+				return m.containerLog(found, &list[i], previous)
+			}
+		}
+	}
+	return ContainerLog{}, fmt.Errorf("%w: container %s is not valid for pod %s", ErrNoPod, container, name)
+}
+
+func (m *Manager) containerLog(w *worker, s *v1.ContainerStatus, previous bool) (ContainerLog, error) {
+	path := func(n int32) string {
+		return filepath.Join(m.logDir(w.namespace, w.name, w.uid), s.Name, fmt.Sprintf("%d.log", n))
+	}
+	last := s.LastTerminationState.Terminated
+	switch {
+	case previous && last == nil:
+		return ContainerLog{}, fmt.Errorf("previous terminated container %q in pod %q not found", s.Name, w.name)
+	case previous && s.State.Waiting != nil:
+		// The container that ended last is the one that is being waited to start again.
+		return ContainerLog{Path: path(s.RestartCount), ContainerID: last.ContainerID}, nil
+	case previous:
+		return ContainerLog{Path: path(s.RestartCount - 1), ContainerID: last.ContainerID}, nil
+	case s.State.Running != nil:
+		return ContainerLog{Path: path(s.RestartCount), ContainerID: s.ContainerID, Running: true}, nil
+	case s.State.Terminated != nil:
+		return ContainerLog{Path: path(s.RestartCount), ContainerID: s.State.Terminated.ContainerID}, nil
+	case last != nil:
+		return ContainerLog{Path: path(s.RestartCount), ContainerID: last.ContainerID}, nil
+	}
+	reason := reasonCreating
+	if s.State.Waiting != nil && s.State.Waiting.Reason != "" {
+		reason = s.State.Waiting.Reason
+	}
+	return ContainerLog{}, fmt.Errorf("container %q in pod %q is waiting to start: %s", s.Name, w.name, reason)
+}

@@ -1,0 +1,564 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-edge/coracle/controlplane/api/trace"
+	"github.com/coracle-edge/coracle/edgelet/images"
+	"github.com/coracle-edge/coracle/edgelet/volumes"
+)
+
+// Reasons a container waits, beside those of package images.
+const (
+	reasonCrashLoop    = "CrashLoopBackOff"
+	reasonConfig       = "CreateContainerConfigError"
+	reasonCreate       = "CreateContainerError"
+	reasonRun          = "RunContainerError"
+	reasonPostStart    = "PostStartHookError"
+	reasonVolumeType   = "UnsupportedVolumeType"
+	reasonFailedMount  = "FailedMount"
+	reasonFailedSand   = "FailedCreatePodSandBox"
+	handlerWasm        = "wasm"
+	eventBackOff       = "BackOff"
+	messageSandboxGone = "Pod sandbox changed, it will be killed and re-created."
+)
+
+// showPullError is how long ErrImagePull is shown before ImagePullBackOff.
+const showPullError = 2 * time.Second
+
+// errWaiting ends a start whose reason is in worker.waiting and which is tried
+// again at a known time or on an event: nothing to log as an error.
+var errWaiting = errors.New("waiting")
+
+// perform carries out actions. It reports whether anything was done, and when to
+// look again at the latest.
+func (w *worker) perform(ctx, wait context.Context, seen *observation, a actions) (did bool, next time.Time, err error) {
+	if err := w.refreshVolumes(wait, a); err != nil {
+		return false, time.Time{}, err
+	}
+	if a.none() {
+		return false, time.Time{}, nil
+	}
+	if a.stopPod {
+		if a.createSandbox {
+			w.event("", v1.EventTypeNormal, "SandboxChanged", messageSandboxGone)
+		}
+		if err := w.stopAll(ctx, wait, seen); err != nil {
+			return true, time.Time{}, err
+		}
+	}
+	for id, order := range a.kill {
+		if err := w.stopContainer(ctx, wait, seen.byID(id), order.message, nil); err != nil {
+			return true, time.Time{}, err
+		}
+	}
+	started, next, err := w.startContainers(ctx, wait, seen, a)
+	if errors.Is(err, errWaiting) {
+		err = nil
+	}
+	return started || a.stopPod || len(a.kill) > 0, next, err
+}
+
+func (o *observation) byID(id string) *observedContainer {
+	for _, c := range o.containers {
+		if c.id == id {
+			return c
+		}
+	}
+	return nil
+}
+
+// refreshVolumes brings a running pod's volumes up to date when what they are
+// made of changed, or a token grew old.
+func (w *worker) refreshVolumes(ctx context.Context, a actions) error {
+	due := !w.mounted.Refresh.IsZero() && !w.m.cfg.Now().Before(w.mounted.Refresh)
+	adopted := !w.isMounted && !a.createSandbox
+	if !(w.dirty.Swap(false) && w.isMounted) && !due && !adopted {
+		return nil
+	}
+	return w.setUpVolumes(ctx)
+}
+
+func (w *worker) setUpVolumes(ctx context.Context) error {
+	mounted, err := w.m.cfg.Volumes.SetUp(ctx, w.withAddresses(nil))
+	if err != nil {
+		w.dirty.Store(true)
+		if ctx.Err() == nil {
+			w.eventOnce(v1.EventTypeWarning, reasonFailedMount, err.Error())
+		}
+		return err
+	}
+	w.mounted, w.isMounted = mounted, true
+	return nil
+}
+
+// withAddresses is the pod with the addresses the downward API asks for.
+func (w *worker) withAddresses(ips []string) *v1.Pod {
+	pod := *w.pod
+	pod.Status = v1.PodStatus{}
+	if ips == nil {
+		if s := w.reported.Load(); s != nil {
+			pod.Status.PodIP, pod.Status.PodIPs = s.PodIP, s.PodIPs
+		}
+	}
+	for _, ip := range ips {
+		pod.Status.PodIPs = append(pod.Status.PodIPs, v1.PodIP{IP: ip})
+		pod.Status.PodIP = ips[0]
+	}
+	for i, ip := range w.m.cfg.Node.HostIPs() {
+		if i == 0 {
+			pod.Status.HostIP = ip
+		}
+		pod.Status.HostIPs = append(pod.Status.HostIPs, v1.HostIP{IP: ip})
+	}
+	return &pod
+}
+
+// eventOnce drops an event that says what the last one of its reason said.
+func (w *worker) eventOnce(eventType, reason, message string) {
+	if w.said == nil {
+		w.said = map[string]string{}
+	}
+	if w.said[reason] == message {
+		return
+	}
+	w.said[reason] = message
+	w.event("", eventType, reason, message)
+}
+
+// startContainers does what is needed for a.init and a.containers: images, then
+// volumes, then the sandbox, then the containers in order. It reports whether
+// anything new is there, and when to look again at the latest. A container that
+// can't be started holds up those after it only if it is an init container.
+func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a actions) (did bool, next time.Time, err error) {
+	todo, next := w.dueContainers(seen, a)
+	if len(todo) == 0 {
+		return false, next, errWaiting
+	}
+	handler, err := w.m.handler(w.pod)
+	if err != nil {
+		return false, next, err
+	}
+	present := map[string]images.Image{}
+	kind := ""
+	if a.createSandbox {
+		var retry time.Time
+		if kind, retry, err = w.classify(wait, handler, present); err != nil {
+			return false, earliest(next, retry), err
+		}
+		w.mark(trace.ImageReady)
+	}
+	release, err := w.m.slot(wait)
+	if err != nil {
+		return false, next, err
+	}
+	defer func() { release() }()
+	if err := w.setUpVolumes(wait); err != nil {
+		w.waitForVolumes(err)
+		return false, next, err
+	}
+	id, config, ips, err := w.sandbox(ctx, seen, a, kind, handler)
+	if err != nil {
+		return false, next, err
+	}
+	did = a.createSandbox
+	for _, c := range todo {
+		blocks := isInit(w.pod, c.Name) && !isSidecar(c)
+		release() // a pull must not keep other pods from starting
+		release = func() {}
+		img, retry, err := w.image(wait, c, handler, present)
+		if err == nil {
+			if release, err = w.m.slot(wait); err != nil {
+				release = func() {}
+				return did, next, err
+			}
+			if err = w.startContainer(ctx, seen, c, img, id, config, ips); err != nil {
+				retry = w.holdOff(c.Name)
+				w.m.log.Warn("a container can't be started yet", "pod", w.namespace+"/"+w.name, "container", c.Name, "err", err)
+				err = errWaiting
+			}
+		}
+		next = earliest(next, retry)
+		switch {
+		case err == nil:
+			did = true
+		case blocks, wait.Err() != nil, !errors.Is(err, errWaiting):
+			return did, next, err
+		}
+	}
+	return did, next, nil
+}
+
+// holdOff spaces attempts at a container that can't be created.
+func (w *worker) holdOff(name string) time.Time {
+	h := w.held[name]
+	h.until = time.Now().Add(min(retryMin<<min(h.attempts, 10), crashBackOffMax))
+	h.attempts++
+	w.held[name] = h
+	return h.until
+}
+
+func (m *Manager) slot(ctx context.Context) (func(), error) {
+	select {
+	case m.slots <- struct{}{}:
+		return func() { <-m.slots }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// dueContainers are the containers to start now; those in back-off are noted as
+// waiting.
+func (w *worker) dueContainers(seen *observation, a actions) ([]*v1.Container, time.Time) {
+	var due []*v1.Container
+	var next time.Time
+	held := func(c *v1.Container) bool {
+		if h := w.held[c.Name]; time.Now().Before(h.until) {
+			next = earliest(next, h.until)
+			return true
+		}
+		got := seen.find(c.Name)
+		if got == nil || got.state != stateExited || got.lost {
+			return false
+		}
+		until, message := w.backOff(c.Name, w.exits[got.id])
+		if until.IsZero() {
+			return false
+		}
+		w.waiting[c.Name] = waiting{reasonCrashLoop, message}
+		next = earliest(next, until)
+		if crash := w.crashes[c.Name]; !crash.said {
+			crash.said = true
+			w.event(c.Name, v1.EventTypeWarning, eventBackOff, fmt.Sprintf("Back-off restarting failed container %s in pod %s", c.Name, describe(w.pod)))
+		}
+		return true
+	}
+	for _, i := range a.init {
+		c := &w.pod.Spec.InitContainers[i]
+		if held(c) {
+			if !isSidecar(c) {
+				return due, next
+			}
+			continue
+		}
+		due = append(due, c)
+	}
+	for _, i := range a.containers {
+		if c := &w.pod.Spec.Containers[i]; !held(c) {
+			due = append(due, c)
+		}
+	}
+	return due, next
+}
+
+// classify finds out what kind of sandbox the pod needs (D5): any OCI container
+// makes it OCI. Images that are here are looked at first, and the network is
+// asked only while the answer is open. With a runtime handler the handler
+// decides.
+func (w *worker) classify(ctx context.Context, handler string, present map[string]images.Image) (string, time.Time, error) {
+	if handler != "" {
+		if handler == handlerWasm {
+			return kindWasm, time.Time{}, nil
+		}
+		return kindOCI, time.Time{}, nil
+	}
+	var containers []*v1.Container
+	for _, list := range [][]v1.Container{w.pod.Spec.InitContainers, w.pod.Spec.Containers} {
+		for i := range list {
+			containers = append(containers, &list[i])
+		}
+	}
+	var missing []*v1.Container
+	for _, c := range containers {
+		img, ok, err := w.m.cfg.Images.Lookup(ctx, c.Image, "")
+		if err != nil || !ok {
+			missing = append(missing, c)
+			continue
+		}
+		if img.Kind == images.KindOCI {
+			return kindOCI, time.Time{}, nil
+		}
+	}
+	var next time.Time
+	var failed error
+	for _, c := range missing {
+		img, retry, err := w.image(ctx, c, "", present)
+		if err != nil {
+			if ctx.Err() != nil {
+				return "", time.Time{}, err
+			}
+			next, failed = earliest(next, retry), err
+			continue
+		}
+		if img.Kind == images.KindOCI {
+			return kindOCI, time.Time{}, nil
+		}
+	}
+	if failed != nil {
+		return "", next, failed
+	}
+	return kindWasm, time.Time{}, nil
+}
+
+// image makes a container's image present, or notes why it waits for it.
+// present spares asking twice in one sync.
+func (w *worker) image(ctx context.Context, c *v1.Container, handler string, present map[string]images.Image) (images.Image, time.Time, error) {
+	if img, ok := present[c.Name]; ok {
+		return img, time.Time{}, nil
+	}
+	img, err := w.m.cfg.Images.Ensure(ctx, images.Request{
+		PodUID: w.uid, Image: c.Image, Policy: pullPolicy(c), Handler: handler, Secrets: w.pullSecrets(),
+		Local: w.ran[c.Name] || w.restarted(c.Name), LocalFirst: w.ran[c.Name],
+		Event: func(eventType, reason, message string) {
+			if reason == eventBackOff || reason == "Failed" || strings.HasPrefix(reason, "Err") || reason == "InspectFailed" {
+				w.eventOnce(eventType, reason, message)
+				return
+			}
+			w.event(c.Name, eventType, reason, message)
+		},
+		BeforePull: func() { w.reportPending() },
+	})
+	var e *images.Error
+	switch {
+	case err == nil:
+		present[c.Name] = img
+		delete(w.waiting, c.Name)
+		delete(w.said, eventBackOff)
+		return img, time.Time{}, nil
+	case errors.As(err, &e):
+		// A pull that failed is shown first, then that it is waited; from then on, as
+		// long as it fails alike, nothing new is to be said.
+		retry, before := e.Retry, w.waiting[c.Name]
+		if e.Reason == images.ReasonPull {
+			retry = earliest(retry, time.Now().Add(showPullError))
+		}
+		if e.Reason != images.ReasonPull || before.reason != images.ReasonBackOff || !strings.HasSuffix(before.message, e.Message) {
+			w.waiting[c.Name] = waiting{e.Reason, e.Message}
+			w.eventOnce(v1.EventTypeWarning, "Failed", "Error: "+e.Reason)
+		}
+		return images.Image{}, retry, errWaiting
+	}
+	return images.Image{}, time.Time{}, err
+}
+
+func (w *worker) restarted(name string) bool {
+	s := w.reported.Load()
+	if s == nil {
+		return false
+	}
+	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses} {
+		for i := range list {
+			if list[i].Name == name {
+				return list[i].ContainerID != "" || list[i].RestartCount > 0 || list[i].LastTerminationState.Terminated != nil
+			}
+		}
+	}
+	return false
+}
+
+func pullPolicy(c *v1.Container) v1.PullPolicy {
+	if c.ImagePullPolicy != "" {
+		return c.ImagePullPolicy
+	}
+	return v1.PullIfNotPresent
+}
+
+func (w *worker) pullSecrets() []*v1.Secret {
+	var out []*v1.Secret
+	for _, r := range w.pod.Spec.ImagePullSecrets {
+		s, err := w.m.secret(w.namespace, r.Name, true)
+		if err != nil || s == nil {
+			w.eventOnce(v1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+				fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", r.Name))
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// reportPending says that the pod is being worked on, before something that
+// takes long. A failure to say so is said later.
+func (w *worker) reportPending() {
+	if w.reported.Load() == nil {
+		_ = w.report(w.status(new(observation), false), false)
+	}
+}
+
+// waitForVolumes notes on each container that can't be created yet why. A
+// kubelet leaves the message empty; the reason is in its events only.
+func (w *worker) waitForVolumes(err error) {
+	reason := reasonCreating
+	if errors.Is(err, volumes.ErrUnsupported) {
+		reason = reasonVolumeType
+	}
+	w.allWait(reason, err.Error())
+}
+
+func (w *worker) allWait(reason, message string) {
+	for _, list := range [][]v1.Container{w.pod.Spec.InitContainers, w.pod.Spec.Containers} {
+		for i := range list {
+			r := reason
+			if r == reasonCreating && len(w.pod.Spec.InitContainers) > 0 {
+				r = reasonInitializing
+			}
+			w.waiting[list[i].Name] = waiting{r, message}
+		}
+	}
+}
+
+// sandbox returns the sandbox to start containers in, a new one if needed.
+func (w *worker) sandbox(ctx context.Context, seen *observation, a actions, kind, handler string) (string, *runtimeapi.PodSandboxConfig, []string, error) {
+	if !a.createSandbox {
+		newest := seen.sandboxes[0]
+		config, err := w.m.sandboxConfig(w.pod, a.attempt, newest.Annotations[AnnotationSandbox])
+		return a.sandboxID, config, sandboxIPs(newest), err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout) // as a kubelet: networks take their time
+	defer cancel()
+	config, err := w.m.sandboxConfig(w.pod, a.attempt, kind)
+	if err == nil {
+		err = os.MkdirAll(config.LogDirectory, 0o755)
+	}
+	if err != nil {
+		return "", nil, nil, w.sandboxFailed(err)
+	}
+	resp, err := w.m.cfg.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	if err != nil {
+		return "", nil, nil, w.sandboxFailed(err)
+	}
+	w.mark(trace.SandboxCreated)
+	w.allWaitNoMore()
+	st, err := w.m.cfg.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: resp.PodSandboxId})
+	if err != nil {
+		w.event("", v1.EventTypeWarning, "FailedPodSandBoxStatus", "Unable to get pod sandbox status: "+message(err))
+		return "", nil, nil, fmt.Errorf("asking for the new sandbox: %w", err)
+	}
+	w.removeSandboxes(ctx, seen, resp.PodSandboxId)
+	return resp.PodSandboxId, config, sandboxIPs(st.GetStatus()), nil
+}
+
+func (w *worker) sandboxFailed(err error) error {
+	text := "Failed to create pod sandbox: " + message(err)
+	w.eventOnce(v1.EventTypeWarning, reasonFailedSand, text)
+	w.allWait(reasonCreating, text)
+	return errors.New(text)
+}
+
+// allWaitNoMore forgets what kept the sandbox from being made.
+func (w *worker) allWaitNoMore() {
+	for name, why := range w.waiting {
+		if why.reason == reasonCreating || why.reason == reasonInitializing || why.reason == reasonVolumeType {
+			delete(w.waiting, name)
+		}
+	}
+	delete(w.said, reasonFailedSand)
+	delete(w.said, reasonFailedMount)
+}
+
+// removeSandboxes removes the sandboxes that another one replaced, with what is
+// in them. What was to be remembered of their containers is in the record.
+func (w *worker) removeSandboxes(ctx context.Context, seen *observation, keep string) {
+	for _, s := range seen.sandboxes {
+		if s.Id == keep {
+			continue
+		}
+		if _, err := w.m.cfg.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil && !isNotFound(err) {
+			w.m.log.Warn("an old sandbox stays for now", "pod", w.namespace+"/"+w.name, "sandbox", s.Id, "err", err)
+		}
+	}
+}
+
+// startContainer creates and starts one container, and notes why it waits if
+// that fails.
+func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Container, img images.Image, sandbox string, sc *runtimeapi.PodSandboxConfig, ips []string) error {
+	fail := func(reason string, err error) error {
+		w.waiting[c.Name] = waiting{reason, message(err)}
+		w.eventOnce(v1.EventTypeWarning, "Failed", "Error: "+message(err))
+		return fmt.Errorf("container %s: %s: %w", c.Name, reason, err)
+	}
+	previous := seen.find(c.Name)
+	pod := w.withAddresses(ips)
+	config, err := w.m.containerConfig(pod, c, img, w.mounted, ips, w.nextRun(previous, c.Name))
+	if err != nil {
+		return fail(reasonConfig, err)
+	}
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	created, err := w.m.cfg.Runtime.CreateContainer(call, &runtimeapi.CreateContainerRequest{PodSandboxId: sandbox, Config: config, SandboxConfig: sc})
+	if err != nil {
+		return fail(reasonCreate, err)
+	}
+	w.mark(trace.ContainerCreated)
+	w.event(c.Name, v1.EventTypeNormal, "Created", "Container created")
+	w.removeOldRuns(ctx, seen, c.Name)
+	if _, err := w.m.cfg.Runtime.StartContainer(call, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
+		return fail(reasonRun, err)
+	}
+	w.mark(trace.ContainerStarted)
+	w.event(c.Name, v1.EventTypeNormal, "Started", "Container started")
+	delete(w.waiting, c.Name)
+	delete(w.said, "Failed")
+	delete(w.held, c.Name)
+	if previous != nil && previous.state == stateExited && !previous.lost {
+		w.noteRestart(c.Name, w.exits[previous.id])
+	}
+	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
+		if err := w.runHook(ctx, created.ContainerId, c, c.Lifecycle.PostStart, ips); err != nil {
+			w.event(c.Name, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
+			_ = w.stopContainer(ctx, ctx, &observedContainer{id: created.ContainerId, name: c.Name, state: stateRunning}, "FailedPostStartHook", nil)
+			return fail(reasonPostStart, err)
+		}
+	}
+	return nil
+}
+
+// nextRun is the number of the run about to begin. The runtime, the record and
+// the log files each may know of the last one.
+func (w *worker) nextRun(previous *observedContainer, name string) int32 {
+	var n int32
+	if previous != nil {
+		n = previous.restartCount + 1
+	}
+	entries, err := os.ReadDir(filepath.Join(w.m.logDir(w.namespace, w.name, w.uid), name))
+	if err != nil || previous != nil && !previous.lost {
+		return n
+	}
+	for _, e := range entries {
+		run, _, _ := strings.Cut(e.Name(), ".")
+		if i, err := strconv.Atoi(run); err == nil && int32(i)+1 > n {
+			n = int32(i) + 1
+		}
+	}
+	return n
+}
+
+// removeOldRuns keeps the run that ended last beside the one just started, and
+// removes those before with their logs.
+func (w *worker) removeOldRuns(ctx context.Context, seen *observation, name string) {
+	kept := false
+	for _, c := range seen.containers {
+		if c.name != name || c.state == stateRunning || c.lost {
+			continue
+		}
+		if !kept && c.state == stateExited {
+			kept = true
+			continue
+		}
+		if _, err := w.m.cfg.Runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c.id}); err != nil && !isNotFound(err) {
+			w.m.log.Warn("an old container stays for now", "pod", w.namespace+"/"+w.name, "container", name, "err", err)
+			continue
+		}
+		w.m.removeLogs(w.namespace, w.name, w.uid, name, c.restartCount)
+	}
+}
