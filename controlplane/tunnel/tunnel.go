@@ -1,0 +1,251 @@
+package tunnel
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+)
+
+const (
+	// KubeletPort is the one port that nodes have: their API.
+	KubeletPort = "10250"
+	// PurposeKubelet asks the node to serve its API on the stream.
+	PurposeKubelet = "kubelet"
+)
+
+var (
+	// ErrAway is returned when the node isn't connected, so it can't be asked.
+	ErrAway = errors.New("the node is away")
+	// ErrNoAnswer is returned when the node was asked and didn't dial in time.
+	ErrNoAnswer = errors.New("the node didn't open its tunnel")
+	// ErrRefused is returned when the node said that it won't dial.
+	ErrRefused = errors.New("the node refused the tunnel")
+	// ErrTooMany is returned when too many tunnels are being waited for.
+	ErrTooMany = errors.New("too many tunnels are being opened")
+	// ErrAddress is returned for an address that isn't NODE:10250.
+	ErrAddress = errors.New("no tunnel leads there")
+)
+
+// Asker sends a tunnel request to a node. It returns an error if the node is away;
+// nil says only that the request is on its way.
+type Asker interface {
+	RequestTunnel(ctx context.Context, node, id, purpose string) error
+}
+
+// Config of Tunnels.
+type Config struct {
+	Asker Asker
+	// Timeout is how long a node has for dialing; 0 means 15 s: a handshake over a
+	// satellite takes 3.
+	Timeout time.Duration
+	// Pending and PendingPerNode bound the requests being waited for; 0 means 256 and 16.
+	Pending, PendingPerNode int
+	Logger                  *slog.Logger
+}
+
+// Tunnels matches those who dial a node with the node's streams.
+type Tunnels struct {
+	cfg Config
+
+	mu      sync.Mutex
+	pending map[string]*request
+	perNode map[string]int
+}
+
+// request is one that a dialer waits for.
+type request struct {
+	node   string
+	stream chan net.Conn // unbuffered: whoever sends knows that the dialer took it
+	failed chan error    // capacity 1
+	gone   chan struct{} // closed when the dialer no longer waits
+}
+
+// New returns Tunnels without any.
+func New(cfg Config) *Tunnels {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 15 * time.Second
+	}
+	if cfg.Pending == 0 {
+		cfg.Pending = 256
+	}
+	if cfg.PendingPerNode == 0 {
+		cfg.PendingPerNode = 16
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Tunnels{cfg: cfg, pending: map[string]*request{}, perNode: map[string]int{}}
+}
+
+// DialContext has the form of net.Dialer's. address is NODE:10250; the network is
+// ignored. The errors name the node.
+func (t *Tunnels) DialContext(ctx context.Context, _, address string) (net.Conn, error) {
+	node, port, err := net.SplitHostPort(address)
+	if err != nil || port != KubeletPort || enrollment.CheckNodeName(node) != nil {
+		return nil, fmt.Errorf("%w: %q; want NODE:%s", ErrAddress, address, KubeletPort)
+	}
+	id, r, err := t.expect(node)
+	if err != nil {
+		return nil, err
+	}
+	defer t.forget(id, r)
+	ctx, cancel := context.WithTimeout(ctx, t.cfg.Timeout)
+	defer cancel()
+	if err := t.cfg.Asker.RequestTunnel(ctx, node, id, PurposeKubelet); err != nil {
+		return nil, fmt.Errorf("%w: node %q: %w", ErrAway, node, err)
+	}
+	select {
+	case conn := <-r.stream:
+		return conn, nil
+	case err := <-r.failed:
+		return nil, err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: node %q was asked and is silent: it is away, or on a very slow link: %w", ErrNoAnswer, node, context.Cause(ctx))
+	}
+}
+
+// ServeTunnel answers a node that comes for the request id, and hands its stream
+// to whoever waits for it. The caller authenticated the node.
+func (t *Tunnels) ServeTunnel(w http.ResponseWriter, r *http.Request, node, id string) {
+	if r.Header.Get("Upgrade") != enrollment.TunnelProtocol {
+		refuse(w, http.StatusUpgradeRequired, "BadRequest", "this path is for an Upgrade to "+enrollment.TunnelProtocol)
+		return
+	}
+	req := t.claim(node, id)
+	if req == nil {
+		refuse(w, http.StatusNotFound, "TunnelUnknown", fmt.Sprintf("nobody waits for tunnel %.64q of node %q (any more)", id, node))
+		return
+	}
+	conn, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		t.cfg.Logger.Error("tunnel", "node", node, "err", err)
+		refuse(w, http.StatusInternalServerError, "Internal", "this connection can't be a tunnel")
+		return
+	}
+	stream, err := upgrade(conn, buffered)
+	if err != nil {
+		conn.Close()
+		t.cfg.Logger.Info("tunnel", "node", node, "err", err)
+		return
+	}
+	select {
+	case req.stream <- stream:
+		t.cfg.Logger.Debug("tunnel open", "node", node, "id", id)
+	case <-req.gone:
+		stream.Close()
+	}
+}
+
+// Refused tells whoever waits for the request that the node won't come, because of reason.
+func (t *Tunnels) Refused(node, id, reason string) {
+	if r := t.claim(node, id); r != nil {
+		r.failed <- fmt.Errorf("%w: node %q: %s", ErrRefused, node, reason)
+	}
+}
+
+// expect registers a new request.
+func (t *Tunnels) expect(node string) (string, *request, error) {
+	var random [16]byte
+	rand.Read(random[:]) // never fails, says its documentation
+	id := hex.EncodeToString(random[:])
+	r := &request{node: node, stream: make(chan net.Conn), failed: make(chan error, 1), gone: make(chan struct{})}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.perNode[node] >= t.cfg.PendingPerNode {
+		return "", nil, fmt.Errorf("%w: %d of node %q, which is slow or away; try again later", ErrTooMany, t.perNode[node], node)
+	}
+	if len(t.pending) >= t.cfg.Pending {
+		return "", nil, fmt.Errorf("%w: %d of all nodes, while dialing node %q; try again later", ErrTooMany, len(t.pending), node)
+	}
+	t.pending[id] = r
+	t.perNode[node]++
+	return id, r, nil
+}
+
+// claim takes the request, so that it is answered once. It returns nil if there
+// is none, or if it is another node's.
+func (t *Tunnels) claim(node, id string) *request {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r := t.pending[id]
+	if r == nil || r.node != node {
+		return nil
+	}
+	delete(t.pending, id)
+	return r
+}
+
+// forget ends a request, answered or not.
+func (t *Tunnels) forget(id string, r *request) {
+	close(r.gone)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.pending, id)
+	if t.perNode[r.node]--; t.perNode[r.node] <= 0 {
+		delete(t.perNode, r.node)
+	}
+}
+
+// upgrade says 101 and returns the stream, with what was read too early.
+func upgrade(conn net.Conn, buffered *bufio.ReadWriter) (net.Conn, error) {
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return nil, err
+	}
+	_, err := fmt.Fprintf(buffered, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", enrollment.TunnelProtocol)
+	if err == nil {
+		err = buffered.Flush()
+	}
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		return nil, err
+	}
+	keepAlive(conn)
+	if buffered.Reader.Buffered() == 0 {
+		return conn, nil
+	}
+	return &prefixed{Conn: conn, early: buffered.Reader}, nil
+}
+
+// keepAlive notices within a minute that the node is gone, where a log is
+// followed and nothing is sent.
+func keepAlive(conn net.Conn) {
+	if c, ok := conn.(*tls.Conn); ok {
+		conn = c.NetConn()
+	}
+	if c, ok := conn.(*net.TCPConn); ok {
+		_ = c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3})
+	}
+}
+
+// prefixed is a connection of which some bytes were read already.
+type prefixed struct {
+	net.Conn
+	early *bufio.Reader
+}
+
+func (p *prefixed) Read(b []byte) (int, error) {
+	if p.early.Buffered() > 0 {
+		return p.early.Read(b[:min(len(b), p.early.Buffered())])
+	}
+	return p.Conn.Read(b)
+}
+
+func refuse(w http.ResponseWriter, status int, code, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(enrollment.Problem{Code: code, Message: message})
+}
