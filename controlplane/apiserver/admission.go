@@ -20,12 +20,14 @@ import (
 	kubeapiserveradmission "k8s.io/kubernetes/pkg/kubeapiserver/admission"
 	kubeoptions "k8s.io/kubernetes/pkg/kubeapiserver/options"
 	"k8s.io/kubernetes/plugin/pkg/admission/defaulttolerationseconds"
+	"k8s.io/kubernetes/plugin/pkg/admission/noderestriction"
 
 	ouradmission "github.com/coracle-edge/coracle/controlplane/admission"
 )
 
 // admissionPlugins are upstream's default plugins in upstream's order, with
-// ours in the place of DefaultTolerationSeconds.
+// ours in the place of DefaultTolerationSeconds, and NodeRestriction, which
+// every installer of upstream's switches on: a node speaks for itself only.
 func admissionPlugins() (*admission.Plugins, []string) {
 	upstream := kubeoptions.NewAdmissionOptions().GenericAdmission
 	ouradmission.Register(upstream.Plugins)
@@ -34,7 +36,7 @@ func admissionPlugins() (*admission.Plugins, []string) {
 		switch {
 		case name == defaulttolerationseconds.PluginName:
 			names = append(names, ouradmission.PluginName)
-		case !upstream.DefaultOffPlugins.Has(name):
+		case name == noderestriction.PluginName, !upstream.DefaultOffPlugins.Has(name):
 			names = append(names, name)
 		}
 	}

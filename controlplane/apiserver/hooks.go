@@ -3,6 +3,7 @@ package apiserver
 import (
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -76,7 +77,7 @@ func (s *Server) addServiceHook(server *genericapiserver.GenericAPIServer) error
 	}
 	controller := kubernetesservice.New(kubernetesservice.Config{
 		PublicIP:           s.cfg.AdvertiseAddress,
-		EndpointReconciler: keepEndpoints{endpoints},
+		EndpointReconciler: &keepEndpoints{EndpointReconciler: endpoints},
 		EndpointInterval:   endpointInterval,
 		ServiceIP:          serviceIP,
 		ServicePort:        443,
@@ -96,12 +97,24 @@ func (s *Server) addServiceHook(server *genericapiserver.GenericAPIServer) error
 // endpointInterval is how often the endpoints are compared with what they should be.
 const endpointInterval = 30 * time.Second
 
-// keepEndpoints leaves the endpoints as they are when the server stops or
-// starts: it comes back at the same address, and what changes is replaced.
-type keepEndpoints struct{ reconcilers.EndpointReconciler }
+// keepEndpoints leaves the endpoints as they are when the server starts or
+// stops: it comes back at the same address, and what changes is replaced.
+type keepEndpoints struct {
+	reconcilers.EndpointReconciler
+	stopping atomic.Bool
+}
 
-// RemoveEndpoints removes nothing, and says so with the error that upstream's
-// controller takes for an answer.
-func (keepEndpoints) RemoveEndpoints(service string, _ net.IP, _ []corev1.EndpointPort) error {
+// StopReconciling implements reconcilers.EndpointReconciler.
+func (k *keepEndpoints) StopReconciling() {
+	k.stopping.Store(true)
+	k.EndpointReconciler.StopReconciling()
+}
+
+// RemoveEndpoints removes nothing. Upstream's controller takes "not found" at
+// the start and success at the end for the ordinary answers.
+func (k *keepEndpoints) RemoveEndpoints(service string, _ net.IP, _ []corev1.EndpointPort) error {
+	if k.stopping.Load() {
+		return nil
+	}
 	return storage.NewKeyNotFoundError(service, 0)
 }

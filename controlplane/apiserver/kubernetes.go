@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -280,23 +281,33 @@ func (in *installer) discover(group string, served []metav1.GroupVersionForDisco
 	in.server.Handler.GoRestfulContainer.Add(discovery.NewAPIGroupHandler(in.server.Serializer, g).WebService())
 }
 
-// lazyTypeConverter makes upstream's generated schemas at the first write.
+// lazyTypeConverter makes upstream's generated schemas at the first write. What
+// has no schema there, such as Binding and TokenRequest, is never stored: what
+// its fields are is told from the object.
 type lazyTypeConverter struct {
-	get func() managedfields.TypeConverter
+	generated func() managedfields.TypeConverter
+	deduced   managedfields.TypeConverter
 }
 
 func newLazyTypeConverter() *lazyTypeConverter {
-	return &lazyTypeConverter{sync.OnceValue(func() managedfields.TypeConverter {
-		return applyconfigurations.NewTypeConverter(legacyscheme.Scheme)
-	})}
+	return &lazyTypeConverter{
+		generated: sync.OnceValue(func() managedfields.TypeConverter {
+			return applyconfigurations.NewTypeConverter(legacyscheme.Scheme)
+		}),
+		deduced: managedfields.NewDeducedTypeConverter(),
+	}
 }
 
 // ObjectToTyped implements managedfields.TypeConverter.
 func (l *lazyTypeConverter) ObjectToTyped(obj runtime.Object, opts ...typed.ValidationOptions) (*typed.TypedValue, error) {
-	return l.get().ObjectToTyped(obj, opts...)
+	value, err := l.generated().ObjectToTyped(obj, opts...)
+	if err != nil && strings.Contains(err.Error(), "no type found matching") { // upstream has no error value for it
+		return l.deduced.ObjectToTyped(obj, opts...)
+	}
+	return value, err
 }
 
 // TypedToObject implements managedfields.TypeConverter.
 func (l *lazyTypeConverter) TypedToObject(value *typed.TypedValue) (runtime.Object, error) {
-	return l.get().TypedToObject(value)
+	return l.generated().TypedToObject(value)
 }

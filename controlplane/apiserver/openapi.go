@@ -297,7 +297,7 @@ func writeV3(w http.ResponseWriter, req *http.Request, doc *spec3.OpenAPI, hash 
 	data, err := json.Marshal(doc)
 	contentType := "application/json"
 	accept := req.Header.Get("Accept")
-	if p := strings.Index(accept, "openapi.v3"); err == nil && p >= 0 {
+	if p := strings.Index(accept, "openapi.spec.v3"); err == nil && p >= 0 {
 		if j := strings.Index(accept, "application/json"); j < 0 || p < j {
 			data, err = handler3.ToV3ProtoBinary(data)
 			contentType = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"

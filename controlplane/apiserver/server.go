@@ -2,14 +2,12 @@ package apiserver
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"sync/atomic"
 	"time"
 
-	apiextensionsapiserver "k8s.io/apiextensions-apiserver/pkg/apiserver"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -258,7 +256,3 @@ func jsonOnly(c *rest.Config) *rest.Config {
 	c.ContentConfig = rest.ContentConfig{}
 	return c
 }
-
-var errNoServer = errors.New("API server isn't running")
-
-var _ = apiextensionsapiserver.Scheme
