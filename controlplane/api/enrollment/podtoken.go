@@ -78,10 +78,11 @@ func ParsePodToken(token string) (node string, c PodClaims, verify func(ed25519.
 		return "", c, nil, fmt.Errorf("%w: %d bytes", ErrNotPodToken, len(token))
 	}
 	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
+	if len(parts) != 3 || strings.ContainsAny(token, "\r\n") {
 		return "", c, nil, ErrNotPodToken
 	}
-	b64 := base64.RawURLEncoding
+	// Strict: one token has one spelling.
+	b64 := base64.RawURLEncoding.Strict()
 	var header podTokenHeader
 	if raw, err := b64.DecodeString(parts[0]); err != nil || json.Unmarshal(raw, &header) != nil || header.Algorithm != "EdDSA" {
 		return "", c, nil, ErrNotPodToken
