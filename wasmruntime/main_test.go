@@ -125,6 +125,8 @@ func (g *guest) end() wasmruntime.ExitStatus {
 		g.t.Fatalf("wait for %s: %v", g.Spec().ID, err)
 	}
 	g.readers.Wait()
+	g.stdout.Write(st.StdoutRest)
+	g.stderr.Write(st.StderrRest)
 	return st
 }
 

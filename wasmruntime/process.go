@@ -71,7 +71,8 @@ func (p *Process) Walls() []string { return p.walls }
 
 // Stdout and Stderr are the reading ends of the guest's output, opened before
 // it ran, so that nothing of a short life is lost. They give end of file
-// after the guest's end. They are nil with Spec.InheritStdio, and after
+// after the guest's end; what they hadn't given by then, because the reader
+// was slow, is in ExitStatus.StdoutRest and StderrRest. They are nil with Spec.InheritStdio, and after
 // Attach to a guest that had ended. The caller closes them.
 func (p *Process) Stdout() *os.File { return p.stdout }
 func (p *Process) Stderr() *os.File { return p.stderr }

@@ -103,8 +103,8 @@ func setUser(cfg Config) error {
 
 func dropBounding() {
 	for c := uintptr(0); c <= 63; c++ {
-		if unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) == unix.EINVAL {
-			break
+		if unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0) != nil {
+			break // EPERM: not root any more; EINVAL: that was the last one
 		}
 	}
 }
