@@ -210,6 +210,9 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 		return fmt.Errorf("container %q: log: %w", c.id, err)
 	}
 	proc, err := m.opts.Runtime.Start(ctx, rec.Spec)
+	if err == nil {
+		closeOutput(proc)
+	}
 	if err != nil {
 		logs.stop()
 		logs.wait()
@@ -222,6 +225,16 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	m.emit(c, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT) // before its end can be told
 	m.watch(c, proc, logs)
 	return nil
+}
+
+// closeOutput closes ends of the FIFOs that wasmruntime opened for us: we have
+// our own.
+func closeOutput(proc *wasmruntime.Process) {
+	for _, f := range []*os.File{proc.Stdout(), proc.Stderr()} {
+		if f != nil {
+			f.Close()
+		}
+	}
 }
 
 func (m *Manager) startFailed(c *container, cause error) error {
@@ -255,7 +268,8 @@ func (m *Manager) watch(c *container, proc *wasmruntime.Process, logs *logPump) 
 
 func (m *Manager) finish(c *container, proc *wasmruntime.Process, logs *logPump) {
 	exit, _ := proc.ExitStatus()
-	logs.drain()
+	logs.drain(exit.StdoutRest, exit.StderrRest)
+	exit.StdoutRest, exit.StderrRest = nil, nil
 	c.mu.Lock()
 	c.rec.Exit = &exit
 	c.rec.StartedAt = proc.StartedAt()

@@ -41,11 +41,9 @@ type logPump struct {
 type logFIFO struct {
 	stream string
 	f      *os.File
-	// rest is the file into which a runner puts what nobody had read when it
-	// ended.
-	rest string
 	// ahead counts bytes that are in the log but that the runner took out of
-	// the FIFO before we did: they are at the start of rest.
+	// the FIFO before we did: they are at the start of the rest in its exit
+	// record.
 	ahead int
 }
 
@@ -99,7 +97,7 @@ func (m *Manager) openLogs(rec *containerRecord, takeover bool) (*logPump, error
 			p.stop()
 			return nil, err
 		}
-		p.fifos = append(p.fifos, &logFIFO{stream: stream, f: f, rest: path + ".rest"})
+		p.fifos = append(p.fifos, &logFIFO{stream: stream, f: f})
 	}
 	for _, in := range p.fifos {
 		p.wg.Add(1)
@@ -146,21 +144,24 @@ func (p *logPump) wait() {
 	}
 }
 
-// drain is called when the guest has ended: it copies the rest, unfinished
-// lines too, and closes everything.
-func (p *logPump) drain() {
+// drain is called when the guest has ended: it copies what is left, the last
+// line too if it is unfinished, and closes everything. rest is what the runner
+// took out of the FIFOs, of stdout and of stderr.
+func (p *logPump) drain(rest ...[]byte) {
 	p.stop()
 	p.wg.Wait()
-	for _, in := range p.fifos {
+	for i, in := range p.fifos {
 		if conn, err := in.f.SyscallConn(); err == nil {
 			_ = conn.Control(func(fd uintptr) {
-				// With a rest to come the last line may not be unfinished.
-				_, err := os.Stat(in.rest)
-				for p.copy(in, int(fd), err != nil) {
+				for p.copy(in, int(fd), len(rest[i]) == 0) {
 				}
 			})
 		}
-		p.copyRest(in)
+		if left := rest[i]; in.ahead < len(left) {
+			p.scratch.mu.Lock()
+			p.write(in.stream, left[in.ahead:], true)
+			p.scratch.mu.Unlock()
+		}
 	}
 	p.wait()
 }
@@ -190,34 +191,6 @@ func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
 	return got == taken
 }
 
-// copyRest writes what the runner saved of output that nobody had read.
-func (p *logPump) copyRest(in *logFIFO) {
-	f, err := os.Open(in.rest)
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	if _, err := f.Seek(int64(in.ahead), io.SeekStart); err != nil {
-		return
-	}
-	p.scratch.mu.Lock()
-	defer p.scratch.mu.Unlock()
-	if p.scratch.buf == nil {
-		p.scratch.buf = make([]byte, scratchSize)
-	}
-	buf, have := p.scratch.buf, 0
-	for {
-		n, err := io.ReadFull(f, buf[have:])
-		have += n
-		last := err != nil
-		taken := p.write(in.stream, buf[:have], last)
-		have = copy(buf, buf[taken:have])
-		if last {
-			return
-		}
-	}
-}
-
 // write appends the finished lines of data, and pieces of a line that is too
 // long, and returns how many bytes of data that was. The caller holds the
 // scratch.
@@ -235,6 +208,10 @@ func (p *logPump) write(stream string, data []byte, last bool) (taken int) {
 		out = append(out, '\n')
 	}
 	for rest := data; len(rest) > 0; rest = data[taken:] {
+		if len(out) > 2*scratchSize { // a rest may be longer than a batch
+			p.append(out, len(out))
+			out = out[:0]
+		}
 		end := bytes.IndexByte(rest, '\n')
 		switch {
 		case end >= 0 && end <= maxLine:
@@ -254,8 +231,8 @@ func (p *logPump) write(stream string, data []byte, last bool) (taken int) {
 	if cap(out) <= 4*scratchSize {
 		p.scratch.out = out
 	}
-	if taken > 0 && p.path != "" {
-		p.append(out, taken)
+	if len(out) > 0 {
+		p.append(out, len(out))
 	}
 	return taken
 }
@@ -263,6 +240,9 @@ func (p *logPump) write(stream string, data []byte, last bool) (taken int) {
 // append writes whole lines. On a full disk lines are dropped, not the guest
 // stopped; when there is room again the log says how much is missing.
 func (p *logPump) append(lines []byte, bytes int) {
+	if p.path == "" {
+		return
+	}
 	if p.file == nil {
 		if err := p.openFile(); err != nil {
 			p.drop(bytes, err)

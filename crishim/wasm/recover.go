@@ -129,6 +129,7 @@ func (m *Manager) recoverContainer(ctx context.Context, c *container) {
 		return
 	}
 	c.proc = proc
+	defer closeOutput(proc) // when ours are open
 	if c.rec.Exit != nil {
 		close(c.ended)
 		return
