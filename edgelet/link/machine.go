@@ -17,6 +17,7 @@ const (
 	resendMax     = 5 * time.Minute
 	rebirthEvery  = 5 * time.Second
 	maxFlight     = 128 // reports under way
+	maxUnanswered = 3   // repeats of a report, then the session begins anew
 )
 
 // Phase of a session.
@@ -399,6 +400,11 @@ func (m *Machine) Outbox(now time.Duration, refs []Ref, journal bool) []Output {
 		}
 		if !same {
 			f = flight{stamp: r.Stamp}
+		}
+		if f.tries >= maxUnanswered {
+			// The hub answers everything: it must have lost this session.
+			m.helloTries = 0
+			return m.greet(now)
 		}
 		f.due = now + backoff(resendAfter, resendMax, f.tries)
 		f.tries++

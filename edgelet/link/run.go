@@ -29,6 +29,7 @@ type session struct {
 	reports []string
 	journal *SendJournal
 	tunnel  *fleet.TunnelAnswer
+	confirm bool // the Welcome
 	flush   *time.Timer
 	flushed bool // flush is not armed
 
@@ -174,8 +175,13 @@ func (s *session) soon() {
 func (s *session) send() {
 	l := s.l
 	if s.ack == nil && len(s.reports) == 0 && s.journal == nil && s.tunnel == nil {
-		return
+		if !s.confirm {
+			return
+		}
+		digest, version := l.machine.Set().Digest(), l.machine.Version().Proto()
+		s.ack = &fleet.Ack{Version: version, Status: fleet.AckStatus_DUPLICATE, Current: version, Digest: digest[:]}
 	}
+	s.confirm = false
 	up := l.machine.Header()
 	up.Ack, up.Tunnel = s.ack, s.tunnel
 	s.ack, s.tunnel = nil, nil
@@ -261,7 +267,7 @@ func (s *session) split(up *fleet.Up) []*fleet.Up {
 
 func (s *session) hello() {
 	l := s.l
-	s.ack, s.reports, s.journal = nil, nil, nil // of the session before
+	s.ack, s.reports, s.journal, s.confirm = nil, nil, nil, false // of the session before
 	set := l.machine.Set()
 	digest := set.Digest()
 	h := &fleet.Hello{
@@ -370,13 +376,11 @@ func (s *session) use(w *fleet.Welcome) {
 		s.reconnect = true
 		return
 	}
-	// An acknowledgement tells the hub that its Welcome arrived, and that this
-	// Hello was no recording.
-	if w.GetInSync() && s.ack == nil {
-		set := l.machine.Set().Digest()
-		s.ack = &fleet.Ack{Version: l.machine.Version().Proto(), Status: fleet.AckStatus_DUPLICATE, Current: l.machine.Version().Proto(), Digest: set[:]}
-		s.soon()
-	}
+	// The next message, whatever it says, tells the hub that its Welcome arrived
+	// and that this Hello was no recording. If there is nothing to say, an
+	// acknowledgement does.
+	s.confirm = true
+	s.soon()
 	s.outbox()
 }
 

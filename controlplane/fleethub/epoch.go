@@ -1,0 +1,128 @@
+package fleethub
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+const (
+	// Namespace holds what the fleet link keeps in the API.
+	Namespace = "coracle-system"
+	// RecordName is a Secret there: incarnation, epoch, key for hashes.
+	RecordName = "coracle-fleet"
+
+	recordType     corev1.SecretType = "coracle.dev/fleet"
+	keyIncarnation                   = "incarnation" // hex
+	keyEpoch                         = "epoch"       // decimal
+	keyHashKey                       = "hashKey"     // raw
+)
+
+// ErrRecord is returned when the record of incarnation and epoch can't be read.
+// Without it no order can be told from an older one.
+var ErrRecord = errors.New("fleet record")
+
+// reign is what a hub knows of itself for as long as it runs.
+type reign struct {
+	Epoch
+	revision uint64 // of the write that raised the epoch
+	hashKey  []byte
+}
+
+// raiseEpoch raises the epoch in one write, which fails if another hub does the
+// same. The incarnation is made once.
+func raiseEpoch(ctx context.Context, client kubernetes.Interface) (reign, error) {
+	for {
+		r, err := tryRaiseEpoch(ctx, client)
+		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
+			return r, err
+		}
+	}
+}
+
+func tryRaiseEpoch(ctx context.Context, client kubernetes.Interface) (reign, error) {
+	secrets := client.CoreV1().Secrets(Namespace)
+	record, err := secrets.Get(ctx, RecordName, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		if err := ensureNamespace(ctx, client); err != nil {
+			return reign{}, err
+		}
+		record = &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: RecordName, Namespace: Namespace},
+			Type:       recordType,
+			Data: map[string][]byte{
+				keyIncarnation: []byte(hex.EncodeToString(random(16))),
+				keyEpoch:       []byte("1"),
+				keyHashKey:     random(32),
+			},
+		}
+		record, err = secrets.Create(ctx, record, metav1.CreateOptions{})
+	case err == nil:
+		var epoch uint64
+		if epoch, err = strconv.ParseUint(string(record.Data[keyEpoch]), 10, 63); err != nil {
+			return reign{}, badRecord("epoch", err)
+		}
+		record = record.DeepCopy()
+		record.Data[keyEpoch] = []byte(strconv.FormatUint(epoch+1, 10))
+		record, err = secrets.Update(ctx, record, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return reign{}, fmt.Errorf("raising the epoch in secret %s/%s: %w", Namespace, RecordName, err)
+	}
+	return readReign(record)
+}
+
+func readReign(record *corev1.Secret) (reign, error) {
+	var r reign
+	incarnation, err := hex.DecodeString(string(record.Data[keyIncarnation]))
+	if err != nil || len(incarnation) == 0 {
+		return r, badRecord("incarnation", err)
+	}
+	if r.Number, err = strconv.ParseUint(string(record.Data[keyEpoch]), 10, 63); err != nil {
+		return r, badRecord("epoch", err)
+	}
+	if r.hashKey = record.Data[keyHashKey]; len(r.hashKey) < 16 {
+		return r, badRecord("hashKey", errors.New("too short"))
+	}
+	r.Incarnation = string(incarnation)
+	r.Hub = string(random(8))
+	r.revision = revisionOf(record.ResourceVersion)
+	return r, nil
+}
+
+func badRecord(field string, err error) error {
+	return fmt.Errorf("%w: field %s of secret %s/%s is damaged (%v); restore it from a backup of etcd: a new one would make every node believe that the cluster was replaced", ErrRecord, field, Namespace, RecordName, err)
+}
+
+func ensureNamespace(ctx context.Context, client kubernetes.Interface) error {
+	_, err := client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: Namespace}}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		return fmt.Errorf("namespace %s: %w", Namespace, err)
+	}
+	return nil
+}
+
+// revisionOf reads a resourceVersion, which is etcd's revision; 0 if it isn't
+// one (in tests).
+func revisionOf(resourceVersion string) uint64 {
+	n, err := strconv.ParseUint(resourceVersion, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return b
+}

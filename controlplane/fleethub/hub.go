@@ -1,0 +1,375 @@
+package fleethub
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	nodelisters "k8s.io/client-go/listers/node/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/api/trace"
+)
+
+const (
+	orderWorkers = 4
+	writeWorkers = 8
+	component    = "fleethub"
+	// ackDelay lets acknowledgements gather into one message.
+	ackDelay = 3 * time.Millisecond
+)
+
+var (
+	// ErrAway is returned for a node that has no session.
+	ErrAway = errors.New("node is away")
+	// ErrUnknownNode is returned by Keys for a node that hasn't joined.
+	ErrUnknownNode = errors.New("unknown node")
+)
+
+// Transport carries envelopes; package broker has two.
+type Transport interface {
+	// Run serves until ctx ends. message gets what nodes publish, and their
+	// wills, in order per node; link is told when the way opens and breaks.
+	// Neither blocks.
+	Run(ctx context.Context, message func(node string, d fleet.Direction, payload []byte), link func(up bool)) error
+	// Publish hands an envelope over for a node and doesn't wait. It may be
+	// lost; an error says that it surely is.
+	Publish(node string, payload []byte) error
+}
+
+// NodeKeys are the public keys of a node that is in good standing.
+type NodeKeys struct {
+	Sign ed25519.PublicKey
+	Seal []byte // X25519, for HPKE
+}
+
+// Config of a Hub.
+type Config struct {
+	// Client is the hub's own: its record, conditions of nodes that are away.
+	Client kubernetes.Interface
+	// NodeClient acts as a node (user system:node:NAME, group system:nodes); see
+	// NodeClients. It must not limit its rate.
+	NodeClient func(node string) (corev1client.CoreV1Interface, error)
+	// Factory is shared and started by the caller, after New. Its objects have
+	// no managed fields.
+	Factory   informers.SharedInformerFactory
+	Transport Transport
+	// Keys returns ErrUnknownNode, or another error, for who may not speak.
+	Keys func(ctx context.Context, node string) (NodeKeys, error)
+	// Key signs orders. Chain is its certificate, DER, leaf first.
+	Key   ed25519.PrivateKey
+	Chain [][]byte
+
+	// Keepalive of nodes. 60 s if zero.
+	Keepalive time.Duration
+	// WillGrace is how long a broken connection may be replaced before the node
+	// is called away. 800 ms if zero.
+	WillGrace time.Duration
+	// ReconnectJitter spreads nodes that come back. 2 s if zero.
+	ReconnectJitter time.Duration
+	// FleetURL is https://host:port of the fleet endpoint, for tunnels and
+	// large objects.
+	FleetURL func() string
+	// Events that a node may have stored at once; then one more per
+	// EventInterval. 25 and 10 s if zero.
+	Events        int
+	EventInterval time.Duration
+
+	Trace  *trace.Recorder
+	Logger *slog.Logger
+	Now    func() time.Time
+}
+
+// Hub is the fleet hub.
+type Hub struct {
+	c       Config
+	log     *slog.Logger
+	codec   *fleet.Codec
+	started time.Time
+	reign   reign
+	encoder *encoder
+
+	podLister   corelisters.PodLister
+	nodeLister  corelisters.NodeLister
+	mapLister   corelisters.ConfigMapLister
+	secretList  corelisters.SecretLister
+	classLister nodelisters.RuntimeClassLister
+	synced      []cache.InformerSynced
+
+	work     workqueue.TypedDelayingInterface[string]
+	writes   workqueue.TypedRateLimitingInterface[writeKey]
+	revision atomic.Uint64
+	counters fleet.Counters
+	live     atomic.Bool // Run has raised the epoch and synced
+
+	// mu guards the maps; a node's own state is its own.
+	mu    sync.Mutex
+	nodes map[string]*node
+	bound map[string]map[types.NamespacedName]*corev1.Pod // by node
+	users map[ref]map[string]bool                         // nodes whose pods refer to it
+}
+
+// New registers the hub's informers with the factory; nothing is sent before Run.
+func New(c Config) (*Hub, error) {
+	if c.Client == nil || c.NodeClient == nil || c.Factory == nil || c.Transport == nil || c.Keys == nil || c.Key == nil {
+		return nil, errors.New("fleethub: Client, NodeClient, Factory, Transport, Keys and Key are needed")
+	}
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.Keepalive, time.Minute)
+	def(&c.WillGrace, 800*time.Millisecond)
+	def(&c.ReconnectJitter, 2*time.Second)
+	def(&c.EventInterval, 10*time.Second)
+	if c.Events == 0 {
+		c.Events = 25
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.FleetURL == nil {
+		c.FleetURL = func() string { return "" }
+	}
+	h := &Hub{
+		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(),
+		nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
+		work: workqueue.NewTypedDelayingQueue[string](),
+		writes: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[writeKey](
+			20*time.Millisecond, 30*time.Second)),
+	}
+	core := c.Factory.Core().V1()
+	h.podLister, h.nodeLister = core.Pods().Lister(), core.Nodes().Lister()
+	h.mapLister, h.secretList = core.ConfigMaps().Lister(), core.Secrets().Lister()
+	h.classLister = c.Factory.Node().V1().RuntimeClasses().Lister()
+	for _, s := range []struct {
+		informer cache.SharedIndexInformer
+		handler  cache.ResourceEventHandler
+	}{
+		{core.Pods().Informer(), podHandler{h}},
+		{core.Nodes().Informer(), nodeHandler{h}},
+		{core.ConfigMaps().Informer(), refHandler{h, "ConfigMap"}},
+		{core.Secrets().Informer(), refHandler{h, "Secret"}},
+		{c.Factory.Node().V1().RuntimeClasses().Informer(), refHandler{h, "RuntimeClass"}},
+	} {
+		registration, err := s.informer.AddEventHandler(s.handler)
+		if err != nil {
+			return nil, fmt.Errorf("fleethub: %w", err)
+		}
+		h.synced = append(h.synced, registration.HasSynced)
+	}
+	return h, nil
+}
+
+// Run raises the epoch, waits for the informers and serves until ctx ends.
+func (h *Hub) Run(ctx context.Context) error {
+	if err := h.begin(ctx); err != nil {
+		return err
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), h.synced...) {
+		return nil
+	}
+	h.expectNodes(ctx)
+	h.live.Store(true)
+	h.log.Info("fleet hub begins", "epoch", h.reign.Number, "incarnation", fmt.Sprintf("%x", h.reign.Incarnation))
+
+	ctx, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	for range orderWorkers {
+		group.Go(func() { h.orderLoop(ctx) })
+	}
+	for range writeWorkers {
+		group.Go(func() { h.writeLoop(ctx) })
+	}
+	err := h.c.Transport.Run(ctx, h.message, h.link)
+	cancel()
+	h.work.ShutDown()
+	h.writes.ShutDown()
+	group.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, n := range h.nodes {
+		n.stopTimer()
+	}
+	return err
+}
+
+// begin raises the epoch, however long the API takes to be there.
+func (h *Hub) begin(ctx context.Context) error {
+	for wait := 50 * time.Millisecond; ; wait = min(wait*2, 5*time.Second) {
+		r, err := raiseEpoch(ctx, h.c.Client)
+		if err == nil {
+			h.reign, h.encoder = r, newEncoder(r.hashKey)
+			h.see(r.revision)
+			return nil
+		}
+		if errors.Is(err, ErrRecord) || apierrors.IsForbidden(err) || ctx.Err() != nil {
+			return err
+		}
+		h.log.Warn("fleet hub waits for the API", "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// Incarnation of the cluster, hex; empty before Run has read it.
+func (h *Hub) Incarnation() string {
+	if !h.live.Load() {
+		return ""
+	}
+	return fmt.Sprintf("%x", h.reign.Incarnation)
+}
+
+// Live is true once the hub has raised its epoch and synced.
+func (h *Hub) Live() bool { return h.live.Load() }
+
+// Counters of messages and bytes.
+func (h *Hub) Counters() *fleet.Counters { return &h.counters }
+
+// WriteMetrics writes all metrics in Prometheus' text format.
+func (h *Hub) WriteMetrics(w io.Writer) error {
+	if err := h.counters.WriteMetrics(w); err != nil {
+		return err
+	}
+	count := map[Presence]int{}
+	h.mu.Lock()
+	for _, n := range h.nodes {
+		count[Presence(n.presence.Load())]++
+	}
+	h.mu.Unlock()
+	for _, p := range []Presence{Present, Away, Unsure} {
+		if _, err := fmt.Fprintf(w, "coracle_fleet_nodes{state=%q} %d\n", p, count[p]); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintf(w, "coracle_fleet_epoch %d\n", h.reign.Number)
+	return err
+}
+
+// Liveness of a node, from memory.
+type Liveness struct {
+	Presence Presence
+	// Heard is when the node was last known to be there: now, while its
+	// connection stands.
+	Heard time.Time
+}
+
+// Liveness returns what is known of a node; false if nothing.
+func (h *Hub) Liveness(name string) (Liveness, bool) {
+	n := h.find(name)
+	if n == nil {
+		return Liveness{}, false
+	}
+	l := Liveness{Presence: Presence(n.presence.Load())}
+	if n.confirmed.Load() {
+		l.Heard = h.c.Now()
+	} else if at := n.heard.Load(); at != 0 {
+		l.Heard = time.Unix(0, at)
+	}
+	return l, true
+}
+
+// RequestTunnel asks a node to dial the tunnel with this id for this purpose. It
+// returns when the request is on its way; ErrAway if the node has no session.
+func (h *Hub) RequestTunnel(_ context.Context, name, id, purpose string) error {
+	n := h.find(name)
+	if n == nil || !n.confirmed.Load() {
+		return fmt.Errorf("tunnel to node %s: %w", name, ErrAway)
+	}
+	request := &fleet.TunnelRequest{Id: id, Purpose: purpose}
+	if base := h.c.FleetURL(); base != "" {
+		request.Url = base + "/v1/tunnel/" + id
+	}
+	n.mu.Lock()
+	full := len(n.tunnels) >= 256
+	if !full {
+		n.tunnels = append(n.tunnels, request)
+	}
+	n.mu.Unlock()
+	if full {
+		return fmt.Errorf("tunnel to node %s: too many requests wait", name)
+	}
+	h.work.Add(name)
+	return nil
+}
+
+// AdoptNode moves a node of another incarnation into this one, with all that it
+// runs. Only an operator's word may cause it.
+func (h *Hub) AdoptNode(name string) error {
+	n := h.find(name)
+	if n == nil || !n.confirmed.Load() {
+		return fmt.Errorf("adopting node %s: %w", name, ErrAway)
+	}
+	n.mu.Lock()
+	n.adopt = true
+	n.mu.Unlock()
+	h.work.Add(name)
+	return nil
+}
+
+// ForeignNodes lists nodes that are there and belong to another incarnation.
+func (h *Hub) ForeignNodes() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []string
+	for name, n := range h.nodes {
+		if n.foreign.Load() {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func (h *Hub) now() time.Duration { return h.c.Now().Sub(h.started) }
+
+func (h *Hub) find(name string) *node {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.nodes[name]
+}
+
+// see raises the newest revision that was seen.
+func (h *Hub) see(revision uint64) {
+	for {
+		old := h.revision.Load()
+		if revision <= old || h.revision.CompareAndSwap(old, revision) {
+			return
+		}
+	}
+}
+
+// expectNodes makes a peer of every node of ours that the API knows: each has
+// time to show up before it is called away.
+func (h *Hub) expectNodes(ctx context.Context) {
+	h.mu.Lock()
+	names := make([]string, 0, len(h.nodes))
+	for name := range h.nodes {
+		names = append(names, name)
+	}
+	h.mu.Unlock()
+	for _, name := range names {
+		h.expect(ctx, name)
+	}
+}

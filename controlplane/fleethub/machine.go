@@ -1,0 +1,642 @@
+package fleethub
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+)
+
+const (
+	orderRetry    = 15 * time.Second // unanswered; then doubled
+	orderRetryMax = 2 * time.Minute
+	failedRetry   = 10 * time.Second // refused for the moment; then doubled
+	failedMax     = 10 * time.Minute
+	confirmWithin = 10 * time.Second // from Welcome to the first word that answers it
+)
+
+// Epoch is one reign of one hub.
+type Epoch struct {
+	Incarnation string // raw bytes
+	Number      uint64
+	Hub         string // raw bytes
+}
+
+// Item is an object that a node should have.
+type Item struct {
+	Hash  fleet.Hash
+	Size  int  // bytes of the object
+	Later bool // comes after what it refers to: pods
+}
+
+// Desired is what a node should have, by UID. It is never changed in place.
+type Desired map[string]Item
+
+// Set of the UIDs and hashes.
+func (d Desired) Set() fleet.Set {
+	set := make(fleet.Set, len(d))
+	for uid, i := range d {
+		set[uid] = i.Hash
+	}
+	return set
+}
+
+// Presence of a node.
+type Presence int
+
+const (
+	Unsure  Presence = iota // since the hub started or the broker was lost
+	Present                 // it speaks
+	Away                    // it was said to be away
+)
+
+func (p Presence) String() string { return [...]string{"unsure", "present", "away"}[p] }
+
+// Output is something that the shell has to do.
+type Output interface{ output() }
+
+type (
+	// SendWelcome in a message with Peer.Header.
+	SendWelcome struct{ InSync bool }
+	// SendOrder in a message with Peer.Header.
+	SendOrder struct {
+		Version      fleet.OrderVersion
+		Base, Digest fleet.Hash
+		Upserts      []string // UIDs; their content is the shell's
+		Removes      []string
+		List         fleet.Set // not nil: a list
+	}
+	// SendAdopt in a message with Peer.Header.
+	SendAdopt struct {
+		From string
+		To   fleet.OrderVersion
+	}
+	// SendRebirth asks for a Hello.
+	SendRebirth struct{}
+	// Came says that the node speaks again, or for the first time.
+	Came struct{ First bool }
+	// Went says that the node is away.
+	Went struct{ Reason string }
+	// Foreign says that the node belongs to another incarnation, or to a later
+	// time of this one than etcd knows. Nothing is ordered until it is adopted.
+	Foreign struct{ Version fleet.OrderVersion }
+	// Deposed says that the node obeys a hub of a later epoch.
+	Deposed struct{ Version fleet.OrderVersion }
+	// InSync says that the node has all it should have (as of this version).
+	InSync struct{ Version fleet.OrderVersion }
+	// Trouble is an order that the node didn't carry out.
+	Trouble struct {
+		Status  fleet.AckStatus
+		Message string
+	}
+)
+
+func (SendWelcome) output() {}
+func (SendOrder) output()   {}
+func (SendAdopt) output()   {}
+func (SendRebirth) output() {}
+func (Came) output()        {}
+func (Went) output()        {}
+func (Foreign) output()     {}
+func (Deposed) output()     {}
+func (InSync) output()      {}
+func (Trouble) output()     {}
+
+// sent is the order under way.
+type sent struct {
+	order SendOrder
+	adopt *SendAdopt
+	due   time.Duration
+	tries int
+}
+
+type failure struct {
+	hash  fleet.Hash // that failed; another one is tried at once
+	until time.Duration
+	tries int
+}
+
+// Timing of a Peer.
+type Timing struct {
+	Keepalive time.Duration // of the node's connection
+	WillGrace time.Duration // from a will to Away
+	Jitter    time.Duration // reconnects come within
+}
+
+// silence is how long nothing may be concluded after the hub or the broker came
+// back.
+func (t Timing) silence() time.Duration { return t.Keepalive*3/2 + t.Jitter }
+
+// Peer is the hub's side of one node. Its methods are its transitions: they look
+// at no clock and do no I/O; now is monotonic time since any fixed moment. Not
+// safe for concurrent use.
+type Peer struct {
+	epoch  Epoch
+	timing Timing
+
+	// The session.
+	session   fleet.SessionID
+	open      bool // a Hello came
+	confirmed bool // and it wasn't a recording
+	grant     fleet.GrantID
+	grants    uint64
+	upSeq     uint64
+	downSeq   uint64
+
+	// What the node has.
+	known   bool
+	has     fleet.Set // never changed in place
+	foreign bool
+	theirs  fleet.OrderVersion // by its own word
+	adopt   bool               // an operator wants it adopted
+
+	desired  Desired // nil: not computed yet
+	revision uint64
+	counter  uint64
+	sent     *sent
+	failed   map[string]failure
+	pause    time.Duration // no order before
+	pauses   int
+	inSync   bool // as last said
+
+	presence Presence
+	awayAt   time.Duration // 0: not running
+	reason   string
+	reborn   time.Duration // when to ask for a Hello (again); 0 is never
+}
+
+// NewPeer knows nothing of its node yet. If unsure, the node is expected to show
+// up within 1.5 keepalives or be called away.
+func NewPeer(now time.Duration, epoch Epoch, timing Timing, unsure bool) *Peer {
+	p := &Peer{epoch: epoch, timing: timing, failed: map[string]failure{}, presence: Away}
+	if unsure {
+		p.presence = Unsure
+		p.await(now)
+	}
+	return p
+}
+
+// Clone copies the peer's state.
+func (p *Peer) Clone() *Peer {
+	c := *p
+	c.failed = maps.Clone(p.failed)
+	if p.sent != nil {
+		s := *p.sent
+		c.sent = &s
+	}
+	return &c
+}
+
+// Presence, Session of the peer; whether a session is open, and whether it was
+// confirmed.
+func (p *Peer) Presence() Presence         { return p.presence }
+func (p *Peer) Session() fleet.SessionID   { return p.session }
+func (p *Peer) Open() bool                 { return p.open }
+func (p *Peer) Confirmed() bool            { return p.open && p.confirmed }
+func (p *Peer) IsForeign() bool            { return p.foreign }
+func (p *Peer) Desired() Desired           { return p.desired }
+func (p *Peer) Has() (fleet.Set, bool)     { return p.has, p.known }
+func (p *Peer) Timing() Timing             { return p.timing }
+func (p *Peer) SetTiming(t Timing)         { p.timing = t }
+func (p *Peer) Theirs() fleet.OrderVersion { return p.theirs }
+
+// Version of the newest order.
+func (p *Peer) Version() fleet.OrderVersion {
+	return fleet.OrderVersion{Incarnation: p.epoch.Incarnation, Epoch: p.epoch.Number, Counter: p.counter, Hub: p.epoch.Hub, Revision: p.revision}
+}
+
+// Header begins a message of this session.
+func (p *Peer) Header() *fleet.Down {
+	p.downSeq++
+	return &fleet.Down{Session: p.session.Proto(), Seq: p.downSeq, Grant: p.grant.Proto()}
+}
+
+// await calls the node away if it doesn't show up, after asking twice.
+func (p *Peer) await(now time.Duration) {
+	p.awayAt = now + p.timing.silence()
+	p.reborn = now + p.timing.silence()/3
+	p.reason = "not heard of since the control plane started"
+}
+
+// LinkUp is the way to the broker being there (again). All sessions are void:
+// the node is asked for a Hello.
+func (p *Peer) LinkUp(now time.Duration) []Output {
+	p.open, p.confirmed, p.sent = false, false, nil
+	if p.presence == Present {
+		p.presence = Unsure
+	}
+	if p.presence == Unsure {
+		p.await(now)
+		p.reason = "not heard of since the broker came back"
+	}
+	return []Output{SendRebirth{}}
+}
+
+// LinkDown is the way to the broker being lost: nothing can be known, so nobody
+// is called away.
+func (p *Peer) LinkDown() {
+	p.open, p.confirmed, p.sent = false, false, nil
+	p.awayAt, p.reborn = 0, 0
+	if p.presence == Present {
+		p.presence = Unsure
+	}
+}
+
+// Up takes a message whose signature was found good. accept says whether its
+// reports and journal are to be handled; a Hello's content is always the shell's
+// to read if accept.
+func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
+	session := fleet.SessionFrom(u.GetSession())
+	if h := u.GetHello(); h != nil {
+		return p.hello(now, session, u.GetSeq(), h)
+	}
+	if !p.open || session != p.session || u.GetSeq() <= p.upSeq || fleet.GrantFrom(u.GetGrant()) != p.grant {
+		return nil, false
+	}
+	p.upSeq = u.GetSeq()
+	if !p.confirmed {
+		p.confirmed = true
+		first := p.presence == Unsure
+		was := p.presence
+		p.presence, p.awayAt, p.reborn = Present, 0, 0
+		if was != Present {
+			out = append(out, Came{first})
+		}
+	}
+	if a := u.GetAck(); a != nil {
+		out = append(out, p.ack(now, a)...)
+	}
+	if b := u.GetBye(); b != nil {
+		p.gone(now, "the node said goodbye: "+b.GetReason(), time.Duration(b.GetBackIn())*time.Second)
+	}
+	return append(out, p.plan(now)...), true
+}
+
+func (p *Peer) hello(now time.Duration, session fleet.SessionID, seq uint64, h *fleet.Hello) ([]Output, bool) {
+	// A Hello that was seen, or of an earlier time of this state file, is an echo.
+	if p.session.Store == session.Store && !session.After(p.session) {
+		return nil, false
+	}
+	p.session, p.open, p.confirmed = session, true, false
+	p.upSeq, p.downSeq, p.sent = seq, 0, nil
+	p.grants++
+	p.grant = fleet.GrantID{Epoch: p.epoch.Number, Hub: p.epoch.Hub, Number: p.grants}
+	p.pause, p.pauses = 0, 0
+	clear(p.failed)
+	if k := time.Duration(h.GetKeepalive()) * time.Second; k > 0 {
+		p.timing.Keepalive = k
+	}
+	// It may be a recording: the node must confirm it, or it isn't there.
+	if p.awayAt == 0 {
+		p.awayAt, p.reason = now+p.timing.silence(), "its Hello was not confirmed"
+	}
+	p.awayAt = max(p.awayAt, now+confirmWithin)
+	p.reborn = now + confirmWithin
+	p.theirs = fleet.VersionFrom(h.GetVersion())
+	p.foreign, p.inSync = false, false
+	var out []Output
+	mine := p.Version()
+	mine.Counter = p.theirs.Counter + 1 // what the next order would be
+	if p.theirs.Incarnation == mine.Incarnation && p.theirs.Epoch == mine.Epoch && p.theirs.Hub == mine.Hub {
+		p.counter = max(p.counter, p.theirs.Counter)
+	}
+	switch fleet.Compare(p.theirs, mine) {
+	case fleet.Foreign:
+		p.foreign = true
+		out = append(out, Foreign{p.theirs})
+	case fleet.Older, fleet.Same:
+		p.foreign = true
+		out = append(out, Deposed{p.theirs})
+	}
+	p.learn(h.GetDigest())
+	synced := p.desired != nil && p.known && !p.foreign && maps.Equal(p.has, p.desired.Set())
+	out = append(out, SendWelcome{InSync: synced})
+	return append(out, p.plan(now)...), true
+}
+
+// learn takes the node's digest: either it has what we know, or what it should
+// have, or it isn't known what it has.
+func (p *Peer) learn(digest []byte) {
+	d, err := fleet.HashFrom(digest)
+	if err == nil {
+		if p.known && p.has.Digest() == d {
+			return
+		}
+		if p.desired != nil {
+			if set := p.desired.Set(); set.Digest() == d {
+				p.known, p.has = true, set
+				return
+			}
+		}
+		if d == (fleet.Set{}).Digest() {
+			p.known, p.has = true, fleet.Set{}
+			return
+		}
+	}
+	p.known, p.has = false, nil
+}
+
+// Will takes the broker's word that a connection broke.
+func (p *Peer) Will(now time.Duration, session fleet.SessionID) {
+	if !p.session.SameConn(session) || !p.open {
+		return // of a connection that was replaced
+	}
+	p.gone(now, "its connection broke", 0)
+}
+
+func (p *Peer) gone(now time.Duration, reason string, backIn time.Duration) {
+	p.open, p.confirmed, p.sent = false, false, nil
+	p.awayAt = now + max(p.timing.WillGrace, min(backIn, 5*time.Minute))
+	p.reborn = 0
+	p.reason = reason
+}
+
+// SetDesired says what the node should have now, as of this revision of etcd.
+func (p *Peer) SetDesired(now time.Duration, d Desired, revision uint64) []Output {
+	p.desired = d
+	p.revision = max(p.revision, revision)
+	return p.plan(now)
+}
+
+// Adopt is an operator's word that the node belongs here, with what it runs.
+func (p *Peer) Adopt(now time.Duration) []Output {
+	p.adopt = true
+	return p.plan(now)
+}
+
+// Tick does what is due; see Deadline.
+func (p *Peer) Tick(now time.Duration) []Output {
+	var out []Output
+	if p.reborn != 0 && now >= p.reborn {
+		p.reborn = 0
+		if !p.confirmed {
+			out = append(out, SendRebirth{})
+			if p.awayAt > now {
+				p.reborn = now + max(confirmWithin, p.timing.silence()/3)
+			}
+		}
+	}
+	if p.awayAt != 0 && now >= p.awayAt {
+		p.awayAt, p.reborn = 0, 0
+		if !p.Confirmed() && p.presence != Away {
+			p.presence = Away
+			out = append(out, Went{p.reason})
+		}
+	}
+	if s := p.sent; s != nil && now >= s.due {
+		s.tries++
+		s.due = now + backoff(orderRetry, orderRetryMax, s.tries)
+		if s.adopt != nil {
+			out = append(out, *s.adopt)
+		} else {
+			out = append(out, s.order)
+		}
+	}
+	return append(out, p.plan(now)...)
+}
+
+// Deadline is when Tick has to be called next; false is never.
+func (p *Peer) Deadline() (time.Duration, bool) {
+	var at time.Duration
+	earliest := func(t time.Duration) {
+		if t != 0 && (at == 0 || t < at) {
+			at = t
+		}
+	}
+	earliest(p.awayAt)
+	earliest(p.reborn)
+	if p.sent != nil {
+		earliest(p.sent.due)
+	} else if p.open {
+		earliest(p.pause)
+		for _, f := range p.failed {
+			earliest(f.until)
+		}
+	}
+	return at, at != 0
+}
+
+// ack takes the answer to the order under way.
+func (p *Peer) ack(now time.Duration, a *fleet.Ack) []Output {
+	p.theirs = fleet.VersionFrom(a.GetCurrent())
+	if p.sent == nil || fleet.VersionFrom(a.GetVersion()) != p.sent.version() {
+		return nil // of an order that doesn't matter any more, or of a Welcome
+	}
+	s := p.sent
+	p.sent = nil
+	var out []Output
+	switch a.GetStatus() {
+	case fleet.AckStatus_APPLIED, fleet.AckStatus_DUPLICATE:
+		p.pause, p.pauses = 0, 0
+		p.applied(s, a)
+		return nil
+	case fleet.AckStatus_MISMATCH:
+		p.known, p.has = false, nil
+	case fleet.AckStatus_OTHER_INCARNATION:
+		p.foreign = true
+		return []Output{Foreign{p.theirs}}
+	case fleet.AckStatus_STALE:
+		if p.theirs.Epoch > p.epoch.Number {
+			p.foreign = true
+			return []Output{Deposed{p.theirs}}
+		}
+		p.counter = max(p.counter, p.theirs.Counter)
+		p.learn(a.GetDigest())
+	default: // FAILED, NOT_SYNCED and what a later version says
+		for _, uid := range a.GetFailed() {
+			f := p.failed[uid]
+			f.hash = p.desired[uid].Hash
+			f.until = now + backoff(failedRetry, failedMax, f.tries)
+			f.tries++
+			p.failed[uid] = f
+		}
+		p.learn(a.GetDigest())
+		if len(a.GetFailed()) > 0 {
+			return []Output{Trouble{a.GetStatus(), a.GetMessage()}}
+		}
+	}
+	if p.pauses > 0 || a.GetStatus() == fleet.AckStatus_FAILED {
+		p.pause = now + backoff(failedRetry, failedMax, p.pauses)
+		out = append(out, Trouble{a.GetStatus(), a.GetMessage()})
+	}
+	p.pauses++
+	return out
+}
+
+// applied learns from the answer what the node has now.
+func (p *Peer) applied(s *sent, a *fleet.Ack) {
+	if s.adopt != nil {
+		p.foreign, p.adopt = false, false
+		p.learn(a.GetDigest())
+		return
+	}
+	result := s.order.result(p.has)
+	if s.order.List != nil {
+		result = s.order.List.Clone()
+		for _, w := range a.GetWant() {
+			if len(w.GetHave()) == 0 {
+				delete(result, w.GetUid())
+				continue
+			}
+			if have, err := fleet.HashFrom(w.GetHave()); err == nil {
+				result[w.GetUid()] = have
+			}
+		}
+	}
+	if digest := result.Digest(); string(a.GetDigest()) == string(digest[:]) {
+		p.known, p.has = true, result
+	} else {
+		p.known, p.has = false, nil
+		p.learn(a.GetDigest())
+	}
+}
+
+func (s *sent) version() fleet.OrderVersion {
+	if s.adopt != nil {
+		return s.adopt.To
+	}
+	return s.order.Version
+}
+
+// result of a delta on a set.
+func (o SendOrder) result(has fleet.Set) fleet.Set {
+	out := has.Clone()
+	for _, uid := range o.Removes {
+		delete(out, uid)
+	}
+	for uid, hash := range o.List {
+		out[uid] = hash
+	}
+	return out
+}
+
+// Abandon gives up the order under way because it can't be sent, and tries
+// another later.
+func (p *Peer) Abandon(now time.Duration) {
+	p.sent = nil
+	p.pause = now + backoff(failedRetry, failedMax, p.pauses)
+	p.pauses++
+}
+
+// plan sends the next order, if there is need and nothing is under way.
+func (p *Peer) plan(now time.Duration) []Output {
+	if !p.open || p.sent != nil || p.desired == nil || now < p.pause {
+		return nil
+	}
+	if p.foreign {
+		if !p.adopt {
+			return nil
+		}
+		p.counter++
+		a := SendAdopt{From: p.theirs.Incarnation, To: p.Version()}
+		p.sent = &sent{adopt: &a, due: now + orderRetry}
+		return []Output{a}
+	}
+	want := p.desired.Set()
+	if !p.known {
+		p.inSync = false
+		return p.order(now, SendOrder{List: want})
+	}
+	o, any := p.delta(now)
+	if any {
+		p.inSync = false
+		return p.order(now, o)
+	}
+	if !p.inSync && p.confirmed && maps.Equal(p.has, want) {
+		p.inSync = true
+		return []Output{InSync{p.Version()}}
+	}
+	return nil
+}
+
+func (p *Peer) order(now time.Duration, o SendOrder) []Output {
+	p.counter++
+	o.Version = p.Version()
+	p.sent = &sent{order: o, due: now + orderRetry}
+	return []Output{o}
+}
+
+// delta is the next step from what the node has to what it should have: what is
+// referred to before what refers to it, no more than fits into a message, and
+// what has to go with the last step.
+func (p *Peer) delta(now time.Duration) (SendOrder, bool) {
+	var add []string
+	for uid, item := range p.desired {
+		if p.has[uid] == item.Hash {
+			continue
+		}
+		if f, ok := p.failed[uid]; ok && f.hash == item.Hash && now < f.until {
+			continue
+		}
+		add = append(add, uid)
+	}
+	rank := func(uid string) int {
+		switch item := p.desired[uid]; {
+		case item.Size > fleet.MaxInline:
+			return 2 // fetched: nothing else shall wait for it
+		case item.Later:
+			return 1
+		}
+		return 0
+	}
+	slices.SortFunc(add, func(a, b string) int {
+		if d := rank(a) - rank(b); d != 0 {
+			return d
+		}
+		if a < b {
+			return -1
+		}
+		return 1
+	})
+	o := SendOrder{Base: p.has.Digest()}
+	result := p.has.Clone()
+	size, complete := 0, true
+	for i, uid := range add {
+		item := p.desired[uid]
+		n := 200 // names and hash
+		if item.Size <= fleet.MaxInline {
+			n += item.Size
+		}
+		big := item.Size > fleet.MaxInline
+		if i > 0 && (size+n > fleet.MaxOrderObjects || big) {
+			complete = false
+			break
+		}
+		size += n
+		o.Upserts = append(o.Upserts, uid)
+		result[uid] = item.Hash
+		if big {
+			complete = i == len(add)-1
+			break
+		}
+	}
+	if complete || allBig(add[len(o.Upserts):], rank) {
+		for _, uid := range slices.Sorted(maps.Keys(p.has)) {
+			if _, ok := p.desired[uid]; ok {
+				continue
+			}
+			if size += len(uid) + 4; size > fleet.MaxOrderObjects {
+				break // the next order takes the rest
+			}
+			o.Removes = append(o.Removes, uid)
+			delete(result, uid)
+		}
+	}
+	o.Digest = result.Digest()
+	return o, len(o.Upserts)+len(o.Removes) > 0
+}
+
+// allBig: what has to go doesn't wait for what has to be fetched.
+func allBig(rest []string, rank func(string) int) bool {
+	for _, uid := range rest {
+		if rank(uid) != 2 {
+			return false
+		}
+	}
+	return true
+}
+
+func backoff(base, most time.Duration, tries int) time.Duration {
+	return min(base<<min(tries, 8), most)
+}

@@ -1,0 +1,534 @@
+package fleethub
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/api/trace"
+)
+
+// maxInbox bounds what waits of one node's messages; more is dropped and comes
+// again.
+const maxInbox = 64
+
+type message struct {
+	direction fleet.Direction
+	payload   []byte
+	at        time.Time
+}
+
+// report waits to be written.
+type report struct {
+	*fleet.PodReport
+	at   time.Time // it came in
+	sent time.Time // its pod was ordered; zero if not by this hub
+}
+
+// node is the shell around one Peer.
+type node struct {
+	name string
+
+	// The worker's own: the queue hands a node to one at a time.
+	peer      *Peer
+	objects   map[string]object
+	refs      map[ref]bool
+	revision  uint64
+	order     *fleet.Order // under way
+	ordered   map[string]time.Time
+	knowsKey  bool
+	foreignAt fleet.OrderVersion
+	big       bigObjects
+
+	presence  atomic.Int32
+	confirmed atomic.Bool
+	foreign   atomic.Bool
+	heard     atomic.Int64
+
+	mu       sync.Mutex
+	inbox    []message
+	stale    bool // desired must be computed
+	expected bool // the API knows the node
+	linkUp   bool
+	linkDown bool
+	adopt    bool
+	reports  map[string]*report
+	node     *fleet.NodeReport
+	journal  *fleet.Journal
+	uptime   int64 // of the newest journal entry, to date others
+	verdicts []*fleet.ReportVerdict
+	jack     *fleet.JournalAck
+	resend   []string
+	again    bool // ask for the node's own report
+	tunnels  []*fleet.TunnelRequest
+	went     string // reason to be written
+	client   corev1client.CoreV1Interface
+	written  map[string]*corev1.Pod // newer than the informer's
+	tokens   float64                // events that may be stored
+	filled   time.Time
+	timer    *time.Timer
+	store    string // of its session
+	// Large objects that were ordered, by UID.
+	fetchable map[string]*object
+}
+
+func newNode(name string) *node {
+	n := &node{name: name, objects: map[string]object{}, ordered: map[string]time.Time{},
+		reports: map[string]*report{}, written: map[string]*corev1.Pod{}, fetchable: map[string]*object{}}
+	n.presence.Store(int32(Away))
+	return n
+}
+
+func (n *node) stopTimer() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.timer != nil {
+		n.timer.Stop()
+	}
+}
+
+// message takes what a node published. It doesn't block.
+func (h *Hub) message(name string, d fleet.Direction, payload []byte) {
+	n := h.get(name)
+	n.mu.Lock()
+	if len(n.inbox) < maxInbox {
+		n.inbox = append(n.inbox, message{d, payload, h.c.Now()})
+	}
+	n.mu.Unlock()
+	h.work.Add(name)
+}
+
+// link takes the broker's state. It doesn't block.
+func (h *Hub) link(up bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, n := range h.nodes {
+		n.mu.Lock()
+		n.linkUp, n.linkDown = up, n.linkDown || !up
+		n.mu.Unlock()
+		h.work.Add(name)
+	}
+}
+
+func (h *Hub) orderLoop(ctx context.Context) {
+	for {
+		name, quit := h.work.Get()
+		if quit || ctx.Err() != nil {
+			return
+		}
+		if n := h.find(name); n != nil {
+			h.turn(ctx, n)
+		}
+		h.work.Done(name)
+	}
+}
+
+// turn does all that there is to do for one node, and sends what comes of it.
+func (h *Hub) turn(ctx context.Context, n *node) {
+	n.mu.Lock()
+	inbox, stale, expected, linkUp, linkDown, adopt := n.inbox, n.stale, n.expected, n.linkUp, n.linkDown, n.adopt
+	n.inbox, n.stale, n.linkUp, n.linkDown, n.adopt = nil, false, false, false, false
+	n.mu.Unlock()
+	now := h.now()
+	if n.peer == nil {
+		if len(inbox) == 0 && !expected {
+			return
+		}
+		n.peer = NewPeer(now, h.reign.Epoch, Timing{h.c.Keepalive, h.c.WillGrace, h.c.ReconnectJitter}, expected)
+		n.peer.SetDesired(now, h.compute(n), n.revision)
+		stale = false
+	}
+	t := &turn{h: h, n: n, ctx: ctx}
+	if linkDown {
+		n.peer.LinkDown()
+	}
+	if linkUp {
+		t.do(n.peer.LinkUp(now))
+	}
+	for _, m := range inbox {
+		t.receive(m)
+	}
+	if stale {
+		t.do(n.peer.SetDesired(now, h.compute(n), n.revision))
+		t.forget()
+	}
+	if adopt {
+		t.do(n.peer.Adopt(now))
+	}
+	t.do(n.peer.Tick(h.now()))
+	t.gather()
+	t.send()
+	n.presence.Store(int32(n.peer.Presence()))
+	n.confirmed.Store(n.peer.Confirmed())
+	n.foreign.Store(n.peer.IsForeign() && n.peer.Open())
+	if at, ok := n.peer.Deadline(); ok {
+		n.mu.Lock()
+		wait := max(at-h.now(), time.Millisecond)
+		if n.timer == nil {
+			name := n.name
+			n.timer = time.AfterFunc(wait, func() { h.work.Add(name) })
+		} else {
+			n.timer.Reset(wait)
+		}
+		n.mu.Unlock()
+	}
+}
+
+// turn gathers what is to be sent to one node into as few messages as possible.
+type turn struct {
+	h     *Hub
+	n     *node
+	ctx   context.Context
+	down  *fleet.Down
+	chain bool
+}
+
+// part returns the message to add a part to.
+func (t *turn) part() *fleet.Down {
+	if t.down == nil {
+		t.down = t.n.peer.Header()
+	}
+	return t.down
+}
+
+func (t *turn) receive(m message) {
+	h, n := t.h, t.n
+	refuse := func(err error) {
+		h.counters.Refused()
+		h.log.Warn("message refused", "node", n.name, "direction", m.direction, "error", err)
+	}
+	keys := func(keyID []byte, _ [][]byte) (ed25519.PublicKey, error) {
+		k, err := h.c.Keys(t.ctx, n.name)
+		if err != nil {
+			return nil, err
+		}
+		if !bytes.Equal(fleet.KeyID(k.Sign), keyID) {
+			return nil, fleet.ErrUnknownKey
+		}
+		return k.Sign, nil
+	}
+	if m.direction == fleet.DirWill {
+		var w fleet.Will
+		if err := h.codec.Decode(m.direction, n.name, m.payload, keys, &w); err != nil {
+			refuse(err)
+			return
+		}
+		h.counters.Received(fleet.ClassSession, len(m.payload))
+		if n.peer.Confirmed() && n.peer.Session().SameConn(fleet.SessionFrom(w.GetSession())) {
+			n.heard.Store(m.at.UnixNano())
+		}
+		n.peer.Will(h.now(), fleet.SessionFrom(w.GetSession()))
+		return
+	}
+	var u fleet.Up
+	if err := h.codec.Decode(m.direction, n.name, m.payload, keys, &u); err != nil {
+		refuse(err)
+		return
+	}
+	h.counters.Received(fleet.ClassOf(&u), len(m.payload))
+	outputs, accept := n.peer.Up(h.now(), &u)
+	if !accept {
+		h.counters.Refused()
+		h.log.Debug("message not accepted", "node", n.name, "session", fleet.SessionFrom(u.GetSession()), "seq", u.GetSeq())
+		return
+	}
+	if hello := u.GetHello(); hello != nil {
+		t.hello(&u)
+	} else {
+		n.heard.Store(m.at.UnixNano())
+	}
+	t.take(&u, m.at)
+	t.do(outputs)
+}
+
+// hello begins a session: what was to be said in the one before is void.
+func (t *turn) hello(u *fleet.Up) {
+	n := t.n
+	t.down = nil
+	n.knowsKey = false
+	id := fleet.KeyID(t.h.c.Key.Public().(ed25519.PublicKey))
+	for _, k := range u.GetHello().GetKnownKeys() {
+		n.knowsKey = n.knowsKey || bytes.Equal(k, id)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.verdicts, n.jack, n.tunnels = nil, nil, nil
+	n.store = string(u.GetSession().GetStore())
+	n.order = nil
+}
+
+// take has reports and journal written.
+func (t *turn) take(u *fleet.Up, at time.Time) {
+	h, n := t.h, t.n
+	var keys []writeKey
+	n.mu.Lock()
+	for _, r := range u.GetReport().GetPods() {
+		if r.GetUid() == "" || r.GetStamp() == nil {
+			continue
+		}
+		n.reports[r.GetUid()] = &report{r, at, n.ordered[r.GetUid()]}
+		keys = append(keys, writeKey{n.name, writePod, r.GetUid()})
+	}
+	if r := u.GetReport().GetNode(); r != nil {
+		n.node = r
+		keys = append(keys, writeKey{n.name, writeNode, ""})
+	}
+	if j := u.GetJournal(); j != nil {
+		n.journal = j
+		keys = append(keys, writeKey{n.name, writeJournal, ""})
+	}
+	n.mu.Unlock()
+	for _, k := range keys {
+		h.writes.Forget(k)
+		h.writes.Add(k)
+	}
+	if a := u.GetTunnel(); a.GetError() != "" {
+		h.log.Warn("node opens no tunnel", "node", n.name, "id", a.GetId(), "reason", a.GetError())
+	}
+}
+
+// do carries out what the peer decided.
+func (t *turn) do(outputs []Output) {
+	h, n := t.h, t.n
+	for _, o := range outputs {
+		switch o := o.(type) {
+		case SendWelcome:
+			t.part().Welcome = &fleet.Welcome{
+				Version: n.peer.Version().Proto(), InSync: o.InSync, Protocol: fleet.ProtocolVersion,
+				Keepalive:       uint32(h.c.Keepalive / time.Second),
+				ReconnectJitter: uint32(h.c.ReconnectJitter / time.Millisecond),
+				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(),
+			}
+			t.chain = t.chain || !n.knowsKey
+		case SendOrder:
+			t.order(o)
+		case SendAdopt:
+			t.part().Adopt = &fleet.Adopt{From: []byte(o.From), To: o.To.Proto()}
+		case SendRebirth:
+			t.rebirth()
+		case Came:
+			h.log.Info("node is there", "node", n.name, "first", o.First)
+			t.came()
+		case Went:
+			h.log.Info("node is away", "node", n.name, "reason", o.Reason)
+			n.mu.Lock()
+			n.went = o.Reason
+			n.client = nil
+			n.mu.Unlock()
+			h.writes.Add(writeKey{n.name, writeAway, ""})
+		case Foreign:
+			h.log.Error("node belongs to another incarnation of the cluster: it keeps what it runs and gets no orders until it is adopted",
+				"node", n.name, "node's", o.Version, "ours", n.peer.Version())
+		case Deposed:
+			h.log.Error("node obeys a later hub: this one gives it no orders", "node", n.name, "node's", o.Version, "ours", n.peer.Version())
+		case Trouble:
+			h.log.Warn("order not carried out", "node", n.name, "status", o.Status, "reason", o.Message)
+		case InSync:
+			n.order = nil
+			h.log.Debug("node is in step", "node", n.name, "order", o.Version)
+		}
+	}
+}
+
+// came asks for the node's own report if the API doesn't say that it is ready.
+func (t *turn) came() {
+	n := t.n
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.went = ""
+	if n.node == nil && !t.h.ready(n.name) {
+		n.again = true
+	}
+}
+
+// ready says what the API says.
+func (h *Hub) ready(name string) bool {
+	o, err := h.nodeLister.Get(name)
+	if err != nil {
+		return false
+	}
+	for _, c := range o.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+// order puts objects to the names that the peer ordered.
+func (t *turn) order(o SendOrder) {
+	h, n := t.h, t.n
+	if n.order == nil || fleet.VersionFrom(n.order.GetVersion()) != o.Version {
+		built, err := h.build(t.ctx, n, o)
+		if err != nil {
+			h.log.Error("order can't be made", "node", n.name, "error", err)
+			n.peer.Abandon(h.now())
+			return
+		}
+		n.order = built
+	}
+	now := h.c.Now()
+	for _, obj := range n.order.GetUpserts() {
+		if _, again := n.ordered[obj.GetUid()]; obj.GetKind() == "Pod" && !again {
+			n.ordered[obj.GetUid()] = now
+			h.c.Trace.Record(obj.GetUid(), trace.Event{Step: trace.Ordered, Component: component, Time: now, Detail: n.name + " " + o.Version.String()})
+		}
+	}
+	t.part().Order = n.order
+}
+
+// forget drops what isn't needed of pods that went.
+func (t *turn) forget() {
+	n := t.n
+	for uid := range n.ordered {
+		if _, ok := n.objects[uid]; !ok {
+			delete(n.ordered, uid)
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for uid := range n.fetchable {
+		if o, ok := n.objects[uid]; !ok || o.hash != n.fetchable[uid].hash {
+			delete(n.fetchable, uid)
+		}
+	}
+	for uid := range n.written {
+		if _, ok := n.objects[uid]; !ok {
+			delete(n.written, uid)
+		}
+	}
+}
+
+// build makes an order's message.
+func (h *Hub) build(ctx context.Context, n *node, o SendOrder) (*fleet.Order, error) {
+	out := &fleet.Order{Version: o.Version.Proto(), Synced: h.live.Load(), Removes: o.Removes}
+	if o.List != nil {
+		out.List, out.Entries = true, o.List.Entries()
+		digest := o.List.Digest()
+		out.Digest = digest[:]
+		return out, nil
+	}
+	out.Base, out.Digest = o.Base[:], o.Digest[:]
+	for _, uid := range o.Upserts {
+		obj, ok := n.objects[uid]
+		if !ok {
+			return nil, errors.New("object " + uid + " is gone")
+		}
+		msg, err := h.wire(ctx, n, obj)
+		if err != nil {
+			return nil, err
+		}
+		out.Upserts = append(out.Upserts, msg)
+	}
+	return out, nil
+}
+
+// wire is an object as it travels.
+func (h *Hub) wire(ctx context.Context, n *node, o object) (*fleet.Object, error) {
+	msg := &fleet.Object{Kind: o.kind, Namespace: o.namespace, Name: o.name, Uid: o.uid, Hash: o.hash[:]}
+	raw, err := h.encoder.raw(o)
+	if err != nil {
+		return nil, err
+	}
+	if o.kind == "Secret" {
+		keys, err := h.c.Keys(ctx, n.name)
+		if err != nil {
+			return nil, err
+		}
+		if raw, err = fleet.Seal(keys.Seal, n.name, o.uid, o.hash, raw); err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case o.size > fleet.MaxInline:
+		msg.Size = uint64(len(raw))
+		n.big.put(o.uid, o.hash, raw, o.kind == "Secret")
+		n.mu.Lock()
+		n.fetchable[o.uid] = &o
+		n.mu.Unlock()
+	case o.kind == "Secret":
+		msg.Sealed = raw
+	default:
+		msg.Raw = raw
+	}
+	return msg, nil
+}
+
+// gather adds what waits besides orders.
+func (t *turn) gather() {
+	n := t.n
+	if !n.peer.Open() {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.verdicts) > 0 {
+		t.part().ReportAck = &fleet.ReportAck{Verdicts: n.verdicts}
+		n.verdicts = nil
+	}
+	if n.jack != nil {
+		t.part().JournalAck = n.jack
+		n.jack = nil
+	}
+	if !n.peer.Confirmed() {
+		return
+	}
+	if len(n.resend) > 0 || n.again {
+		t.part().Resend = &fleet.Resend{Uids: n.resend, Node: n.again}
+		n.resend, n.again = nil, false
+	}
+	for _, request := range n.tunnels {
+		t.part().Tunnel = request
+		t.send()
+	}
+	n.tunnels = nil
+}
+
+func (t *turn) send() {
+	if t.down == nil {
+		return
+	}
+	down := t.down
+	t.down = nil
+	var chain [][]byte
+	if t.chain {
+		chain, t.chain = t.h.c.Chain, false
+	}
+	t.h.publish(t.n, down, chain)
+}
+
+func (t *turn) rebirth() {
+	h, n := t.h, t.n
+	h.publish(n, &fleet.Down{Rebirth: &fleet.Rebirth{
+		Version: n.peer.Version().Proto(), Jitter: uint32(h.c.ReconnectJitter / time.Millisecond),
+	}}, h.c.Chain)
+}
+
+func (h *Hub) publish(n *node, down *fleet.Down, chain [][]byte) {
+	payload, err := h.codec.Encode(fleet.DirDown, n.name, h.c.Key, down, chain)
+	if errors.Is(err, fleet.ErrTooLarge) && down.GetOrder() != nil && (down.GetWelcome() != nil || down.GetReportAck() != nil) {
+		// Alone it fits.
+		alone := n.peer.Header()
+		alone.Order, down.Order = down.Order, nil
+		h.publish(n, down, chain)
+		h.publish(n, alone, nil)
+		return
+	}
+	if err != nil {
+		h.log.Error("message not sent", "node", n.name, "class", fleet.ClassOf(down), "error", err)
+		return
+	}
+	if err := h.c.Transport.Publish(n.name, payload); err != nil {
+		h.log.Debug("message not sent", "node", n.name, "error", err)
+		return
+	}
+	h.counters.Sent(fleet.ClassOf(down), len(payload))
+}

@@ -1,0 +1,223 @@
+package fleethub
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+)
+
+// AnnotationLabels lists the labels that the node gave itself, so that one it no
+// longer has goes and an administrator's stay.
+const AnnotationLabels = "coracle.dev/node-labels"
+
+// writeNodeReport registers the node, or brings its labels and status up to what
+// it reports, and answers.
+func (h *Hub) writeNodeReport(ctx context.Context, n *node) error {
+	n.mu.Lock()
+	r := n.node
+	n.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	o, err := h.storeNode(ctx, n, r)
+	if err != nil {
+		v, known := final(err)
+		if !known || v == fleet.Verdict_OBSOLETE {
+			return err // a node that was deleted meanwhile is made again
+		}
+		o = outcome{v, err.Error()}
+	}
+	n.mu.Lock()
+	newer := n.node != r
+	if !newer {
+		n.node = nil
+	}
+	n.mu.Unlock()
+	if newer {
+		h.writes.Add(writeKey{n.name, writeNode, ""})
+	}
+	if o.verdict == fleet.Verdict_REJECTED {
+		h.log.Warn("report of the node rejected", "node", n.name, "reason", o.message)
+	}
+	h.verdict(n, "", r.GetStamp(), o.verdict, o.message)
+	return nil
+}
+
+func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outcome, error) {
+	var said corev1.Node
+	if err := said.Unmarshal(r.GetNode()); err != nil {
+		return rejected("report of node %s can't be read: %v", n.name, err), nil
+	}
+	client, err := h.as(n)
+	if err != nil {
+		return outcome{}, err
+	}
+	stamp := fleet.StampFrom(r.GetStamp())
+	have, err := h.nodeLister.Get(n.name)
+	for try := 0; ; try++ {
+		if apierrors.IsNotFound(err) {
+			_, err = client.Nodes().Create(ctx, newNodeObject(n.name, &said, stamp, h.c.Now()), metav1.CreateOptions{})
+			if err == nil {
+				h.log.Info("node registered", "node", n.name)
+				return stored, nil
+			}
+			if !apierrors.IsAlreadyExists(err) {
+				return outcome{}, err
+			}
+			// The informer is behind.
+			have, err = client.Nodes().Get(ctx, n.name, metav1.GetOptions{})
+		}
+		if err != nil {
+			return outcome{}, err
+		}
+		if before, err := fleet.ParseStamp(have.Annotations[AnnotationReport]); err == nil && before != stamp && !stamp.Obsoletes(before) {
+			return obsolete("report %s is older than %s", stamp, before), nil
+		}
+		next := mergeNode(have, &said, stamp, h.c.Now())
+		if equality.Semantic.DeepEqual(have, next) {
+			return stored, nil
+		}
+		if _, err = client.Nodes().UpdateStatus(ctx, next, metav1.UpdateOptions{}); err == nil {
+			return stored, nil
+		}
+		if !apierrors.IsConflict(err) || try == maxConflicts {
+			return outcome{}, err
+		}
+		have, err = client.Nodes().Get(ctx, n.name, metav1.GetOptions{})
+	}
+}
+
+// newNodeObject is what a kubelet creates when it registers.
+func newNodeObject(name string, said *corev1.Node, stamp fleet.StampID, now time.Time) *corev1.Node {
+	out := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: *said.Spec.DeepCopy()}
+	return mergeNode(out, said, stamp, now)
+}
+
+// mergeNode brings labels, annotations and status of have to what the node says.
+// Spec is the cluster's from registration on.
+func mergeNode(have, said *corev1.Node, stamp fleet.StampID, now time.Time) *corev1.Node {
+	out := have.DeepCopy()
+	if out.Labels == nil {
+		out.Labels = map[string]string{}
+	}
+	if out.Annotations == nil {
+		out.Annotations = map[string]string{}
+	}
+	for _, label := range strings.Split(out.Annotations[AnnotationLabels], ",") {
+		if _, still := said.Labels[label]; !still {
+			delete(out.Labels, label)
+		}
+	}
+	own := make([]string, 0, len(said.Labels))
+	for k, v := range said.Labels {
+		out.Labels[k] = v
+		own = append(own, k)
+	}
+	slices.Sort(own)
+	for k, v := range said.Annotations {
+		out.Annotations[k] = v
+	}
+	out.Annotations[AnnotationLabels] = strings.Join(own, ",")
+	out.Annotations[AnnotationReport] = stamp.String()
+
+	status := *said.Status.DeepCopy()
+	status.Conditions = nil
+	for _, c := range have.Status.Conditions {
+		if nodeCondition(said.Status.Conditions, c.Type) == nil {
+			status.Conditions = append(status.Conditions, c) // somebody else's
+		}
+	}
+	for _, c := range said.Status.Conditions {
+		c.LastHeartbeatTime = metav1.NewTime(now)
+		c.LastTransitionTime = metav1.NewTime(now)
+		if before := nodeCondition(have.Status.Conditions, c.Type); before != nil && before.Status == c.Status {
+			c.LastTransitionTime = before.LastTransitionTime
+		}
+		status.Conditions = append(status.Conditions, c)
+	}
+	// Attachments and devices in use by volumes are controllers'.
+	status.VolumesAttached = have.Status.VolumesAttached
+	out.Status = status
+	return out
+}
+
+func nodeCondition(list []corev1.NodeCondition, kind corev1.NodeConditionType) *corev1.NodeCondition {
+	i := slices.IndexFunc(list, func(c corev1.NodeCondition) bool { return c.Type == kind })
+	if i < 0 {
+		return nil
+	}
+	return &list[i]
+}
+
+// The conditions that upstream's node lifecycle controller makes Unknown, and its
+// words.
+var (
+	awayConditions = []corev1.NodeConditionType{corev1.NodeReady, corev1.NodeMemoryPressure, corev1.NodeDiskPressure, corev1.NodePIDPressure}
+	awayReason     = "NodeStatusUnknown"
+	awayMessage    = "Kubelet stopped posting node status."
+)
+
+// writeAway writes the transition of a node to away, once, with the hub's own
+// identity.
+func (h *Hub) writeAway(ctx context.Context, n *node) error {
+	n.mu.Lock()
+	why := n.went
+	n.mu.Unlock()
+	if why == "" {
+		return nil // it is back
+	}
+	since := ""
+	if at := n.heard.Load(); at != 0 {
+		since = fmt.Sprintf(" Last heard of at %s:", time.Unix(0, at).UTC().Format(time.RFC3339))
+	}
+	message := fmt.Sprintf("%s%s %s.", awayMessage, since, why)
+	have, err := h.nodeLister.Get(n.name)
+	for try := 0; ; try++ {
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		next, changed := awayNode(have, message, h.c.Now())
+		if !changed {
+			return nil
+		}
+		if _, err = h.c.Client.CoreV1().Nodes().UpdateStatus(ctx, next, metav1.UpdateOptions{}); err == nil {
+			return nil
+		}
+		if !apierrors.IsConflict(err) || try == maxConflicts {
+			return err
+		}
+		have, err = h.c.Client.CoreV1().Nodes().Get(ctx, n.name, metav1.GetOptions{})
+	}
+}
+
+func awayNode(have *corev1.Node, message string, now time.Time) (*corev1.Node, bool) {
+	if ready := nodeCondition(have.Status.Conditions, corev1.NodeReady); ready != nil && ready.Status == corev1.ConditionUnknown {
+		return nil, false // whoever wrote it, it is said
+	}
+	out := have.DeepCopy()
+	for _, kind := range awayConditions {
+		c := nodeCondition(out.Status.Conditions, kind)
+		if c == nil {
+			if kind != corev1.NodeReady {
+				continue
+			}
+			out.Status.Conditions = append(out.Status.Conditions, corev1.NodeCondition{Type: kind})
+			c = &out.Status.Conditions[len(out.Status.Conditions)-1]
+		}
+		c.Status, c.Reason, c.Message = corev1.ConditionUnknown, awayReason, message
+		c.LastTransitionTime = metav1.NewTime(now)
+	}
+	return out, true
+}

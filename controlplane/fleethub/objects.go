@@ -1,0 +1,111 @@
+package fleethub
+
+import (
+	"bytes"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+)
+
+// bigObjects are the sealed forms of large Secrets under way: sealing is
+// different each time, and a download that was cut must be resumed with the same
+// bytes. Others are made again from the API's object.
+type bigObjects struct {
+	mu     sync.Mutex
+	sealed map[string]sealedObject // by UID
+}
+
+type sealedObject struct {
+	hash fleet.Hash
+	raw  []byte
+	at   time.Time
+}
+
+const (
+	maxSealed  = 4 // per node
+	sealedLife = 10 * time.Minute
+)
+
+func (b *bigObjects) put(uid string, hash fleet.Hash, raw []byte, secret bool) {
+	if !secret {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.sealed == nil {
+		b.sealed = map[string]sealedObject{}
+	}
+	for uid, s := range b.sealed {
+		if time.Since(s.at) > sealedLife || len(b.sealed) >= maxSealed {
+			delete(b.sealed, uid)
+		}
+	}
+	b.sealed[uid] = sealedObject{hash, raw, time.Now()}
+}
+
+func (b *bigObjects) get(uid string, hash fleet.Hash) ([]byte, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s, ok := b.sealed[uid]
+	return s.raw, ok && s.hash == hash
+}
+
+// ObjectsHandler serves GET /v1/objects/HASH?uid=UID to the node whose
+// certificate the connection has, if the node should have that object, with
+// ranges. The server must have verified the client's certificate.
+func (h *Hub) ObjectsHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+			http.Error(w, "a node's certificate is needed", http.StatusUnauthorized)
+			return
+		}
+		name, ok := fleet.NodeOfUser(r.TLS.VerifiedChains[0][0].Subject.CommonName)
+		if !ok {
+			http.Error(w, "only nodes have objects", http.StatusForbidden)
+			return
+		}
+		if _, err := h.c.Keys(r.Context(), name); err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		h.serveObject(w, r, name)
+	})
+}
+
+// serveObject serves one object to a node that is known to be name.
+func (h *Hub) serveObject(w http.ResponseWriter, r *http.Request, name string) {
+	hash := strings.TrimPrefix(r.URL.Path, "/v1/objects/")
+	uid := r.URL.Query().Get("uid")
+	n := h.find(name)
+	if n == nil {
+		http.Error(w, "this node has no objects", http.StatusNotFound)
+		return
+	}
+	n.mu.Lock()
+	order := n.fetchable[uid]
+	n.mu.Unlock()
+	if order == nil || order.hash.String() != hash {
+		http.Error(w, "this node has no such object", http.StatusNotFound)
+		return
+	}
+	raw, ok := n.big.get(uid, order.hash)
+	if !ok {
+		var err error
+		if order.kind == "Secret" {
+			http.Error(w, "this Secret has changed or its time is over", http.StatusNotFound)
+			return
+		}
+		if raw, err = h.encoder.raw(*order); err != nil {
+			h.log.Error("object can't be served", "node", name, "error", err)
+			http.Error(w, "object can't be encoded", http.StatusInternalServerError)
+			return
+		}
+	}
+	h.counters.Sent(fleet.ClassObject, len(raw))
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("ETag", `"`+hash+`"`)
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(raw))
+}

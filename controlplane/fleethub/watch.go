@@ -1,0 +1,246 @@
+package fleethub
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-edge/coracle/controlplane/api/trace"
+)
+
+// podHandler keeps which pods are bound to which node.
+type podHandler struct{ h *Hub }
+
+func (p podHandler) OnAdd(obj any, _ bool) { p.change(nil, obj) }
+func (p podHandler) OnUpdate(old, obj any) { p.change(old, obj) }
+func (p podHandler) OnDelete(obj any) {
+	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = last.Obj
+	}
+	pod, ok := obj.(*corev1.Pod)
+	if !ok || pod.Spec.NodeName == "" {
+		return
+	}
+	h := p.h
+	h.see(revisionOf(pod.ResourceVersion))
+	h.mu.Lock()
+	if have := h.bound[pod.Spec.NodeName][podKey(pod)]; have != nil && have.UID == pod.UID {
+		delete(h.bound[pod.Spec.NodeName], podKey(pod))
+		if len(h.bound[pod.Spec.NodeName]) == 0 {
+			delete(h.bound, pod.Spec.NodeName)
+		}
+	}
+	h.mu.Unlock()
+	if isMirror(pod) {
+		h.repeatReport(pod.Spec.NodeName, pod.Annotations[annotationMirror])
+		return
+	}
+	h.dirty(pod.Spec.NodeName)
+}
+
+func (p podHandler) change(old, obj any) {
+	pod, ok := obj.(*corev1.Pod)
+	if !ok || pod.Spec.NodeName == "" {
+		return
+	}
+	h := p.h
+	h.see(revisionOf(pod.ResourceVersion))
+	if pod.Status.Phase == corev1.PodRunning {
+		h.c.Trace.Record(string(pod.UID), trace.Event{Step: trace.Observed, Component: component, Time: h.c.Now()})
+	}
+	h.mu.Lock()
+	pods := h.bound[pod.Spec.NodeName]
+	if pods == nil {
+		pods = map[types.NamespacedName]*corev1.Pod{}
+		h.bound[pod.Spec.NodeName] = pods
+	}
+	pods[podKey(pod)] = pod
+	h.mu.Unlock()
+	if isMirror(pod) {
+		if before, ok := old.(*corev1.Pod); pod.DeletionTimestamp != nil && (!ok || before.DeletionTimestamp == nil) {
+			h.repeatReport(pod.Spec.NodeName, pod.Annotations[annotationMirror])
+		}
+		return
+	}
+	h.dirty(pod.Spec.NodeName)
+}
+
+// refHandler tells the nodes whose pods refer to an object.
+type refHandler struct {
+	h    *Hub
+	kind string
+}
+
+func (r refHandler) OnAdd(obj any, _ bool) { r.change(obj) }
+func (r refHandler) OnUpdate(_, obj any)   { r.change(obj) }
+func (r refHandler) OnDelete(obj any) {
+	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = last.Obj
+	}
+	r.change(obj)
+}
+
+func (r refHandler) change(obj any) {
+	m, err := meta.Accessor(obj)
+	if err != nil {
+		return
+	}
+	h := r.h
+	h.see(revisionOf(m.GetResourceVersion()))
+	h.mu.Lock()
+	names := make([]string, 0, 4)
+	for name := range h.users[ref{r.kind, m.GetNamespace(), m.GetName()}] {
+		names = append(names, name)
+	}
+	h.mu.Unlock()
+	for _, name := range names {
+		h.dirty(name)
+	}
+}
+
+// nodeHandler makes peers of nodes that the API knows.
+type nodeHandler struct{ h *Hub }
+
+func (n nodeHandler) OnAdd(obj any, _ bool) {
+	o, ok := obj.(*corev1.Node)
+	if !ok {
+		return
+	}
+	n.h.see(revisionOf(o.ResourceVersion))
+	n.h.get(o.Name)
+	if n.h.live.Load() {
+		n.h.dirty(o.Name)
+	}
+}
+
+func (n nodeHandler) OnUpdate(_, obj any) {
+	if o, ok := obj.(*corev1.Node); ok {
+		n.h.see(revisionOf(o.ResourceVersion))
+	}
+}
+
+func (n nodeHandler) OnDelete(any) {}
+
+// dirty has what a node should have computed anew.
+func (h *Hub) dirty(name string) {
+	n := h.find(name)
+	if n == nil {
+		return // computed when it says Hello
+	}
+	n.mu.Lock()
+	n.stale = true
+	n.mu.Unlock()
+	h.work.Add(name)
+}
+
+// repeatReport asks a node for a report that it has given.
+func (h *Hub) repeatReport(name, uid string) {
+	n := h.find(name)
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	n.resend = append(n.resend, uid)
+	n.mu.Unlock()
+	h.work.Add(name)
+}
+
+// get returns a node's state and makes it if there is none.
+func (h *Hub) get(name string) *node {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	n := h.nodes[name]
+	if n == nil {
+		n = newNode(name)
+		h.nodes[name] = n
+	}
+	return n
+}
+
+// expect makes the peer of a node that the API knows, if it is one of ours.
+func (h *Hub) expect(ctx context.Context, name string) {
+	if _, err := h.c.Keys(ctx, name); err != nil {
+		h.log.Debug("node isn't ours", "node", name, "reason", err)
+		return
+	}
+	n := h.get(name)
+	n.mu.Lock()
+	n.expected = true
+	n.stale = true
+	n.mu.Unlock()
+	h.work.Add(name)
+}
+
+// compute says what a node should have. It runs on the node's worker.
+func (h *Hub) compute(n *node) Desired {
+	revision := h.revision.Load()
+	h.mu.Lock()
+	pods := make([]*corev1.Pod, 0, len(h.bound[n.name]))
+	for _, pod := range h.bound[n.name] {
+		if !isMirror(pod) {
+			pods = append(pods, pod)
+		}
+	}
+	h.mu.Unlock()
+	objects := make(map[string]object, len(n.objects))
+	refs := map[ref]bool{}
+	add := func(o object, err error) {
+		if err != nil {
+			h.log.Error("object can't be ordered", "node", n.name, "error", err)
+			return
+		}
+		objects[o.uid] = o
+	}
+	for _, pod := range pods {
+		add(h.encoder.describe(ref{"Pod", pod.Namespace, pod.Name}, pod, pod, n.objects[string(pod.UID)]))
+		for r := range references(pod) {
+			refs[r] = true
+		}
+	}
+	// The index first: a change after this look is seen by the handler.
+	h.reindex(n, refs)
+	for r := range refs {
+		switch r.kind {
+		case "ConfigMap":
+			if o, err := h.mapLister.ConfigMaps(r.namespace).Get(r.name); err == nil {
+				add(h.encoder.describe(r, o, o, n.objects[string(o.UID)]))
+			}
+		case "Secret":
+			if o, err := h.secretList.Secrets(r.namespace).Get(r.name); err == nil {
+				add(h.encoder.describe(r, o, o, n.objects[string(o.UID)]))
+			}
+		case "RuntimeClass":
+			if o, err := h.classLister.Get(r.name); err == nil {
+				add(h.encoder.describe(r, o, o, n.objects[string(o.UID)]))
+			}
+		}
+	}
+	n.objects, n.revision = objects, revision
+	desired := make(Desired, len(objects))
+	for uid, o := range objects {
+		desired[uid] = Item{Hash: o.hash, Size: o.size, Later: o.kind == "Pod"}
+	}
+	return desired
+}
+
+func (h *Hub) reindex(n *node, refs map[ref]bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for r := range n.refs {
+		if !refs[r] {
+			if delete(h.users[r], n.name); len(h.users[r]) == 0 {
+				delete(h.users, r)
+			}
+		}
+	}
+	for r := range refs {
+		if h.users[r] == nil {
+			h.users[r] = map[string]bool{}
+		}
+		h.users[r][n.name] = true
+	}
+	n.refs = refs
+}
