@@ -1,0 +1,18 @@
+// Package examples holds the programs that show what Coracle runs. Each folder
+// has its source, its module and its manifest; this file gives `coracle up` the
+// one that it applies.
+package examples
+
+import _ "embed"
+
+// HelloImage is the reference that hello/pod.yaml names.
+const HelloImage = "localhost:5443/coracle/hello:v1"
+
+var (
+	// HelloModule is hello/hello.wasm, built from hello/hello.c.
+	//go:embed hello/hello.wasm
+	HelloModule []byte
+	// HelloManifest is hello/pod.yaml.
+	//go:embed hello/pod.yaml
+	HelloManifest []byte
+)
