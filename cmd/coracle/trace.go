@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 )
@@ -21,15 +19,7 @@ func traceCommand() *cobra.Command {
 		Short: "Show the way a recent pod took from kubectl apply to Running, step by step",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			file, err := kubeconfigFile(kubeconfig)
-			if err != nil {
-				return err
-			}
-			cfg, err := clientcmd.BuildConfigFromFlags("", file)
-			if err != nil {
-				return err
-			}
-			client, err := kubernetes.NewForConfig(cfg)
+			client, err := clientFor(kubeconfig)
 			if err != nil {
 				return err
 			}

@@ -130,28 +130,36 @@ func TestLogs(t *testing.T) {
 	}
 }
 
-func TestExamplesRun(t *testing.T) {
+func TestExamples(t *testing.T) {
 	ns := shared.namespace(t)
-	pushExamples(t, shared)
+	run(t, "../../examples/build.sh", "config")
+	run(t, "../../examples/build.sh", "python")
 	for _, e := range []struct {
-		dir   string
-		words []string // what is shown
-		args  []string // by this command
+		dir, module, manifest string
+		words                 []string // what is shown in the end
+		args                  []string // by this command
 	}{
-		{"http", []string{"Running"}, []string{"get", "pods"}},
-		{"config", []string{"hello from a ConfigMap"}, []string{"logs", "config"}},
-		{"deployment", []string{"3/3"}, []string{"get", "deployment"}},
-		{"job", []string{"1/1"}, []string{"get", "job"}},
+		{"http", "http.wasm", "pod.yaml", []string{"Running"}, []string{"get", "pod", "http"}},
+		{"config", "config.wasm", "pod.yaml", []string{"blue"}, []string{"logs", "config"}},
+		{"deployment", "", "deployment.yaml", []string{"3/3"}, []string{"get", "deployment"}},
+		{"job", "primes.wasm", "job.yaml", []string{"Complete"}, []string{"get", "job"}},
+		{"python", "python.wasm", "pod.yaml", []string{"Python"}, []string{"logs", "python"}},
 	} {
 		t.Run(e.dir, func(t *testing.T) {
-			shared.must(t, "apply", "-n", ns, "-f", filepath.Join("../../examples", e.dir, "pod.yaml"))
-			shared.shows(t, 60*time.Second, e.words, append(e.args, "-n", ns)...)
+			dir := filepath.Join("../../examples", e.dir)
+			if e.module != "" {
+				ref := registry.Name + "/coracle/" + strings.TrimSuffix(e.module, ".wasm") + ":v1"
+				if _, err := coracle("image", "push", filepath.Join(dir, e.module), ref, "--hosts-dir", shared.state.HostsDir); err != nil {
+					t.Fatal(err)
+				}
+			}
+			shared.must(t, "apply", "-n", ns, "-f", filepath.Join(dir, e.manifest))
+			t.Log(shared.shows(t, 90*time.Second, e.words, append(e.args, "-n", ns)...))
 		})
 	}
 }
 
-// pod waits until the first container of a pod is in a state whose fields
-// contain words.
+// containerState waits until a pod's status has all the words.
 func (c *cluster) containerState(t *testing.T, ns, pod string, words ...string) {
 	t.Helper()
 	c.shows(t, 60*time.Second, words, "get", "pod", "-n", ns, pod, "-o", "jsonpath={.status}")

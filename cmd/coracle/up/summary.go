@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/coracle-edge/coracle/cmd/coracle/image"
@@ -73,19 +74,11 @@ func Hello(ctx context.Context, o Options, s State, out io.Writer) error {
 		{"kubectl", "logs", "hello"},
 		{"trace", "hello"},
 	} {
-		fmt.Fprintf(out, "$ coracle %s\n", join(args))
+		fmt.Fprintf(out, "$ coracle %s\n", strings.Join(args, " "))
 		if err := self(args...).Run(); err != nil {
-			return fmt.Errorf("coracle %s: %w", join(args), err)
+			return fmt.Errorf("coracle %s: %w", strings.Join(args, " "), err)
 		}
 		fmt.Fprintln(out)
 	}
 	return nil
-}
-
-func join(args []string) string {
-	text := args[0]
-	for _, a := range args[1:] {
-		text += " " + a
-	}
-	return text
 }

@@ -131,7 +131,7 @@ func Supervise(ctx context.Context, o Options, ready func(State) error) error {
 
 	state := State{PID: os.Getpid(), API: ep.API, HostsDir: reg.HostsDir()}
 	for i := 1; i <= max(1, o.Nodes); i++ {
-		n := &node{name: fmt.Sprintf("board-%d", i), index: i, layout: l, options: o, client: client, fleet: ep.Fleet, hostsDir: reg.HostsDir()}
+		n := &node{name: fmt.Sprintf("board-%d", i), index: i, layout: l, options: o, client: client, hostsDir: reg.HostsDir()}
 		state.Nodes = append(state.Nodes, n.name)
 		start(n.run)
 	}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"errors"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coracle-edge/coracle/boards"
+)
+
+func doctorCommand() *cobra.Command {
+	var dataDir, output string
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what this board is, what it lacks, and which line of which file to change",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			report := boards.Doctor(os.DirFS("/"), dataDir)
+			if output == "json" {
+				return report.WriteJSON(cmd.OutOrStdout())
+			}
+			if err := report.WriteText(cmd.OutOrStdout()); err != nil {
+				return err
+			}
+			if report.Count(boards.Fail) > 0 {
+				return errors.New("this board can't run pods as it is; see above")
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&dataDir, "data-dir", "/var/lib/coracle", "edgelet's data folder, whose storage is looked at")
+	cmd.Flags().StringVarP(&output, "output", "o", "", "json for the findings as data")
+	return cmd
+}
