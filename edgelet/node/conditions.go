@@ -1,0 +1,112 @@
+package node
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	// diskFloorPercent of the data folder's file system is kept free, and inodes
+	// half as many, as a kubelet's hard eviction thresholds.
+	diskFloorPercent  = 10
+	inodeFloorPercent = 5
+	pidFloorPercent   = 5
+	// pressureTransition is how long pressure must be over before it is said to be,
+	// as a kubelet waits.
+	pressureTransition = 5 * time.Minute
+)
+
+// memoryFloor is what must stay free: a kubelet's 100 MiB, or a tenth of a
+// smaller board's memory.
+func memoryFloor(capacity int64) int64 { return min(100<<20, capacity/10) }
+
+// conditions keeps the times and messages of those whose status and reason
+// stay: a figure in a message must not make a report.
+func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error, p pressure, now time.Time) []v1.NodeCondition {
+	var out []v1.NodeCondition
+	add := func(t v1.NodeConditionType, on bool, reason, message string) {
+		c := v1.NodeCondition{Type: t, Status: v1.ConditionFalse, Reason: reason, Message: message,
+			LastTransitionTime: metav1.NewTime(n.Now().Truncate(time.Second))}
+		if on {
+			c.Status = v1.ConditionTrue
+		}
+		if n.object != nil {
+			for _, old := range n.object.Status.Conditions {
+				if old.Type != t {
+					continue
+				}
+				if old.Status == c.Status {
+					c.LastTransitionTime = old.LastTransitionTime
+					if old.Reason == c.Reason && t != v1.NodeReady {
+						c.Message = old.Message
+					}
+				}
+			}
+		}
+		out = append(out, c)
+	}
+	pressed := func(t v1.NodeConditionType, now1 bool, bad, good, badMessage, goodMessage string) {
+		if now1 {
+			n.pressure[t] = now
+		}
+		since, ever := n.pressure[t]
+		if ever && now.Sub(since) < pressureTransition {
+			add(t, true, bad, badMessage)
+			return
+		}
+		add(t, false, good, goodMessage)
+	}
+	pressed(v1.NodeMemoryPressure, p.memory, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
+		"kubelet has insufficient memory available", "kubelet has sufficient memory available")
+	pressed(v1.NodeDiskPressure, p.disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
+		"kubelet has disk pressure", "kubelet has no disk pressure")
+	pressed(v1.NodePIDPressure, p.pids, "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
+		"kubelet has insufficient PID available", "kubelet has sufficient PID available")
+	for _, c := range n.readings {
+		add(v1.NodeConditionType(c.Type), c.Status, c.Reason, c.Message)
+	}
+	if why := notReady(status, runtimeErr); why != "" {
+		add(v1.NodeReady, false, "KubeletNotReady", why)
+	} else {
+		add(v1.NodeReady, true, "KubeletReady", "kubelet is posting ready status")
+	}
+	return out
+}
+
+// notReady says why no pod can run, or nothing. That containerd is away doesn't
+// make a board unready: Wasm goes on, and a label says it.
+func notReady(status *runtimeapi.StatusResponse, err error) string {
+	if err != nil {
+		return fmt.Sprintf("container runtime is down: %v", err)
+	}
+	var why []string
+	for _, t := range []struct{ condition, message string }{
+		{runtimeapi.RuntimeReady, "container runtime not ready"}, {runtimeapi.NetworkReady, "container runtime network not ready"},
+	} {
+		found := false
+		for _, c := range status.GetStatus().GetConditions() {
+			if c.Type != t.condition {
+				continue
+			}
+			found = true
+			if !c.Status {
+				why = append(why, fmt.Sprintf("%s: %s=false reason:%s message:%s", t.message, c.Type, c.Reason, c.Message))
+			}
+		}
+		if !found {
+			why = append(why, fmt.Sprintf("%s: no %s in its status", t.message, t.condition))
+		}
+	}
+	switch len(why) {
+	case 0:
+		return ""
+	case 1:
+		return why[0]
+	}
+	return "[" + strings.Join(why, ", ") + "]"
+}
