@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/log"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -26,7 +27,7 @@ type OCITarget interface {
 // names are taken. It returns the full names.
 func (s *Store) Import(ctx context.Context, r io.Reader, ref string, oci OCITarget) ([]string, error) {
 	res, err := s.flights.do(ctx, fmt.Sprintf("import %p", &r), func(ctx context.Context) (Result, error) {
-		names, err := s.importArchive(ctx, r, ref, oci)
+		names, err := s.importArchive(log.WithLogger(ctx, s.quiet), r, ref, oci)
 		return Result{Image: &Image{Refs: names}}, err
 	})
 	s.Collect()

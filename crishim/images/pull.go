@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -81,7 +82,7 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (Result, error) {
 		case <-ctx.Done():
 			return Result{}, ctx.Err()
 		}
-		res, err := s.pull(ctx, named, req)
+		res, err := s.pull(log.WithLogger(ctx, s.quiet), named, req)
 		return res, wrapRemote(req.Ref, err)
 	})
 	s.Collect()
@@ -285,7 +286,6 @@ func (s *Store) fetch(ctx context.Context, fetcher remotes.Fetcher, desc ocispec
 	if _, err := s.content.Info(ctx, desc.Digest); err == nil {
 		return nil
 	}
-	ctx = remotes.WithMediaTypeKeyPrefix(ctx, mediaTypeWasm, "wasm") // silences a warning per layer
 	var err error
 	for try := 1; try <= attempts; try++ {
 		err = s.fetchOnce(ctx, fetcher, desc)

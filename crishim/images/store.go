@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -18,9 +19,11 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
@@ -113,6 +116,7 @@ type indexFile struct {
 type Store struct {
 	opts    Options
 	log     *slog.Logger
+	quiet   *log.Entry // for containerd's libraries, which log what they also return
 	content content.Store
 	slots   chan struct{}
 	flights flights
@@ -164,7 +168,10 @@ func Open(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image store: %w", err)
 	}
-	s := &Store{opts: opts, log: opts.Logger, content: cs, slots: make(chan struct{}, opts.MaxParallel)}
+	quiet := logrus.New()
+	quiet.SetOutput(io.Discard)
+	quiet.SetLevel(logrus.PanicLevel)
+	s := &Store{opts: opts, log: opts.Logger, quiet: logrus.NewEntry(quiet), content: cs, slots: make(chan struct{}, opts.MaxParallel)}
 	if err := s.load(); err != nil {
 		return nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path"
 	"runtime"
 	"strings"
 	"testing"
@@ -104,22 +103,11 @@ type File struct {
 	Type byte   // of tar; 0: by the other fields
 }
 
-// TarGz packs files.
+// TarGz packs files, without entries for their folders.
 func TarGz(files []File) (packed, plain []byte) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
-	dirs := map[string]bool{".": true, "/": true}
 	for _, f := range files {
-		for d, todo := path.Dir(f.Path), []string{}; ; d = path.Dir(d) {
-			if dirs[d] {
-				for i := len(todo) - 1; i >= 0; i-- {
-					_ = tw.WriteHeader(&tar.Header{Name: todo[i] + "/", Typeflag: tar.TypeDir, Mode: 0o755})
-					dirs[todo[i]] = true
-				}
-				break
-			}
-			todo = append(todo, d)
-		}
 		h := &tar.Header{Name: f.Path, Mode: f.Mode, Size: int64(len(f.Data)), Typeflag: tar.TypeReg}
 		switch {
 		case f.Type != 0:
