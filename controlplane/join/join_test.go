@@ -98,7 +98,7 @@ func start(t *testing.T) *cluster {
 		Authority: c.authority, Serving: serving, Hub: hub, Client: c.client, Now: c.clock.Now, Tunnels: c.tunnels,
 		Records: noderecord.NewDirectory(c.client, nil),
 		Cluster: func() enrollment.Cluster {
-			return enrollment.Cluster{Incarnation: "first", Fleet: []string{c.url}, MQTT: []string{"tls://127.0.0.1:8883"}}
+			return enrollment.Cluster{Incarnation: "first", Fleet: []string{c.url}, MQTT: []string{"mqtts://127.0.0.1:8883"}}
 		},
 		Objects: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, join.NodeFrom(r.Context())) }),
 	})

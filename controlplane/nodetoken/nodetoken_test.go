@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"net/http"
 	"reflect"
@@ -227,25 +228,50 @@ func TestGuard(t *testing.T) {
 			return &authenticator.Response{User: &user.DefaultInfo{Name: name}}, true, nil
 		}), w)
 	}
-	with := func(key ed25519.PrivateKey) *http.Request {
+	with := func(name string, key ed25519.PrivateKey) *http.Request {
 		r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
-		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{PublicKey: key.Public()}}}
+		cert := &x509.Certificate{PublicKey: key.Public(), Subject: pkix.Name{CommonName: name}}
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert}}
 		return r
 	}
-	if _, ok, err := as("system:node:pi-1").AuthenticateRequest(with(w.key)); !ok || err != nil {
+	if _, ok, err := as("system:node:pi-1").AuthenticateRequest(with("system:node:pi-1", w.key)); !ok || err != nil {
 		t.Errorf("the node: %v, %v", ok, err)
 	}
-	if _, ok, err := as("coracle:admin").AuthenticateRequest(with(otherKey)); !ok || err != nil {
+	if _, ok, err := as("coracle:admin").AuthenticateRequest(with("coracle:admin", otherKey)); !ok || err != nil {
 		t.Errorf("the administrator: %v, %v", ok, err)
 	}
-	if _, ok, err := as("system:node:pi-1").AuthenticateRequest(with(otherKey)); ok || !errors.Is(err, enrollment.ErrNodeKey) {
+	if _, ok, err := as("system:node:pi-1").AuthenticateRequest(with("system:node:pi-1", otherKey)); ok || !errors.Is(err, enrollment.ErrNodeKey) {
 		t.Errorf("a key it had before: %v, %v", ok, err)
 	}
-	if _, ok, err := as("system:node:pi-9").AuthenticateRequest(with(w.key)); ok || !errors.Is(err, enrollment.ErrNodeUnknown) {
+	if _, ok, err := as("system:node:pi-9").AuthenticateRequest(with("system:node:pi-9", w.key)); ok || !errors.Is(err, enrollment.ErrNodeUnknown) {
 		t.Errorf("a node without a record: %v, %v", ok, err)
 	}
+	if _, ok, err := as("system:node:pi-1").AuthenticateRequest(with("front-proxy-client", otherKey)); !ok || err != nil {
+		t.Errorf("through a front proxy: %v, %v", ok, err)
+	}
 	w.record.RevokedAt = now
-	if _, ok, err := as("system:node:pi-1").AuthenticateRequest(with(w.key)); ok || !errors.Is(err, enrollment.ErrRevoked) {
+	if _, ok, err := as("system:node:pi-1").AuthenticateRequest(with("system:node:pi-1", w.key)); ok || !errors.Is(err, enrollment.ErrRevoked) {
 		t.Errorf("revoked: %v, %v", ok, err)
+	}
+}
+
+// The API server is built before there is a client to read records with.
+func TestDeferred(t *testing.T) {
+	w := newWorld(t)
+	d := &Deferred{}
+	if _, ok, err := d.AuthenticateToken(t.Context(), w.sign(t)); ok || err != nil {
+		t.Errorf("before its start: %v, %v; want to leave it to others", ok, err)
+	}
+	if _, err := d.Admitted(t.Context(), "pi-1"); !errors.Is(err, ErrNotStarted) {
+		t.Errorf("before its start: %v", err)
+	}
+	if err := d.Start(Config{Records: w, Objects: w, Audiences: authenticator.Audiences{audience}, Now: func() time.Time { return now }}); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, err := d.AuthenticateToken(t.Context(), w.sign(t)); !ok || err != nil {
+		t.Errorf("started: %v, %v", ok, err)
+	}
+	if _, err := d.Admitted(t.Context(), "pi-1"); err != nil {
+		t.Error(err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"reflect"
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
@@ -180,11 +181,28 @@ func (id *Identity) Run(ctx context.Context) error {
 	}
 }
 
-// Expired says whether err means that the other side found our certificate
-// expired (TLS alert 45, RFC 8446 6.2).
+// certificateExpired is TLS alert 45, RFC 8446 6.2.
+const certificateExpired = 45
+
+// Expired says whether err means that the other side found our certificate expired.
 func Expired(err error) bool {
-	var alert tls.AlertError
-	return errors.As(err, &alert) && alert == 45
+	number, ok := alert(err)
+	return ok && number == certificateExpired
+}
+
+// alert is the TLS alert that the other side sent, if that is what err is. The
+// package crypto/tls doesn't export its type outside of QUIC: it is a number,
+// wrapped in an operation called "remote error".
+func alert(err error) (uint64, bool) {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" || op.Err == nil {
+		return 0, false
+	}
+	v := reflect.ValueOf(op.Err)
+	if v.Kind() != reflect.Uint8 {
+		return 0, false
+	}
+	return v.Uint(), true
 }
 
 // unreachable wraps what may go away by itself.
@@ -309,7 +327,7 @@ func DialFleet(ctx context.Context, u *url.URL, config *tls.Config) (*tls.Conn, 
 
 // refused says whether a handshake failed by somebody's decision, as opposed to a lost connection.
 func refused(err error) bool {
-	var alert tls.AlertError
 	var notTLS tls.RecordHeaderError
-	return errors.Is(err, ErrWrongCA) || errors.Is(err, ErrUntrusted) || errors.As(err, &alert) || errors.As(err, &notTLS)
+	_, told := alert(err)
+	return errors.Is(err, ErrWrongCA) || errors.Is(err, ErrUntrusted) || told || errors.As(err, &notTLS)
 }

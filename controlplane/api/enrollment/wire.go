@@ -69,7 +69,7 @@ type Cluster struct {
 	// Incarnation changes when etcd is restored from a snapshot; empty if not known yet.
 	Incarnation string `json:"incarnation,omitempty"`
 	// API, MQTT and Fleet are URLs, in the order in which to try them: https://,
-	// tls:// and https://.
+	// mqtts:// and https://.
 	API   []string `json:"api,omitempty"`
 	MQTT  []string `json:"mqtt,omitempty"`
 	Fleet []string `json:"fleet,omitempty"`
