@@ -53,18 +53,18 @@ func (b *bigObjects) get(uid string, hash fleet.Hash) ([]byte, bool) {
 	return s.raw, ok && s.hash == hash
 }
 
-// ObjectsHandler serves GET /v1/objects/HASH?uid=UID to the node whose
-// certificate the connection has, if the node should have that object, with
-// ranges. The server must have verified the client's certificate.
-func (h *Hub) ObjectsHandler() http.Handler {
+// ObjectsHandler serves GET /v1/objects/HASH?uid=UID, with ranges, to a node that
+// should have that object. nodeOf says which admitted node a request comes from,
+// empty if none (controlplane/join has NodeFrom); nil takes the common name of the
+// connection's verified certificate.
+func (h *Hub) ObjectsHandler(nodeOf func(*http.Request) string) http.Handler {
+	if nodeOf == nil {
+		nodeOf = nodeOfCertificate
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		name := nodeOf(r)
+		if name == "" {
 			http.Error(w, "a node's certificate is needed", http.StatusUnauthorized)
-			return
-		}
-		name, ok := fleet.NodeOfUser(r.TLS.VerifiedChains[0][0].Subject.CommonName)
-		if !ok {
-			http.Error(w, "only nodes have objects", http.StatusForbidden)
 			return
 		}
 		if _, err := h.c.Keys(r.Context(), name); err != nil {
@@ -73,6 +73,14 @@ func (h *Hub) ObjectsHandler() http.Handler {
 		}
 		h.serveObject(w, r, name)
 	})
+}
+
+func nodeOfCertificate(r *http.Request) string {
+	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return ""
+	}
+	name, _ := fleet.NodeOfUser(r.TLS.VerifiedChains[0][0].Subject.CommonName)
+	return name
 }
 
 // serveObject serves one object to a node that is known to be name.
