@@ -549,8 +549,12 @@ func (m *Manager) Pods() []Pod {
 	return out
 }
 
-// ErrNoPod is returned when no such pod, or no such container of it, is here.
-var ErrNoPod = errors.New("no such pod or container on this node")
+var (
+	// ErrNoPod is returned when no such pod is on this node.
+	ErrNoPod = errors.New("no such pod on this node")
+	// ErrNoContainer is returned when a pod has no such container.
+	ErrNoContainer = errors.New("no such container in the pod")
+)
 
 // ContainerLog is where a container's log is and whether it may still grow.
 type ContainerLog struct {
@@ -584,7 +588,7 @@ func (m *Manager) Log(namespace, name, uid, container string, previous bool) (Co
 			}
 		}
 	}
-	return ContainerLog{}, fmt.Errorf("%w: container %s is not valid for pod %s", ErrNoPod, container, name)
+	return ContainerLog{}, fmt.Errorf("%w: container %s is not valid for pod %s", ErrNoContainer, container, name)
 }
 
 func (m *Manager) containerLog(w *worker, s *v1.ContainerStatus, previous bool) (ContainerLog, error) {

@@ -284,7 +284,7 @@ func TestPreviousLog(t *testing.T) {
 		if err != nil || filepath.Base(prev.Path) != "1.log" {
 			t.Errorf("in back-off: %+v, %v", prev, err)
 		}
-		if _, err := b.m.Log("default", "p", "", "none", false); !errors.Is(err, ErrNoPod) {
+		if _, err := b.m.Log("default", "p", "", "none", false); !errors.Is(err, ErrNoContainer) {
 			t.Error(err)
 		}
 	})

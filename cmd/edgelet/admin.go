@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/coracle-edge/coracle/crishim"
+)
+
+// serveAdmin serves the node's owner, and nobody else, on a socket in the data
+// folder: what the node is doing, and importing images.
+func (a *agent) serveAdmin(ctx context.Context) error {
+	path := filepath.Join(a.o.dataDir, "run", "edgelet.sock")
+	l, err := crishim.ListenUnix("unix://" + path)
+	if err != nil {
+		// The path of a socket is short by the kernel's law; the pods go on without.
+		a.log.Error("no admin socket", "path", path, "err", err)
+		<-ctx.Done()
+		return nil
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", a.serveStatus)
+	if a.shim != nil {
+		imports := a.shim.Admin()
+		mux.HandleFunc("POST /v1/images/import", func(w http.ResponseWriter, r *http.Request) {
+			imports.ServeHTTP(w, r)
+			a.node.Changed()
+		})
+	}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		<-ctx.Done()
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = server.Shutdown(stop)
+		_ = server.Close()
+	}()
+	if err := server.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	<-done
+	return nil
+}
+
+// podView is one pod in the answer of /v1/status.
+type podView struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	UID       string `json:"uid"`
+	Phase     string `json:"phase"`
+	Static    bool   `json:"static,omitempty"`
+}
+
+func (a *agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
+	written := a.state.Written()
+	out := map[string]any{"node": a.name, "version": version(), "boot": a.state.BootSeq(), "order": a.state.Version().String(),
+		"flash": map[string]int64{"commits": written.Commits, "bytes": written.Bytes, "syncs": written.Syncs}}
+	if l := a.link.Load(); l != nil {
+		out["link"] = l.of()
+	}
+	views := []podView{}
+	for _, p := range a.pods.Pods() {
+		views = append(views, podView{p.Namespace, p.Name, p.UID, string(p.Status.Phase), p.Static})
+	}
+	out["pods"] = views
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(out)
+}
+
+// notifyReady tells systemd, if it started us, that the pods are being looked
+// after.
+func notifyReady() {
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte("READY=1"))
+}

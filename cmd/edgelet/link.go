@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/edgelet/identity"
+	"github.com/coracle-edge/coracle/edgelet/link"
+	"github.com/coracle-edge/coracle/edgelet/pods"
+	"github.com/coracle-edge/coracle/edgelet/tunnel"
+)
+
+// linkStatus is where the admin socket finds the link.
+type linkStatus struct{ of func() link.Status }
+
+// runLink joins if need be, and keeps the node connected until ctx ends.
+func (a *agent) runLink(ctx context.Context) error {
+	id, err := a.ensureJoined(ctx)
+	if err != nil || id == nil {
+		return err
+	}
+	tunnels := tunnel.New(tunnel.Config{Identity: id, Logger: a.log,
+		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log})})
+	var known []ed25519.PublicKey
+	if key, err := id.HubKey(); err == nil {
+		known = append(known, key)
+	}
+	l, err := link.New(link.Config{
+		NodeName: id.NodeName, Brokers: func() []string { return id.Cluster().MQTT },
+		TLS: id.ClientTLS(enrollment.MQTTServerName), Key: id.SigningKey, Trust: link.NewTrust(id.VerifyHub, known...), State: a.state,
+		OnTunnel: func(r *fleet.TunnelRequest) error {
+			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
+		},
+		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs,
+		Features: features(), AgentVersion: version(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
+	})
+	if err != nil {
+		return err
+	}
+	a.link.Store(&linkStatus{l.Status})
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return tunnels.Run(ctx) })
+	g.Go(func() error { return id.Run(ctx) })
+	g.Go(func() error { return l.Run(ctx) })
+	g.Go(func() error { a.renewExpired(ctx, id, l); return nil })
+	return g.Wait()
+}
+
+// ensureJoined returns the node's identity, joining with --join if it has none.
+// It returns nil, nil when ctx ended first.
+func (a *agent) ensureJoined(ctx context.Context) (*identity.Identity, error) {
+	if id := a.id.Load(); id != nil && a.o.join == "" {
+		return id, nil
+	}
+	line, err := enrollment.ParseLine(a.o.join)
+	if err != nil {
+		return nil, fmt.Errorf("--join: %w", err)
+	}
+	id, err := identity.Join(ctx, identity.JoinOptions{Options: a.identityOptions(), Line: line, NodeName: a.name})
+	if ctx.Err() != nil {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	a.id.Store(id)
+	return id, nil
+}
+
+// renewExpired renews when the broker says that the certificate expired: a board
+// without a clock doesn't know by itself.
+func (a *agent) renewExpired(ctx context.Context, id *identity.Identity, l *link.Link) {
+	ticker := time.NewTicker(30 * time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if s := l.Status(); s.Connected || !strings.Contains(s.LastError, "expired") {
+			continue
+		}
+		if err := id.Renew(ctx); err != nil && ctx.Err() == nil {
+			a.log.Warn("the certificate was not renewed", "err", err)
+		}
+	}
+}
+
+// bootID is the kernel's, so that two boards with one identity are told apart.
+func bootID() []byte {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nil
+	}
+	return []byte(strings.TrimSpace(string(b)))
+}
+
+// podLogs tells the tunnel where logs are.
+type podLogs struct{ pods *pods.Manager }
+
+// ContainerLog implements tunnel.Pods.
+func (p podLogs) ContainerLog(namespace, pod, container string, previous bool) (tunnel.Log, error) {
+	l, err := p.pods.Log(namespace, pod, "", container, previous)
+	switch {
+	case errors.Is(err, pods.ErrNoContainer):
+		return tunnel.Log{}, fmt.Errorf("%w: %w", tunnel.ErrContainerNotFound, err)
+	case errors.Is(err, pods.ErrNoPod):
+		return tunnel.Log{}, fmt.Errorf("%w: %w", tunnel.ErrPodNotFound, err)
+	case err != nil:
+		return tunnel.Log{}, err
+	}
+	out := tunnel.Log{Path: l.Path}
+	if l.Running {
+		out.Running = func() bool {
+			now, err := p.pods.Log(namespace, pod, "", container, false)
+			return err == nil && now.Running && now.ContainerID == l.ContainerID
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,161 @@
+// Command edgelet is the agent of a node: it runs the pods that the control
+// plane, or a folder of its own, says it should run.
+//
+// It starts in the order of what needs least (D7): state, board, container
+// runtime, pods; then the link to the control plane. What ran before runs again
+// without a network.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if err := mainErr(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "edgelet:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the command line.
+type options struct {
+	dataDir, nodeName, nodeIP string
+	join                      string
+	standalone                bool
+
+	runner, containerd, cniConfDir, cniBinDir, registryHosts string
+	runtimeEndpoint                                          string
+
+	staticPods, resolvConf, clusterDNS, clusterDomain string
+	cgroupRoot, labels, linkClass                     string
+	maxPods                                           int64
+	logMaxSize                                        int64
+	logMaxFiles                                       int
+	stopPods, verbose                                 bool
+}
+
+func parse(args []string) (*options, error) {
+	o := &options{}
+	fs := flag.NewFlagSet("edgelet", flag.ContinueOnError)
+	fs.StringVar(&o.dataDir, "data-dir", "/var/lib/coracle", "everything this node keeps")
+	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
+	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
+	fs.StringVar(&o.join, "join", "", "the line that `coracle token create` printed; needed once")
+	fs.BoolVar(&o.standalone, "standalone", false, "no control plane: static pods, and what was ordered before")
+	fs.StringVar(&o.runner, "runner", "", "the wasmrunner program; default: beside this one")
+	fs.StringVar(&o.containerd, "containerd", "", "containerd's socket; empty: no OCI containers")
+	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "CNI configuration; without one Wasm pods use the host's network")
+	fs.StringVar(&o.cniBinDir, "cni-bin-dir", "", "comma list of folders with CNI plugins; default: /opt/cni/bin,/usr/lib/cni")
+	fs.StringVar(&o.registryHosts, "registry-hosts", "/etc/containerd/certs.d", "registry hosts directory (hosts.toml)")
+	fs.StringVar(&o.runtimeEndpoint, "container-runtime-endpoint", "", "another CRI runtime's socket instead of the one inside")
+	fs.StringVar(&o.staticPods, "static-pods", "", "folder of pods that this node runs by itself")
+	fs.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf", "the resolver configuration that pods get")
+	fs.StringVar(&o.clusterDNS, "cluster-dns", "", "comma list of the cluster's name servers")
+	fs.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the cluster's domain")
+	fs.StringVar(&o.cgroupRoot, "cgroup-root", "/kubepods", "cgroup below which pods get theirs; ignored without root")
+	fs.StringVar(&o.labels, "node-labels", "", "comma list of NAME=VALUE to label the node with")
+	fs.StringVar(&o.linkClass, "link-class", "", "what kind of link this node has, as told to the hub (lan, lte ...)")
+	fs.Int64Var(&o.maxPods, "max-pods", 0, "how many pods fit; default 110")
+	fs.Int64Var(&o.logMaxSize, "container-log-max-size", 1<<20, "bytes of a container's log before it is rotated")
+	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
+	fs.BoolVar(&o.stopPods, "stop-pods", false, "stop the pods when the agent is told to end; otherwise they outlive it")
+	fs.BoolVar(&o.verbose, "v", false, "log what is done")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q; flags start with --", fs.Arg(0))
+	}
+	dir, err := filepath.Abs(o.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	o.dataDir = dir
+	if o.standalone && o.join != "" {
+		return nil, errors.New("--standalone and --join exclude each other")
+	}
+	if o.runner == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		o.runner = filepath.Join(filepath.Dir(exe), "wasmrunner")
+	}
+	return o, nil
+}
+
+func mainErr(args []string) error {
+	o, err := parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	tuneMemory()
+	level := slog.LevelInfo
+	if o.verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	return run(ctx, o, log)
+}
+
+// tuneMemory trades a little CPU for a small heap; the environment overrides it.
+func tuneMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(25)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(32 << 20)
+	}
+}
+
+// settle gives back what starting took.
+func settle(ctx context.Context) {
+	for _, after := range []time.Duration{5 * time.Second, time.Minute} {
+		t := time.NewTimer(after)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+			debug.FreeOSMemory()
+		}
+	}
+}
+
+func split(list string) []string {
+	var out []string
+	for _, s := range strings.Split(list, ",") {
+		if s = strings.TrimSpace(s); s != "" {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func keyValues(list string) (map[string]string, error) {
+	out := map[string]string{}
+	for _, s := range split(list) {
+		k, v, ok := strings.Cut(s, "=")
+		if !ok || k == "" {
+			return nil, fmt.Errorf("--node-labels: %q is not NAME=VALUE", s)
+		}
+		out[k] = v
+	}
+	return out, nil
+}

@@ -1,0 +1,265 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-edge/coracle/boards"
+	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/crishim"
+	"github.com/coracle-edge/coracle/edgelet/identity"
+	"github.com/coracle-edge/coracle/edgelet/images"
+	"github.com/coracle-edge/coracle/edgelet/node"
+	"github.com/coracle-edge/coracle/edgelet/pods"
+	"github.com/coracle-edge/coracle/edgelet/pods/podstate"
+	"github.com/coracle-edge/coracle/edgelet/pods/remote"
+	"github.com/coracle-edge/coracle/edgelet/state"
+	"github.com/coracle-edge/coracle/edgelet/static"
+	"github.com/coracle-edge/coracle/edgelet/volumes"
+)
+
+// stopPodsTimeout bounds --stop-pods: the longest graces are cut.
+const stopPodsTimeout = 45 * time.Second
+
+// agent is the parts of one edgelet.
+type agent struct {
+	o     *options
+	log   *slog.Logger
+	state *state.Store
+	// id is set once the node has an identity; nil before.
+	id      atomic.Pointer[identity.Identity]
+	name    string
+	shim    *crishim.Service // nil with another runtime
+	runtime containerRuntime
+	node    *node.Node
+	pods    *pods.Manager
+	link    atomic.Pointer[linkStatus]
+}
+
+// containerRuntime is what all users of the runtime need together.
+type containerRuntime interface {
+	pods.Runtime
+	images.Service
+	node.Runtime
+}
+
+func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
+	a := &agent{o: o, log: log}
+	for _, dir := range []string{"", "pods", "pods-logs", "run"} {
+		if err := os.MkdirAll(filepath.Join(o.dataDir, dir), 0o755); err != nil {
+			return fmt.Errorf("making the data folder: %w", err)
+		}
+	}
+	if a.state, err = state.Open(filepath.Join(o.dataDir, "state.db"), state.Options{Logger: log, Unseal: a.unseal}); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.state.Close()) }()
+	if err := a.loadIdentity(); err != nil {
+		return err
+	}
+	if a.name, err = a.nodeName(); err != nil {
+		return err
+	}
+	closeRuntime, err := a.openRuntime(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeRuntime()) }()
+	if err := a.buildNode(); err != nil {
+		return err
+	}
+	if err := a.buildPods(); err != nil {
+		return err
+	}
+	log.Info("edgelet", "version", version(), "node", a.name, "data", o.dataDir, "boot", a.state.BootSeq(), "standalone", o.standalone)
+	err = a.runParts(ctx)
+	if o.stopPods && err == nil {
+		// ctx is over; the runtime is not.
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPodsTimeout)
+		defer cancel()
+		log.Info("stopping the pods")
+		err = a.pods.StopAll(stop)
+	}
+	return err
+}
+
+// runParts runs everything until ctx ends or a part fails.
+func (a *agent) runParts(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.pods.Run(ctx) })
+	if a.o.staticPods != "" {
+		folder := &static.Folder{Path: a.o.staticPods, NodeName: a.name, Set: a.pods.SetStatic, Log: a.log}
+		g.Go(func() error { return folder.Run(ctx) })
+	} else {
+		a.pods.SetStatic(nil)
+	}
+	g.Go(func() error { return a.node.Run(ctx) })
+	g.Go(func() error { return a.serveAdmin(ctx) })
+	g.Go(func() error { settle(ctx); return nil })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.pods.Ready():
+		}
+		notifyReady()
+		if a.o.standalone {
+			<-ctx.Done()
+			return nil
+		}
+		return a.runLink(ctx)
+	})
+	return g.Wait()
+}
+
+// unseal opens what was sealed to this node.
+func (a *agent) unseal(uid string, hash fleet.Hash, sealed []byte) ([]byte, error) {
+	id := a.id.Load()
+	if id == nil {
+		return nil, fleet.ErrSealed
+	}
+	return fleet.Unseal(id.SealingKey, id.NodeName, uid, hash, sealed)
+}
+
+func (a *agent) identityOptions() identity.Options {
+	return identity.Options{Dir: filepath.Join(a.o.dataDir, "identity"), Floor: a.state, Logger: a.log}
+}
+
+// loadIdentity takes what is on the disk. Without one the node starts all the
+// same and joins later.
+func (a *agent) loadIdentity() error {
+	id, err := identity.Load(a.identityOptions())
+	switch {
+	case err == nil:
+		a.id.Store(id)
+	case errors.Is(err, identity.ErrNotJoined):
+		if !a.o.standalone && a.o.join == "" {
+			return fmt.Errorf("%w: run edgelet once with --join and the line that `coracle token create` prints, or with --standalone", err)
+		}
+	case a.o.standalone:
+		a.log.Error("going on without the node's identity", "err", err)
+	default:
+		return err
+	}
+	return nil
+}
+
+func (a *agent) nodeName() (string, error) {
+	name := a.o.nodeName
+	if id := a.id.Load(); name == "" && id != nil {
+		name = id.NodeName
+	}
+	if name == "" && a.o.join != "" {
+		line, err := enrollment.ParseLine(a.o.join)
+		if err != nil {
+			return "", fmt.Errorf("--join: %w", err)
+		}
+		name = line.Node
+	}
+	if name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return "", fmt.Errorf("the host has no name (%w); give one with --node-name", err)
+		}
+		name = strings.ToLower(host)
+	}
+	if err := enrollment.CheckNodeName(name); err != nil {
+		return "", fmt.Errorf("%w; choose one with --node-name", err)
+	}
+	return name, nil
+}
+
+// now is the later of the clock and the time floor: a board may wake up in 1970.
+func (a *agent) now() time.Time {
+	t := time.Now()
+	if floor := a.state.TimeFloor(); t.Before(floor) {
+		return floor.Add(a.state.Uptime())
+	}
+	return t
+}
+
+func (a *agent) openRuntime(ctx context.Context) (func() error, error) {
+	if a.o.runtimeEndpoint != "" {
+		rt, err := remote.Dial(a.o.runtimeEndpoint)
+		if err != nil {
+			return nil, err
+		}
+		a.runtime = rt
+		return rt.Close, nil
+	}
+	shim, err := crishim.New(ctx, crishim.Config{
+		StateDir: filepath.Join(a.o.dataDir, "crishim"), RunnerPath: a.o.runner, ContainerdSocket: a.o.containerd,
+		CNIConfDir: a.o.cniConfDir, CNIBinDirs: split(a.o.cniBinDir), RegistryHosts: a.o.registryHosts,
+		Version: version(), Logger: a.log, Now: a.now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.shim, a.runtime = shim, shim
+	return shim.Close, nil
+}
+
+func (a *agent) buildNode() (err error) {
+	labels, err := keyValues(a.o.labels)
+	if err != nil {
+		return err
+	}
+	machine := boards.This(a.o.dataDir)
+	machine.Floor = a.state.TimeFloor()
+	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport, AgentVersion: version(),
+		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), Log: a.log, Now: a.now}
+	if ips := split(a.o.nodeIP); len(ips) > 0 {
+		c.IPs = func() []string { return ips }
+	}
+	a.node, err = node.New(c)
+	return err
+}
+
+func (a *agent) buildPods() (err error) {
+	store := podstate.New(a.state)
+	cgroupRoot := a.o.cgroupRoot
+	if os.Geteuid() != 0 {
+		cgroupRoot = ""
+	}
+	vols := volumes.New(volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Objects: store, Token: a.podToken,
+		Allocatable: func() v1.ResourceList { return a.node.Allocatable() }, Log: a.log, Now: a.now})
+	a.pods, err = pods.New(pods.Config{
+		Runtime: a.runtime, Store: store, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
+		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
+		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
+		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
+	})
+	return err
+}
+
+// podToken signs a token for a pod on the node itself: no network (D11).
+func (a *agent) podToken(_ context.Context, r volumes.TokenRequest) (string, time.Time, error) {
+	id := a.id.Load()
+	if id == nil {
+		return "", time.Time{}, fmt.Errorf("%w: %w", volumes.ErrUnsupported, identity.ErrNotJoined)
+	}
+	return id.PodToken(identity.PodTokenRequest{Namespace: r.Namespace, PodName: r.Pod, PodUID: r.PodUID,
+		ServiceAccount: r.ServiceAccount, Audience: r.Audience, Life: r.Lifetime})
+}
+
+// features are what this agent can do that another may not.
+func features() []string { return []string{"sidecars", "static-pods", "wasm"} }
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return strings.TrimPrefix(info.Main.Version, "v")
+	}
+	return "0.0.0"
+}
