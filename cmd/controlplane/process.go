@@ -55,3 +55,6 @@ func (d demote) Handle(ctx context.Context, r slog.Record) error {
 func (d demote) WithAttrs(attrs []slog.Attr) slog.Handler { return demote{d.Handler.WithAttrs(attrs)} }
 
 func (d demote) WithGroup(name string) slog.Handler { return demote{d.Handler.WithGroup(name)} }
+
+// settleAfter is when what the start needed has become garbage.
+const settleAfter = 5 * time.Second

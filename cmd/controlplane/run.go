@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
@@ -20,24 +16,18 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/pki"
 )
 
-// systemNamespace is where the control plane keeps its own objects.
-const systemNamespace = "coracle-system"
+const (
+	// systemNamespace is where the control plane keeps its own objects.
+	systemNamespace = "coracle-system"
+	// partsGrace is how long the parts may take to end before the API that they use does.
+	partsGrace = 3 * time.Second
+)
 
-// runFile is what run/controlplane.json says of a running control plane.
-type runFile struct {
-	API   string `json:"api"`
-	MQTT  string `json:"mqtt,omitempty"`
-	Fleet string `json:"fleet,omitempty"`
-	PID   int    `json:"pid"`
-}
-
-// run is the whole life of the process: it returns when ctx ends or a part fails for good.
+// run is the whole life of the process: it returns when ctx ends or a part
+// fails for good. It ends what it started in the reverse order.
 func run(ctx context.Context, o options, logger *slog.Logger) error {
 	bridgeKlog(logger, o.klogLevel)
 	tuneMemory()
-	if err := os.MkdirAll(o.dataDir, 0o700); err != nil {
-		return fmt.Errorf("data folder: %w", err)
-	}
 	runPath := filepath.Join(o.dataDir, "run", "controlplane.json")
 	if err := os.MkdirAll(filepath.Dir(runPath), 0o700); err != nil {
 		return fmt.Errorf("data folder: %w", err)
@@ -54,24 +44,28 @@ func run(ctx context.Context, o options, logger *slog.Logger) error {
 	defer store.Close()
 	os.Remove(runPath) // of a predecessor that was killed
 
-	listener, err := listen(o.bindAddress, o.securePort, o.portFallback)
-	if err != nil {
-		return err
-	}
 	authority, err := pki.Open(pki.Options{Dir: filepath.Join(o.dataDir, "pki"), Logger: logger})
 	if err != nil {
 		return err
 	}
+	listeners, err := openListeners(o)
+	if err != nil {
+		return err
+	}
+	defer listeners.close()
 	keys, err := apiKeys(authority, o)
 	if err != nil {
 		return err
 	}
 	recorder := trace.NewRecorder(0)
+	fleet := newFleet(authority, listeners, o, recorder, logger)
 	server, err := apiserver.New(ctx, apiserver.Config{
 		Store:            store,
-		Listener:         listener,
+		Listener:         listeners.api,
 		AdvertiseAddress: net.ParseIP(o.advertise),
 		PKI:              keys,
+		Extend:           fleet.extend,
+		DialNode:         fleet.tunnels.DialContext,
 		Trace:            recorder,
 		SystemNamespaces: []string{systemNamespace},
 		Logger:           logger,
@@ -79,57 +73,79 @@ func run(ctx context.Context, o options, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	addresses := runFile{API: serverURL(listener, o), PID: os.Getpid()}
-	if err := writeKubeconfig(authority, filepath.Join(o.dataDir, "kubeconfig"), addresses.API); err != nil {
+	server.AddPostStartHook("coracle-objects", func(ctx context.Context) error { return ensureObjects(ctx, server, logger) })
+	parts, err := newParts(server, fleet, authority, recorder, logger)
+	if err != nil {
 		return err
 	}
+	if err := writeKubeconfig(authority, filepath.Join(o.dataDir, "kubeconfig"), listeners.run.API); err != nil {
+		return err
+	}
+	defer os.Remove(runPath)
+	return live(ctx, store, server, parts, func() error {
+		logger.Info("ready", "api", listeners.run.API, "mqtt", listeners.run.MQTT, "fleet", listeners.run.Fleet,
+			"kubeconfig", filepath.Join(o.dataDir, "kubeconfig"))
+		return writeRunFile(runPath, listeners.run)
+	})
+}
 
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+// live serves, runs the parts once the API is ready, and ends them before it.
+func live(ctx context.Context, store *datastore.Store, server *apiserver.Server, parts *parts, ready func() error) error {
+	asked := ctx // ends when the operator says so
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	// The API outlives ctx: the parts write their last words through it.
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
 	served := make(chan error, 1)
-	go func() { served <- server.Run(ctx) }()
+	go func() { served <- server.Run(serving) }()
+
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		select {
 		case <-ctx.Done():
 			return
 		case <-server.Ready():
 		}
-		if err := writeRunFile(runPath, addresses); err != nil {
-			cancel(err)
+		if err := ready(); err != nil {
+			fail(err)
 			return
 		}
-		logger.Info("ready", "api", addresses.API, "kubeconfig", filepath.Join(o.dataDir, "kubeconfig"))
-		settle(ctx)
+		go settle(ctx)
+		parts.run(ctx, fail)
 	}()
+
+	var err error
 	select {
 	case err = <-served:
-	case err = <-store.Failed():
-		cancel(err)
-	case <-ctx.Done():
-		if err = <-served; err == nil && !errors.Is(context.Cause(ctx), context.Canceled) {
-			err = context.Cause(ctx)
+		if err == nil {
+			err = errors.New("the API server ended by itself")
 		}
+		fail(err)
+		return err
+	case err = <-store.Failed():
+		fail(err)
+		return err // without etcd nothing can be ended in order
+	case <-ctx.Done():
 	}
-	os.Remove(runPath)
+	select {
+	case <-ended:
+	case <-time.After(partsGrace):
+	}
+	stopServing()
+	if err = <-served; err == nil && asked.Err() == nil {
+		err = context.Cause(ctx)
+	}
 	return err
 }
 
 // apiKeys issues what the API server shows and tells it what it trusts.
 func apiKeys(authority *pki.Authority, o options) (apiserver.PKI, error) {
-	hosts := append([]string{o.bindAddress, o.advertise, "10.43.0.1"}, o.hosts...)
-	if name, err := os.Hostname(); err == nil {
-		hosts = append(hosts, name)
-	}
-	serving, err := authority.APIServer(hosts...)
-	if err != nil {
-		return apiserver.PKI{}, err
-	}
-	kubelet, err := authority.KubeletClient()
-	if err != nil {
-		return apiserver.PKI{}, err
-	}
-	proxy, err := authority.FrontProxyClient()
-	if err != nil {
+	serving, err1 := authority.APIServer(append(o.reachable(), "10.43.0.1")...)
+	kubelet, err2 := authority.KubeletClient()
+	proxy, err3 := authority.FrontProxyClient()
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return apiserver.PKI{}, err
 	}
 	return apiserver.PKI{
@@ -149,39 +165,3 @@ func writeKubeconfig(authority *pki.Authority, path, server string) error {
 	}
 	return authority.WriteKubeconfig(path, server, admin)
 }
-
-// listen takes the wanted port or, if fallback and it is in use, any other.
-func listen(address string, port int, fallback bool) (net.Listener, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(address, strconv.Itoa(port)))
-	if err == nil || !errors.Is(err, syscall.EADDRINUSE) {
-		return l, err
-	}
-	if !fallback {
-		return nil, fmt.Errorf("port %d of %s is in use: stop what uses it, choose another, or give --port-fallback: %w", port, address, err)
-	}
-	return net.Listen("tcp", net.JoinHostPort(address, "0"))
-}
-
-// serverURL is where an administrator on this machine reaches the listener.
-func serverURL(l net.Listener, o options) string {
-	host, port, _ := net.SplitHostPort(l.Addr().String())
-	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	return (&url.URL{Scheme: "https", Host: net.JoinHostPort(host, port)}).String()
-}
-
-func writeRunFile(path string, f runFile) error {
-	data, err := json.MarshalIndent(f, "", "  ")
-	if err != nil {
-		return err
-	}
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, append(data, '\n'), 0o600); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return os.Rename(tmp, path)
-}
-
-// settleAfter is when what the start needed has become garbage.
-const settleAfter = 5 * time.Second

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/request/headerrequest"
 	"k8s.io/apiserver/pkg/authentication/request/union"
 	"k8s.io/apiserver/pkg/authentication/request/websocket"
+	"k8s.io/apiserver/pkg/authentication/request/x509"
 	tokenunion "k8s.io/apiserver/pkg/authentication/token/union"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/authorization/authorizer"
@@ -20,6 +21,7 @@ import (
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	openapicommon "k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kubernetes/pkg/auth/nodeidentifier"
 	serviceaccountcontroller "k8s.io/kubernetes/pkg/controller/serviceaccount"
@@ -46,7 +48,9 @@ type authentication struct {
 	openAPI       func(*openapicommon.Config, *openapicommon.OpenAPIV3Config)
 }
 
-func newAuthentication(ctx context.Context, c *Config, client kubernetes.Interface, inf informers.SharedInformerFactory) (*authentication, error) {
+func newAuthentication(ctx context.Context, c *Config, client kubernetes.Interface, inf informers.SharedInformerFactory,
+	config func(string, ...string) *rest.Config,
+) (*authentication, error) {
 	a := &authentication{audiences: authenticator.Audiences{c.Issuer}}
 	var err error
 	if a.clientCA, err = dynamiccertificates.NewDynamicCAContentFromFile("client-ca-bundle", c.PKI.ClientCAFile); err != nil {
@@ -72,26 +76,36 @@ func newAuthentication(ctx context.Context, c *Config, client kubernetes.Interfa
 		return nil, fmt.Errorf("service account key: %w", err)
 	}
 	core := inf.Core().V1()
+	objects := serviceaccountcontroller.NewGetterFromClient(client,
+		core.Secrets().Lister(), core.ServiceAccounts().Lister(), core.Pods().Lister(), core.Nodes().Lister())
 	upstream, _, definitions, schemes, err := kubeauthenticator.Config{
 		ServiceAccountLookup:           true,
 		ServiceAccountIssuers:          []string{c.Issuer},
 		APIAudiences:                   a.audiences,
 		RequestHeaderConfig:            a.requestHeader,
 		ServiceAccountPublicKeysGetter: a.publicKeys,
-		ServiceAccountTokenGetter: serviceaccountcontroller.NewGetterFromClient(client,
-			core.Secrets().Lister(), core.ServiceAccounts().Lister(), core.Pods().Lister(), core.Nodes().Lister()),
-		SecretsWriter:           client.CoreV1(),
-		ClientCAContentProvider: a.clientCA,
+		ServiceAccountTokenGetter:      objects,
+		SecretsWriter:                  client.CoreV1(),
 	}.New(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("authentication: %w", err)
 	}
-	chain := []authenticator.Request{group.NewAuthenticatedGroupAdder(identityAuthenticator{})}
-	if len(c.ExtraTokens) > 0 {
-		tokens := tokenunion.New(c.ExtraTokens...)
-		chain = append(chain, group.NewAuthenticatedGroupAdder(union.New(bearertoken.New(tokens), websocket.NewProtocolAuthenticator(tokens))))
+	var more Extension
+	if c.Extend != nil {
+		if more, err = c.Extend(Host{ClientConfig: config, Objects: objects, Audiences: a.audiences}); err != nil {
+			return nil, fmt.Errorf("authentication: %w", err)
+		}
 	}
-	a.Request = tracedAuthenticator{union.New(append(chain, upstream)...)}
+	certificates := authenticator.Request(x509.NewDynamic(a.clientCA.VerifyOptions, x509.CommonNameUserConversion))
+	if more.Certificates != nil {
+		certificates = more.Certificates(certificates)
+	}
+	ours := []authenticator.Request{identityAuthenticator{}, certificates}
+	if len(more.Tokens) > 0 {
+		tokens := tokenunion.New(more.Tokens...)
+		ours = append(ours, bearertoken.New(tokens), websocket.NewProtocolAuthenticator(tokens))
+	}
+	a.Request = tracedAuthenticator{union.New(group.NewAuthenticatedGroupAdder(union.New(ours...)), upstream)}
 	a.openAPI = func(v2 *openapicommon.Config, v3 *openapicommon.OpenAPIV3Config) {
 		if v2 != nil {
 			v2.SecurityDefinitions = definitions

@@ -10,6 +10,8 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/audit"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/client-go/rest"
+	"k8s.io/kubernetes/pkg/serviceaccount"
 
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/datastore"
@@ -37,8 +39,9 @@ type Config struct {
 	ServiceCIDR *net.IPNet
 	// Issuer of service account tokens, DefaultIssuer if empty.
 	Issuer string
-	// ExtraTokens authenticate bearer tokens besides service account tokens.
-	ExtraTokens []authenticator.Token
+	// Extend adds to who is let in; may be nil. It is called once, while the server
+	// is being assembled: what it makes may call the API later, not yet.
+	Extend func(Host) (Extension, error)
 	// DialNode connects to "NODE:port" for logs, exec, port-forward and the node
 	// proxy. Nil dials the network.
 	DialNode utilnet.DialFunc
@@ -53,6 +56,24 @@ type Config struct {
 	// SystemNamespaces are kept in existence besides upstream's.
 	SystemNamespaces []string
 	Logger           *slog.Logger
+}
+
+// Host is what an Extension may be built on.
+type Host struct {
+	// ClientConfig is Server.ClientConfig.
+	ClientConfig func(user string, groups ...string) *rest.Config
+	// Objects are service accounts, pods, Secrets and nodes, from memory where possible.
+	Objects serviceaccount.ServiceAccountTokenGetter
+	// Audiences are the API's own.
+	Audiences authenticator.Audiences
+}
+
+// Extension is more of authentication.
+type Extension struct {
+	// Tokens authenticate bearer tokens that aren't service account tokens of the cluster's key.
+	Tokens []authenticator.Token
+	// Certificates wraps the authenticator of client certificates; may be nil.
+	Certificates func(authenticator.Request) authenticator.Request
 }
 
 // PKI are the files and keys of the server. Files are read again when they change.

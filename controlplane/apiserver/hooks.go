@@ -53,6 +53,11 @@ func (s *Server) addHooks(server *genericapiserver.GenericAPIServer, auth *authe
 		return nil
 	})
 
+	// Upstream's names: disabling or waiting for them works as there.
+	server.AddPostStartHookOrDie("rbac/bootstrap-roles", func(hook genericapiserver.PostStartHookContext) error {
+		return ensureBootstrap(hook, s.client)
+	})
+
 	server.AddPostStartHookOrDie("storage-readiness", server.StorageReadinessHook.Hook)
 	return s.addServiceHook(server)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -44,7 +43,7 @@ const (
 // Server is an assembled API server.
 type Server struct {
 	cfg       Config
-	handler   atomic.Pointer[http.Handler]
+	handler   *chain
 	informers informers.SharedInformerFactory
 	client    *kubernetes.Clientset
 	generic   *genericapiserver.Config
@@ -68,7 +67,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	capabilities.Setup(true, 0)
-	s := &Server{cfg: cfg, ready: make(chan struct{})}
+	s := &Server{cfg: cfg, handler: newChain(), ready: make(chan struct{})}
 	var err error
 	if s.client, err = kubernetes.NewForConfig(s.loopback()); err != nil {
 		return nil, err
@@ -81,14 +80,15 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 }
 
 // ClientConfig is for a client in this process that acts as the named user. The
-// user is in the groups given and in system:authenticated. There is no rate limit.
+// user is in the groups given and in system:authenticated. There is no rate
+// limit. Clients of built-in kinds should set the content type to protobuf.
 func (s *Server) ClientConfig(name string, groups ...string) *rest.Config {
 	return &rest.Config{
 		Host:                      "https://kubernetes.default.svc",
-		Transport:                 &localTransport{handler: &s.handler, user: &user.DefaultInfo{Name: name, Groups: groups}},
-		ContentConfig:             rest.ContentConfig{ContentType: protobuf, AcceptContentTypes: protobuf + ",application/json"},
+		Transport:                 &localTransport{chain: s.handler, user: &user.DefaultInfo{Name: name, Groups: groups}},
 		UserAgent:                 "coracle/" + name,
 		QPS:                       -1,
+		DisableCompression:        true,
 		WarningHandlerWithContext: rest.NoWarnings{},
 	}
 }
@@ -113,8 +113,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	prepared := s.outermost.PrepareRun()
-	full := http.Handler(s.outermost.Handler)
-	s.handler.Store(&full)
+	s.handler.set(s.outermost.Handler)
 	go s.announce(ctx)
 	if err := prepared.RunWithContext(ctx); err != nil {
 		return fmt.Errorf("API server: %w", err)
@@ -141,7 +140,7 @@ func (s *Server) announce(ctx context.Context) {
 // loopback is the server's own client: it may do anything.
 func (s *Server) loopback() *rest.Config {
 	c := s.ClientConfig(user.APIServerUser, user.SystemPrivilegedGroup)
-	c.DisableCompression = true
+	c.ContentConfig = rest.ContentConfig{ContentType: protobuf, AcceptContentTypes: protobuf + ",application/json"}
 	return c
 }
 
@@ -155,7 +154,7 @@ func stripManagedFields(obj any) (any, error) {
 // assemble builds the chain aggregator -> Kubernetes' own API -> CRDs.
 func (s *Server) assemble(ctx context.Context) error {
 	resources := controlplane.DefaultAPIResourceConfigSource()
-	auth, err := newAuthentication(ctx, &s.cfg, s.client, s.informers)
+	auth, err := newAuthentication(ctx, &s.cfg, s.client, s.informers, s.ClientConfig)
 	if err != nil {
 		return err
 	}
@@ -176,7 +175,7 @@ func (s *Server) assemble(ctx context.Context) error {
 		aggregatorapiserver.NewEndpointServiceResolver(s.informers.Core().V1().Services().Lister(), slices),
 		&url.URL{Scheme: "https", Host: s.cfg.Listener.Addr().String()})
 	proxyTransport := s.proxyTransport()
-	dynamicClient, err := dynamic.NewForConfig(jsonOnly(s.loopback()))
+	dynamicClient, err := dynamic.NewForConfig(s.ClientConfig(user.APIServerUser, user.SystemPrivilegedGroup))
 	if err != nil {
 		return err
 	}
@@ -249,10 +248,4 @@ func (s *Server) configure(auth *authentication, resources *serverstorage.Resour
 // nothing of the certificate behind it, as upstream.
 func (s *Server) proxyTransport() *http.Transport {
 	return newProxyTransport(s.cfg.DialCluster)
-}
-
-// jsonOnly is for clients of kinds that have no protobuf.
-func jsonOnly(c *rest.Config) *rest.Config {
-	c.ContentConfig = rest.ContentConfig{}
-	return c
 }

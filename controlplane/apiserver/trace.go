@@ -196,8 +196,17 @@ func (s *tracedStorage) GuaranteedUpdate(ctx context.Context, key string, destin
 	return nil
 }
 
+// seenAfter is who sees, through a watch, that a step was stored.
+var seenAfter = map[trace.Step]trace.Step{trace.Stored: trace.Queued, trace.Bound: trace.Ordered, trace.StatusStored: trace.Observed}
+
+// record notes that etcd has a step. A watcher may be told before the answer to
+// the write is here; then etcd had it by the time the watcher saw it.
 func (s *tracedStorage) record(pod *api.Pod, step trace.Step, detail string) {
-	s.recorder.Record(string(pod.UID), trace.Event{Step: step, Component: component, Detail: detail})
+	at := time.Now()
+	if seen, ok := s.recorder.Time(string(pod.UID), seenAfter[step]); ok && seen.Before(at) {
+		at = seen
+	}
+	s.recorder.Record(string(pod.UID), trace.Event{Step: step, Component: component, Time: at, Detail: detail})
 }
 
 // traceHandler serves TracePath.

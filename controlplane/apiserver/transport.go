@@ -8,7 +8,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
-	"sync/atomic"
+	"time"
 
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -17,8 +17,40 @@ import (
 // responseWindow is how far a handler may run ahead of the reader of its response, in bytes.
 const responseWindow = 256 << 10
 
-// errNotServing is returned for requests before the handler chain exists.
+// assembleTimeout is how long a request waits for the handler chain to exist.
+const assembleTimeout = 10 * time.Second
+
+// errNotServing is returned for requests when there still is no handler chain.
 var errNotServing = errors.New("API server isn't assembled yet")
+
+// chain is a handler that clients are made for before it exists.
+type chain struct {
+	handler   http.Handler
+	assembled chan struct{} // closed once handler is set
+}
+
+func newChain() *chain { return &chain{assembled: make(chan struct{})} }
+
+func (c *chain) set(h http.Handler) {
+	c.handler = h
+	close(c.assembled)
+}
+
+func (c *chain) wait(ctx context.Context) (http.Handler, error) {
+	select {
+	case <-c.assembled:
+		return c.handler, nil
+	default:
+	}
+	select {
+	case <-c.assembled:
+		return c.handler, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(assembleTimeout):
+		return nil, errNotServing
+	}
+}
 
 type identityKey struct{}
 
@@ -36,18 +68,15 @@ func (identityAuthenticator) AuthenticateRequest(req *http.Request) (*authentica
 
 // localTransport is an http.RoundTripper that calls the handler chain as one user.
 type localTransport struct {
-	handler *atomic.Pointer[http.Handler]
-	user    user.Info
+	chain *chain
+	user  user.Info
 }
 
 // RoundTrip starts the handler and returns with its header; the body streams.
 // Closing the body cancels the request and waits for the handler to return.
 func (t *localTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	handler := t.handler.Load()
-	if handler == nil {
-		return nil, errNotServing
-	}
-	if err := req.Context().Err(); err != nil {
+	handler, err := t.chain.wait(req.Context())
+	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(req.Context())
@@ -73,7 +102,7 @@ func (t *localTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 				w.abort(fmt.Errorf("%w: handler panicked: %v", io.ErrUnexpectedEOF, r))
 			}
 		}()
-		(*handler).ServeHTTP(w, served)
+		handler.ServeHTTP(w, served)
 	}()
 	select {
 	case <-w.started:

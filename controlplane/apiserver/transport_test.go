@@ -16,10 +16,9 @@ import (
 )
 
 func transportTo(h http.HandlerFunc) *localTransport {
-	var p atomic.Pointer[http.Handler]
-	var handler http.Handler = h
-	p.Store(&handler)
-	return &localTransport{handler: &p, user: &user.DefaultInfo{Name: "hub", Groups: []string{"g"}}}
+	c := newChain()
+	c.set(h)
+	return &localTransport{chain: c, user: &user.DefaultInfo{Name: "hub", Groups: []string{"g"}}}
 }
 
 func request(t *testing.T, ctx context.Context, method, body string) *http.Request {
@@ -156,9 +155,19 @@ func TestTransportPanicIsAnErrorOfTheReader(t *testing.T) {
 	resp.Body.Close()
 }
 
-func TestTransportBeforeTheServer(t *testing.T) {
-	rt := &localTransport{handler: &atomic.Pointer[http.Handler]{}}
-	if _, err := rt.RoundTrip(request(t, t.Context(), "GET", "")); !errors.Is(err, errNotServing) {
-		t.Fatalf("err = %v", err)
-	}
+func TestTransportWaitsForTheServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		rt := &localTransport{chain: newChain(), user: &user.DefaultInfo{}}
+		if _, err := rt.RoundTrip(request(t, t.Context(), "GET", "")); !errors.Is(err, errNotServing) {
+			t.Fatalf("err = %v", err)
+		}
+		time.AfterFunc(time.Second, func() {
+			rt.chain.set(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+		})
+		resp, err := rt.RoundTrip(request(t, t.Context(), "GET", ""))
+		if err != nil || resp.StatusCode != http.StatusNoContent {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		resp.Body.Close()
+	})
 }

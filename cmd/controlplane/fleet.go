@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+
+	"k8s.io/apiserver/pkg/authentication/authenticator"
+	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+	"github.com/coracle-edge/coracle/controlplane/api/trace"
+	"github.com/coracle-edge/coracle/controlplane/apiserver"
+	"github.com/coracle-edge/coracle/controlplane/broker"
+	"github.com/coracle-edge/coracle/controlplane/fleethub"
+	"github.com/coracle-edge/coracle/controlplane/join"
+	"github.com/coracle-edge/coracle/controlplane/join/noderecord"
+	"github.com/coracle-edge/coracle/controlplane/nodetoken"
+	"github.com/coracle-edge/coracle/controlplane/pki"
+	"github.com/coracle-edge/coracle/controlplane/tunnel"
+)
+
+// Users of the parts; their roles are in objects.go.
+const (
+	hubUser   = enrollment.HubName
+	fleetUser = "system:coracle:fleet"
+)
+
+// fleet is everything that faces the nodes: hub, broker, fleet endpoint, tunnels.
+type fleet struct {
+	authority *pki.Authority
+	listeners *listeners
+	opts      options
+	trace     *trace.Recorder
+	logger    *slog.Logger
+
+	tunnels *tunnel.Tunnels
+	records *noderecord.Directory // made by extend
+	hub     atomic.Pointer[fleethub.Hub]
+}
+
+func newFleet(authority *pki.Authority, l *listeners, o options, recorder *trace.Recorder, logger *slog.Logger) *fleet {
+	f := &fleet{authority: authority, listeners: l, opts: o, trace: recorder, logger: logger}
+	f.tunnels = tunnel.New(tunnel.Config{Asker: f, Logger: logger})
+	return f
+}
+
+// RequestTunnel implements tunnel.Asker: tunnels are made before the hub is.
+func (f *fleet) RequestTunnel(ctx context.Context, node, id, purpose string) error {
+	hub := f.hub.Load()
+	if hub == nil {
+		return errors.New("the fleet hub hasn't begun yet")
+	}
+	return hub.RequestTunnel(ctx, node, id, purpose)
+}
+
+// extend lets in pods by what their node signed, and nodes only while their record says so.
+func (f *fleet) extend(host apiserver.Host) (apiserver.Extension, error) {
+	client, err := typedClient(host.ClientConfig(fleetUser))
+	if err != nil {
+		return apiserver.Extension{}, err
+	}
+	f.records = noderecord.NewDirectory(client, f.logger)
+	tokens, err := nodetoken.New(nodetoken.Config{Records: f.records, Objects: host.Objects, Audiences: host.Audiences})
+	if err != nil {
+		return apiserver.Extension{}, err
+	}
+	guard := func(r authenticator.Request) authenticator.Request { return nodetoken.Guard(r, f.records) }
+	return apiserver.Extension{Tokens: []authenticator.Token{tokens}, Certificates: guard}, nil
+}
+
+// build makes hub, broker and fleet endpoint on the API of server.
+func (f *fleet) build(server *apiserver.Server) ([]part, error) {
+	hubKey, err := f.authority.Hub()
+	if err != nil {
+		return nil, err
+	}
+	signer, ok := hubKey.Signer().(ed25519.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("hub key %s: a %T, want Ed25519", hubKey.KeyFile(), hubKey.Signer())
+	}
+	transport, err := f.transport(hubKey)
+	if err != nil {
+		return nil, err
+	}
+	client, err := typedClient(server.ClientConfig(hubUser))
+	if err != nil {
+		return nil, err
+	}
+	hub, err := fleethub.New(fleethub.Config{
+		Client:     client,
+		NodeClient: nodeClients(server),
+		Factory:    server.Informers(),
+		Transport:  transport,
+		Keys:       f.keys,
+		Key:        signer,
+		Chain:      hubKey.Current().Certificate,
+		Keepalive:  f.opts.nodeKeepalive,
+		FleetURL:   func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
+		Trace:      f.trace,
+		Logger:     f.logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	f.hub.Store(hub)
+	endpoint, err := f.endpoint(server, hub, hubKey)
+	if err != nil {
+		return nil, err
+	}
+	return []part{
+		{name: "node records", run: f.records.Run},
+		{name: "fleet hub", run: hub.Run, fatal: true},
+		{name: "fleet endpoint", fatal: true, run: func(ctx context.Context) error { return endpoint.Serve(ctx, f.listeners.fleet) }},
+		{name: "join line", run: func(ctx context.Context) error {
+			if err := endpoint.Publish(ctx, f.listeners.urls("https", f.listeners.fleet)); err != nil {
+				return err
+			}
+			return endpoint.Tend(ctx)
+		}},
+	}, nil
+}
+
+// transport is the embedded broker, or a client of the external one.
+func (f *fleet) transport(hubKey *pki.Leaf) (fleethub.Transport, error) {
+	if f.opts.mqttURL != "" {
+		return broker.NewExternal(broker.ExternalConfig{
+			URLs: list(f.opts.mqttURL),
+			TLS: &tls.Config{
+				MinVersion: tls.VersionTLS12, RootCAs: f.authority.RootPool(), GetClientCertificate: hubKey.GetClientCertificate,
+			},
+			Logger: f.logger,
+		})
+	}
+	serving, err := f.authority.Broker(f.listeners.hosts...)
+	if err != nil {
+		return nil, err
+	}
+	return broker.NewEmbedded(broker.EmbeddedConfig{
+		Listener: f.listeners.mqtt,
+		TLS: &tls.Config{
+			MinVersion: tls.VersionTLS13, GetCertificate: serving.GetCertificate,
+			ClientCAs: f.authority.RootPool(), ClientAuth: tls.RequireAndVerifyClientCert,
+		},
+		Admit:  f.admit,
+		Logger: f.logger,
+	})
+}
+
+// admit holds a node's certificate against its record.
+func (f *fleet) admit(ctx context.Context, node string, cert *x509.Certificate) error {
+	record, err := f.records.Admitted(ctx, node)
+	if err != nil {
+		return err
+	}
+	if key, ok := cert.PublicKey.(ed25519.PublicKey); !ok || !record.SigningKey.Equal(key) {
+		return fmt.Errorf("node %q: %w", node, enrollment.ErrNodeKey)
+	}
+	return nil
+}
+
+func (f *fleet) keys(ctx context.Context, node string) (fleethub.NodeKeys, error) {
+	record, err := f.records.Admitted(ctx, node)
+	if err != nil {
+		return fleethub.NodeKeys{}, err
+	}
+	return fleethub.NodeKeys{Sign: record.SigningKey, Seal: record.SealingKey}, nil
+}
+
+func (f *fleet) endpoint(server *apiserver.Server, hub *fleethub.Hub, hubKey *pki.Leaf) (*join.Server, error) {
+	serving, err := f.authority.Fleet(f.listeners.hosts...)
+	if err != nil {
+		return nil, err
+	}
+	client, err := typedClient(server.ClientConfig(fleetUser))
+	if err != nil {
+		return nil, err
+	}
+	mqtt := list(f.opts.mqttURL)
+	if f.listeners.mqtt != nil {
+		mqtt = f.listeners.urls("tls", f.listeners.mqtt)
+	}
+	return join.New(join.Config{
+		Authority: f.authority,
+		Serving:   serving,
+		Client:    client,
+		Records:   f.records,
+		Cluster: func() enrollment.Cluster {
+			return enrollment.Cluster{
+				Incarnation: hub.Incarnation(),
+				API:         f.listeners.urls("https", f.listeners.api),
+				MQTT:        mqtt,
+				Fleet:       f.listeners.urls("https", f.listeners.fleet),
+			}
+		},
+		Hub:     hubKey,
+		Tunnels: f.tunnels,
+		Objects: hub.ObjectsHandler(func(req *http.Request) string { return join.NodeFrom(req.Context()) }),
+		Logger:  f.logger,
+	})
+}
+
+// nodeClients makes clients that act as a node. They share what they are built
+// of, so one per request costs nothing to keep.
+func nodeClients(server *apiserver.Server) func(node string) (corev1client.CoreV1Interface, error) {
+	return func(node string) (corev1client.CoreV1Interface, error) {
+		return corev1client.NewForConfig(inProtobuf(server.ClientConfig(enrollment.NodeUserPrefix+node, "system:nodes")))
+	}
+}
+
+func typedClient(c *rest.Config) (*kubernetes.Clientset, error) {
+	return kubernetes.NewForConfig(inProtobuf(c))
+}
+
+func inProtobuf(c *rest.Config) *rest.Config {
+	c.ContentType = "application/vnd.kubernetes.protobuf"
+	c.AcceptContentTypes = c.ContentType + ",application/json"
+	return c
+}

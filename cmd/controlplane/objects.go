@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/component-helpers/auth/rbac/reconciliation"
+
+	"github.com/coracle-edge/coracle/controlplane/apiserver"
+)
+
+// wasmHandler is the RuntimeClass, and its handler, that runs WebAssembly.
+const wasmHandler = "wasm"
+
+// ensureObjects makes what the control plane itself needs in the API: its
+// namespace, the roles of its parts, the RuntimeClass. It writes only what is
+// missing; a role that an administrator annotated against reconciling is left alone.
+func ensureObjects(ctx context.Context, server *apiserver.Server, logger *slog.Logger) error {
+	client, err := typedClient(server.ClientConfig("system:coracle:bootstrap", "system:masters"))
+	if err != nil {
+		return err
+	}
+	if err := create(client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: systemNamespace}}, metav1.CreateOptions{})); err != nil {
+		return fmt.Errorf("namespace %s: %w", systemNamespace, err)
+	}
+	if err := create(client.NodeV1().RuntimeClasses().Create(ctx, &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: wasmHandler}, Handler: wasmHandler}, metav1.CreateOptions{})); err != nil {
+		return fmt.Errorf("RuntimeClass %s: %w", wasmHandler, err)
+	}
+	for _, role := range clusterRoles() {
+		if err := reconcileClusterRole(client, role, logger); err != nil {
+			return fmt.Errorf("ClusterRole %s: %w", role.Name, err)
+		}
+	}
+	for _, role := range namespaceRoles() {
+		if err := reconcileRole(client, role, logger); err != nil {
+			return fmt.Errorf("Role %s/%s: %w", role.Namespace, role.Name, err)
+		}
+	}
+	return nil
+}
+
+// clusterRoles have the name of the one user they are bound to.
+func clusterRoles() []rbacv1.ClusterRole {
+	read := []string{"get", "list", "watch"}
+	return []rbacv1.ClusterRole{{
+		ObjectMeta: metav1.ObjectMeta{Name: hubUser},
+		Rules: []rbacv1.PolicyRule{
+			rule(read, "", "pods", "nodes", "configmaps", "secrets", "services", "namespaces"),
+			rule(read, "node.k8s.io", "runtimeclasses"),
+			rule([]string{"patch", "update"}, "", "nodes/status", "pods/status"),
+			rule([]string{"delete"}, "", "pods"),
+			rule([]string{"create"}, "", "namespaces"),
+			rule([]string{"create", "patch", "update"}, "", "events"),
+			rule([]string{"create", "patch", "update"}, "events.k8s.io", "events"),
+		},
+	}, {
+		ObjectMeta: metav1.ObjectMeta{Name: fleetUser},
+		Rules:      []rbacv1.PolicyRule{rule([]string{"get", "create"}, "", "namespaces")},
+	}}
+}
+
+// namespaceRoles have the name of the one user they are bound to.
+func namespaceRoles() []rbacv1.Role {
+	return []rbacv1.Role{
+		{
+			ObjectMeta: metav1.ObjectMeta{Namespace: systemNamespace, Name: hubUser},
+			Rules: []rbacv1.PolicyRule{
+				rule([]string{"get", "create", "update"}, "", "secrets"),
+				rule([]string{"get", "create", "update"}, "coordination.k8s.io", "leases"),
+			},
+		},
+		{
+			ObjectMeta: metav1.ObjectMeta{Namespace: systemNamespace, Name: fleetUser},
+			Rules: []rbacv1.PolicyRule{
+				rule([]string{"get", "list", "watch", "create", "update", "delete"}, "", "secrets"),
+				rule([]string{"get", "create", "update"}, "", "configmaps"),
+			},
+		},
+	}
+}
+
+func rule(verbs []string, group string, resources ...string) rbacv1.PolicyRule {
+	return rbacv1.PolicyRule{Verbs: verbs, APIGroups: []string{group}, Resources: resources}
+}
+
+// create makes an answer of "exists already" a success.
+func create[T any](_ T, err error) error {
+	if apierrors.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+func reconcileClusterRole(client kubernetes.Interface, role rbacv1.ClusterRole, logger *slog.Logger) error {
+	role.Labels = map[string]string{"app.kubernetes.io/part-of": "coracle"}
+	opts := reconciliation.ReconcileRoleOptions{
+		Role:    reconciliation.ClusterRoleRuleOwner{ClusterRole: &role},
+		Client:  reconciliation.ClusterRoleModifier{Client: client.RbacV1().ClusterRoles()},
+		Confirm: true,
+	}
+	result, err := opts.Run()
+	if err != nil {
+		return err
+	}
+	warnProtected(logger, role.Name, result.Protected && result.Operation != reconciliation.ReconcileNone)
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: role.Name, Labels: role.Labels},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+		Subjects:   subject(role.Name),
+	}
+	bind := reconciliation.ReconcileRoleBindingOptions{
+		RoleBinding: reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: binding},
+		Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()},
+		Confirm:     true,
+	}
+	_, err = bind.Run()
+	return err
+}
+
+func reconcileRole(client kubernetes.Interface, role rbacv1.Role, logger *slog.Logger) error {
+	role.Labels = map[string]string{"app.kubernetes.io/part-of": "coracle"}
+	opts := reconciliation.ReconcileRoleOptions{
+		Role:    reconciliation.RoleRuleOwner{Role: &role},
+		Client:  reconciliation.RoleModifier{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()},
+		Confirm: true,
+	}
+	result, err := opts.Run()
+	if err != nil {
+		return err
+	}
+	warnProtected(logger, role.Name, result.Protected && result.Operation != reconciliation.ReconcileNone)
+	binding := &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: role.Namespace, Name: role.Name, Labels: role.Labels},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
+		Subjects:   subject(role.Name),
+	}
+	bind := reconciliation.ReconcileRoleBindingOptions{
+		RoleBinding: reconciliation.RoleBindingAdapter{RoleBinding: binding},
+		Client:      reconciliation.RoleBindingClientAdapter{Client: client.RbacV1(), NamespaceClient: client.CoreV1().Namespaces()},
+		Confirm:     true,
+	}
+	_, err = bind.Run()
+	return err
+}
+
+func subject(user string) []rbacv1.Subject {
+	return []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}}
+}
+
+func warnProtected(logger *slog.Logger, name string, protected bool) {
+	if protected {
+		logger.Warn("a role of the control plane's is protected from reconciling and lacks rules", "role", name)
+	}
+}
