@@ -72,12 +72,13 @@ static int run(int argc, char **argv)
 	} else if (!strcmp(cmd, "eat")) {
 		long mib = atol(argv[1]);
 		for (long i = 0; i < mib; i++) {
-			char *p = malloc(1 << 20);
+			volatile char *p = malloc(1 << 20); /* volatile: or clang leaves it out */
 			if (!p) {
 				printf("no memory after %ld MiB\n", i);
 				exit(7);
 			}
-			memset(p, 1, 1 << 20);
+			for (long j = 0; j < 1 << 20; j += 4096)
+				p[j] = 1;
 		}
 		puts("eaten");
 	} else if (!strcmp(cmd, "spin")) {
