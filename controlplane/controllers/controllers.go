@@ -75,12 +75,8 @@ func Run(ctx context.Context, deps Deps) error {
 	if err != nil {
 		return fmt.Errorf("controllers: %w", err)
 	}
-	eventClient, err := upstream.TypedClient(deps.Config(Manager))
-	if err != nil {
-		return fmt.Errorf("controllers: client for events: %w", err)
-	}
 	events := record.NewBroadcaster(record.WithContext(ctx))
-	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: eventClient.CoreV1().Events("")})
+	events.StartRecordingToSink(&corev1client.EventSinkImpl{Interface: others.Manager().CoreV1().Events("")})
 	defer events.Shutdown()
 
 	var all sync.WaitGroup
@@ -88,11 +84,11 @@ func Run(ctx context.Context, deps Deps) error {
 		s := supervisor{name: name, clock: deps.Clock, logger: deps.Logger}
 		all.Go(func() { s.run(ctx, run) })
 	}
-	for _, o := range ours {
+	for _, o := range ours() {
 		start(o.name, func(runCtx context.Context) error {
-			client, err := upstream.TypedClient(upstream.AccountConfig(deps.Config, o.account))
+			client, err := others.Client(o.account)
 			if err != nil {
-				return fmt.Errorf("client for %s: %w", o.account, err)
+				return err
 			}
 			c, err := o.make(client, deps.Factory, reconciler.Options{
 				Recorder: events.NewRecorder(scheme.Scheme, v1.EventSource{Component: o.component}),
@@ -117,18 +113,22 @@ func Run(ctx context.Context, deps Deps) error {
 
 type runner interface{ Run(context.Context) error }
 
-// ours are our own controllers: with the service account they act as, and the component that their events name.
-var ours = []struct {
-	name, account, component string
+// own is one of our own controllers.
+type own struct {
+	name, account, component string // account it acts as, component that its events name
 	workers                  int
 	make                     func(kubernetes.Interface, informers.SharedInformerFactory, reconciler.Options) (runner, error)
-}{
-	{"node-controller", "node-controller", "node-controller", 2, as(node.New)},
-	{"replicaset-controller", "replicaset-controller", "replicaset-controller", 2, as(replicaset.New)},
-	{"deployment-controller", "deployment-controller", "deployment-controller", 2, as(deployment.New)},
-	{"daemonset-controller", "daemon-set-controller", "daemonset-controller", 1, as(daemonset.New)},
-	{"job-controller", "job-controller", "job-controller", 2, as(job.New)},
-	{"endpointslice-controller", "endpointslice-controller", "endpoint-slice-controller", 2, as(endpointslice.New)},
+}
+
+func ours() []own {
+	return []own{
+		{"node-controller", "node-controller", "node-controller", 2, as(node.New)},
+		{"replicaset-controller", "replicaset-controller", "replicaset-controller", 2, as(replicaset.New)},
+		{"deployment-controller", "deployment-controller", "deployment-controller", 2, as(deployment.New)},
+		{"daemonset-controller", "daemon-set-controller", "daemonset-controller", 1, as(daemonset.New)},
+		{"job-controller", "job-controller", "job-controller", 2, as(job.New)},
+		{"endpointslice-controller", "endpointslice-controller", "endpoint-slice-controller", 2, as(endpointslice.New)},
+	}
 }
 
 func as[C runner](make func(kubernetes.Interface, informers.SharedInformerFactory, reconciler.Options) (C, error)) func(kubernetes.Interface, informers.SharedInformerFactory, reconciler.Options) (runner, error) {

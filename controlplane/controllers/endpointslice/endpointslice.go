@@ -176,7 +176,11 @@ func (c *Controller) topologyEvents() cache.ResourceEventHandler {
 				refresh()
 			}
 		},
-		DeleteFunc: func(any) { refresh() },
+		DeleteFunc: func(obj any) {
+			if node, ok := obj.(*v1.Node); !ok || node.Labels[v1.LabelTopologyZone] != "" {
+				refresh()
+			}
+		},
 	}
 }
 
@@ -255,4 +259,3 @@ func (c *Controller) asHeard(pods []*v1.Pod) []*v1.Pod {
 	}
 	return out
 }
-

@@ -92,15 +92,17 @@ func (s *Set) anyPod(pass func(*v1.Pod) bool) []gate {
 
 func (s *Set) anyService(pass func(*v1.Service) bool) []gate {
 	return []gate{{
-		informer: func(context.Context) cache.SharedIndexInformer { return s.deps.Factory.Core().V1().Services().Informer() },
-		pass:     func(obj any) bool { svc, ok := obj.(*v1.Service); return ok && pass(svc) },
+		informer: func(context.Context) cache.SharedIndexInformer {
+			return s.deps.Factory.Core().V1().Services().Informer()
+		},
+		pass: func(obj any) bool { svc, ok := obj.(*v1.Service); return ok && pass(svc) },
 	}}
 }
 
 // anyTokenSecret waits for a Secret of type kubernetes.io/service-account-token.
 func (s *Set) anyTokenSecret() []gate {
 	return []gate{{informer: func(ctx context.Context) cache.SharedIndexInformer {
-		factory := informers.NewSharedInformerFactoryWithOptions(s.manager(), 0, informers.WithTransform(TrimMetadata), informers.WithTweakListOptions(selectFields(tokenSecrets)))
+		factory := informers.NewSharedInformerFactoryWithOptions(s.Manager(), 0, informers.WithTransform(TrimMetadata), informers.WithTweakListOptions(selectFields(tokenSecrets)))
 		informer := factory.Core().V1().Secrets().Informer()
 		factory.StartWithContext(ctx) // ends with the wait
 		return informer

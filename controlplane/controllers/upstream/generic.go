@@ -34,7 +34,7 @@ const (
 
 func (s *Set) namespaces(ctx context.Context, k *kit) (func(context.Context), error) {
 	const account = "namespace-controller"
-	client, err := s.client(account)
+	client, err := s.Client(account)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +50,7 @@ func (s *Set) namespaces(ctx context.Context, k *kit) (func(context.Context), er
 
 func (s *Set) garbage(ctx context.Context, k *kit) (func(context.Context), error) {
 	const account = "generic-garbage-collector"
-	client, err := s.client(account)
+	client, err := s.Client(account)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (s *Set) garbage(ctx context.Context, k *kit) (func(context.Context), error
 }
 
 func (s *Set) quota(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("resourcequota-controller")
+	client, err := s.Client("resourcequota-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func (s *Set) quota(ctx context.Context, k *kit) (func(context.Context), error) 
 
 func (s *Set) autoscaling(ctx context.Context, k *kit) (func(context.Context), error) {
 	const account = "horizontal-pod-autoscaler"
-	client, err := s.client(account)
+	client, err := s.Client(account)
 	if err != nil {
 		return nil, err
 	}

@@ -143,7 +143,9 @@ func (t trackedInformer) AddIndexers(add cache.Indexers) error {
 	return t.SharedIndexInformer.AddIndexers(missing(t.SharedIndexInformer.GetIndexer(), add))
 }
 
-func (t trackedInformer) GetIndexer() cache.Indexer { return onceIndexer{t.SharedIndexInformer.GetIndexer()} }
+func (t trackedInformer) GetIndexer() cache.Indexer {
+	return onceIndexer{t.SharedIndexInformer.GetIndexer()}
+}
 
 type onceIndexer struct{ cache.Indexer }
 
@@ -198,4 +200,3 @@ func (m mixed) ForResource(kind schema.GroupVersionResource) (informers.GenericI
 }
 
 func (m mixed) Start(<-chan struct{}) { m.kit.startInformers() }
-

@@ -7,8 +7,8 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	extensionscheme "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset/scheme"
-	"k8s.io/apimachinery/pkg/fields"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apiserver/pkg/admission/plugin/policy/validating"
 	"k8s.io/apiserver/pkg/cel/openapi/resolver"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -98,7 +98,7 @@ func (s *Set) tokens(ctx context.Context, k *kit) (func(context.Context), error)
 	}
 	// Only token Secrets: the contents of all others would lie in memory for nothing.
 	c, err := serviceaccounts.NewTokensController(s.logger, k.Factory.Core().V1().ServiceAccounts(), k.private(tokenSecrets).Core().V1().Secrets(),
-		s.manager(), serviceaccounts.TokensControllerOptions{TokenGenerator: generator, RootCA: s.deps.RootCA})
+		s.Manager(), serviceaccounts.TokensControllerOptions{TokenGenerator: generator, RootCA: s.deps.RootCA})
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (s *Set) tokens(ctx context.Context, k *kit) (func(context.Context), error)
 }
 
 func (s *Set) serviceAccounts(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("service-account-controller")
+	client, err := s.Client("service-account-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +122,7 @@ func (s *Set) rootCA(ctx context.Context, k *kit) (func(context.Context), error)
 	if len(s.deps.RootCA) == 0 {
 		return idle, nil
 	}
-	client, err := s.client("root-ca-cert-publisher")
+	client, err := s.Client("root-ca-cert-publisher")
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +135,7 @@ func (s *Set) rootCA(ctx context.Context, k *kit) (func(context.Context), error)
 }
 
 func (s *Set) clusterRoles(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("clusterrole-aggregation-controller")
+	client, err := s.Client("clusterrole-aggregation-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +144,7 @@ func (s *Set) clusterRoles(ctx context.Context, k *kit) (func(context.Context), 
 }
 
 func (s *Set) podGarbage(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("pod-garbage-collector")
+	client, err := s.Client("pod-garbage-collector")
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +152,7 @@ func (s *Set) podGarbage(ctx context.Context, k *kit) (func(context.Context), er
 }
 
 func (s *Set) taintEviction(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("node-controller")
+	client, err := s.Client("node-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func (s *Set) taintEviction(ctx context.Context, k *kit) (func(context.Context),
 }
 
 func (s *Set) serviceCIDRs(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("service-cidrs-controller")
+	client, err := s.Client("service-cidrs-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +173,7 @@ func (s *Set) serviceCIDRs(ctx context.Context, k *kit) (func(context.Context), 
 }
 
 func (s *Set) endpoints(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("endpoint-controller")
+	client, err := s.Client("endpoint-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +183,7 @@ func (s *Set) endpoints(ctx context.Context, k *kit) (func(context.Context), err
 }
 
 func (s *Set) mirroring(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("endpointslicemirroring-controller")
+	client, err := s.Client("endpointslicemirroring-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +193,7 @@ func (s *Set) mirroring(ctx context.Context, k *kit) (func(context.Context), err
 }
 
 func (s *Set) statefulSets(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("statefulset-controller")
+	client, err := s.Client("statefulset-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +203,7 @@ func (s *Set) statefulSets(ctx context.Context, k *kit) (func(context.Context), 
 }
 
 func (s *Set) cronJobs(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("cronjob-controller")
+	client, err := s.Client("cronjob-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +215,7 @@ func (s *Set) cronJobs(ctx context.Context, k *kit) (func(context.Context), erro
 }
 
 func (s *Set) ttlAfterFinished(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("ttl-after-finished-controller")
+	client, err := s.Client("ttl-after-finished-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -224,7 +224,7 @@ func (s *Set) ttlAfterFinished(ctx context.Context, k *kit) (func(context.Contex
 }
 
 func (s *Set) replicationControllers(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("replication-controller")
+	client, err := s.Client("replication-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -234,7 +234,7 @@ func (s *Set) replicationControllers(ctx context.Context, k *kit) (func(context.
 }
 
 func (s *Set) disruption(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("disruption-controller")
+	client, err := s.Client("disruption-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -248,7 +248,7 @@ func (s *Set) disruption(ctx context.Context, k *kit) (func(context.Context), er
 }
 
 func (s *Set) resourceClaims(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("resource-claim-controller")
+	client, err := s.Client("resource-claim-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +270,7 @@ func (s *Set) signing(ctx context.Context, k *kit) (func(context.Context), error
 	if cert == "" || key == "" {
 		return idle, nil
 	}
-	client, err := s.client("certificate-controller")
+	client, err := s.Client("certificate-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -289,7 +289,7 @@ func (s *Set) signing(ctx context.Context, k *kit) (func(context.Context), error
 }
 
 func (s *Set) approving(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("certificate-controller")
+	client, err := s.Client("certificate-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -298,7 +298,7 @@ func (s *Set) approving(ctx context.Context, k *kit) (func(context.Context), err
 }
 
 func (s *Set) signingCleaner(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("certificate-controller")
+	client, err := s.Client("certificate-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +307,7 @@ func (s *Set) signingCleaner(ctx context.Context, k *kit) (func(context.Context)
 }
 
 func (s *Set) legacyTokens(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("legacy-service-account-token-cleaner")
+	client, err := s.Client("legacy-service-account-token-cleaner")
 	if err != nil {
 		return nil, err
 	}
@@ -323,7 +323,7 @@ func (s *Set) legacyTokens(ctx context.Context, k *kit) (func(context.Context), 
 
 func (s *Set) policyStatus(ctx context.Context, k *kit) (func(context.Context), error) {
 	const name = "validatingadmissionpolicy-status-controller"
-	client, err := s.client(name)
+	client, err := s.Client(name)
 	if err != nil {
 		return nil, err
 	}

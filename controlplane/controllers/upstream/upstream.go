@@ -150,7 +150,7 @@ type kit struct {
 
 // private returns a factory of the run's own, for informers that see a part of their kind only.
 func (k *kit) private(fieldSelector string) informers.SharedInformerFactory {
-	client := k.manager()
+	client := k.Manager()
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(Trim), informers.WithTweakListOptions(selectFields(fieldSelector)))
 	k.starts = append(k.starts, factory.StartWithContext)
 	k.stops = append(k.stops, factory.Shutdown)
@@ -184,12 +184,13 @@ func unthrottled(config *rest.Config) *rest.Config {
 	return config
 }
 
-// client returns the typed client of a service account, one per account.
-func (s *Set) client(account string) (kubernetes.Interface, error) {
+// Client returns the typed client of a service account in kube-system, one per account.
+func (s *Set) Client(account string) (kubernetes.Interface, error) {
 	return s.typed(account, func() *rest.Config { return s.account(account) })
 }
 
-func (s *Set) manager() kubernetes.Interface {
+// Manager returns the typed client of the user Manager.
+func (s *Set) Manager() kubernetes.Interface {
 	client, err := s.typed(Manager, func() *rest.Config { return s.deps.Config(Manager) })
 	if err != nil {
 		panic(fmt.Sprintf("client for %s: %v", Manager, err)) // a configuration that New has used already

@@ -26,7 +26,7 @@ const (
 )
 
 func (s *Set) volumeBinder(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("persistent-volume-binder")
+	client, err := s.Client("persistent-volume-binder")
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func (s *Set) volumeBinder(ctx context.Context, k *kit) (func(context.Context), 
 }
 
 func (s *Set) volumeProtection(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("pv-protection-controller")
+	client, err := s.Client("pv-protection-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,7 @@ func (s *Set) volumeProtection(ctx context.Context, k *kit) (func(context.Contex
 }
 
 func (s *Set) claimProtection(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("pvc-protection-controller")
+	client, err := s.Client("pvc-protection-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func (s *Set) claimProtection(ctx context.Context, k *kit) (func(context.Context
 }
 
 func (s *Set) attributesProtection(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("volumeattributesclass-protection-controller")
+	client, err := s.Client("volumeattributesclass-protection-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +87,7 @@ func (s *Set) attributesProtection(ctx context.Context, k *kit) (func(context.Co
 }
 
 func (s *Set) ephemeralVolumes(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("ephemeral-volume-controller")
+	client, err := s.Client("ephemeral-volume-controller")
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func (s *Set) ephemeralVolumes(ctx context.Context, k *kit) (func(context.Contex
 }
 
 func (s *Set) attachDetach(ctx context.Context, k *kit) (func(context.Context), error) {
-	client, err := s.client("attachdetach-controller")
+	client, err := s.Client("attachdetach-controller")
 	if err != nil {
 		return nil, err
 	}
