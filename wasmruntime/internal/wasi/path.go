@@ -305,7 +305,8 @@ func pathOpen(s *System, m memory, a []uint64) errno {
 		return eNotcap
 	}
 	read := base&(rightRead|rightReaddir) != 0
-	write := base&(rightWrite|rightAllocate|rightSetSize) != 0 && oflags&openDirectory == 0
+	// Go asks for the right to set the size of files it only reads.
+	write := base&(rightWrite|rightAllocate) != 0 && oflags&openDirectory == 0
 
 	flags := unix.O_NOCTTY
 	switch {
