@@ -79,17 +79,8 @@ func NewEmbedded(config EmbeddedConfig) (*Embedded, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Embedded{config: config, log: config.Logger}, nil
-}
-
-// Addr is where nodes connect.
-func (e *Embedded) Addr() net.Addr { return e.config.Listener.Addr() }
-
-// Run serves until ctx ends. message gets what nodes publish, and their wills;
-// it must not block. link is told that the way is open.
-func (e *Embedded) Run(ctx context.Context, message func(node string, d fleet.Direction, payload []byte), link func(up bool)) error {
 	capabilities := mqtt.NewDefaultServerCapabilities()
-	capabilities.MaximumClients = e.config.MaxNodes
+	capabilities.MaximumClients = config.MaxNodes
 	capabilities.MaximumPacketSize = maxPacket
 	capabilities.MaximumInflight = maxInflight
 	capabilities.ReceiveMaximum = maxInflight
@@ -101,15 +92,23 @@ func (e *Embedded) Run(ctx context.Context, message func(node string, d fleet.Di
 	capabilities.RetainAvailable = 0
 	capabilities.SharedSubAvailable = 0
 	capabilities.WildcardSubAvailable = 0
-	e.message = message
-	e.server = mqtt.New(&mqtt.Options{
+	return &Embedded{config: config, log: config.Logger, server: mqtt.New(&mqtt.Options{
 		Capabilities:             capabilities,
 		ClientNetReadBufferSize:  1024,
 		ClientNetWriteBufferSize: 1024,
 		SysTopicResendInterval:   24 * 3600, // each stops the world to read memory statistics
 		InlineClient:             true,
-		Logger:                   slog.New(quiet{e.log.Handler()}),
-	})
+		Logger:                   slog.New(quiet{config.Logger.Handler()}),
+	})}, nil
+}
+
+// Addr is where nodes connect.
+func (e *Embedded) Addr() net.Addr { return e.config.Listener.Addr() }
+
+// Run serves until ctx ends. message gets what nodes publish, and their wills;
+// it must not block. link is told that the way is open.
+func (e *Embedded) Run(ctx context.Context, message func(node string, d fleet.Direction, payload []byte), link func(up bool)) error {
+	e.message = message
 	if err := e.server.AddHook(&gate{e: e, ctx: ctx}, nil); err != nil {
 		return fmt.Errorf("embedded broker: %w", err)
 	}
@@ -138,17 +137,11 @@ func (e *Embedded) Run(ctx context.Context, message func(node string, d fleet.Di
 // Publish hands an envelope for node to its connection, if it has one. It
 // doesn't block.
 func (e *Embedded) Publish(node string, payload []byte) error {
-	if e.server == nil {
-		return ErrNotConnected
-	}
 	return e.server.Publish(fleet.Topic(node, fleet.DirDown), payload, false, fleet.QoS)
 }
 
 // Disconnect ends a node's connection, say because it was revoked.
 func (e *Embedded) Disconnect(node string) {
-	if e.server == nil {
-		return
-	}
 	if cl, ok := e.server.Clients.Get(fleet.NodeUserPrefix + node); ok {
 		cl.Stop(ErrRefused)
 	}
@@ -156,9 +149,6 @@ func (e *Embedded) Disconnect(node string) {
 
 // Connected is the number of nodes that are connected.
 func (e *Embedded) Connected() int {
-	if e.server == nil {
-		return 0
-	}
 	return e.server.Clients.Len() - 1 // the inline client
 }
 

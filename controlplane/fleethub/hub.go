@@ -360,13 +360,19 @@ func (h *Hub) see(revision uint64) {
 	}
 }
 
-// expectNodes makes a peer of every node of ours that the API knows: each has
-// time to show up before it is called away.
+// expectNodes makes a peer of every node of ours that the API knows, as a Node or
+// because pods are bound to it: each is asked for a Hello, and has time to show
+// up before it is called away.
 func (h *Hub) expectNodes(ctx context.Context) {
 	h.mu.Lock()
 	names := make([]string, 0, len(h.nodes))
 	for name := range h.nodes {
 		names = append(names, name)
+	}
+	for name := range h.bound {
+		if h.nodes[name] == nil {
+			names = append(names, name)
+		}
 	}
 	h.mu.Unlock()
 	for _, name := range names {

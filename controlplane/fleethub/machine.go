@@ -164,6 +164,7 @@ type Peer struct {
 	awayAt   time.Duration // 0: not running
 	reason   string
 	reborn   time.Duration // when to ask for a Hello (again); 0 is never
+	askAgain time.Duration // a stray message before this isn't answered
 }
 
 // NewPeer knows nothing of its node yet. If unsure, the node is expected to show
@@ -250,6 +251,11 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 	session := fleet.SessionFrom(u.GetSession())
 	if h := u.GetHello(); h != nil {
 		return p.hello(now, session, u.GetSeq(), h)
+	}
+	if !p.open && now >= p.askAgain {
+		// It speaks in a session that this hub never heard of, or has closed.
+		p.askAgain = now + confirmWithin
+		return []Output{SendRebirth{}}, false
 	}
 	if !p.open || session != p.session || u.GetSeq() <= p.upSeq || fleet.GrantFrom(u.GetGrant()) != p.grant {
 		return nil, false

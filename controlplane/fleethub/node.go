@@ -236,6 +236,7 @@ func (t *turn) receive(m message) {
 	h.counters.Received(fleet.ClassOf(&u), len(m.payload))
 	outputs, accept := n.peer.Up(h.now(), &u)
 	if !accept {
+		t.do(outputs)
 		h.counters.Refused()
 		h.log.Debug("message not accepted", "node", n.name, "session", fleet.SessionFrom(u.GetSession()), "seq", u.GetSeq())
 		return

@@ -118,6 +118,7 @@ func (l *Link) open(ctx context.Context, host, name string) (net.Conn, error) {
 		_ = tcp.Close()
 		return nil, err
 	}
+	l.note(func(s *Status) { s.Resumed = secure.ConnectionState().DidResume })
 	return secure, nil
 }
 

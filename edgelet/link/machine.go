@@ -11,7 +11,7 @@ import (
 // Times of the protocol. Nothing is urgent here: they only repair what a broker
 // has lost.
 const (
-	helloRetry    = 5 * time.Second // then doubled
+	helloRetry    = 2 * time.Second // then doubled
 	helloRetryMax = time.Minute
 	resendAfter   = 20 * time.Second // then doubled
 	resendMax     = 5 * time.Minute
