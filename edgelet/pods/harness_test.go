@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -135,6 +136,13 @@ func (s *memStore) status(uid string) *v1.PodStatus {
 		return &v1.PodStatus{}
 	}
 	return r.Status
+}
+
+// told returns all reports, in order.
+func (s *memStore) told() []Report {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.log)
 }
 
 func (s *memStore) gone(uid string) bool {

@@ -39,7 +39,7 @@ func TestPodRunsAndIsReportedOnce(t *testing.T) {
 		}
 		// One message for the whole start: no Pending before it, nothing after.
 		b.settle(time.Hour)
-		if n := len(b.store.log); n != 1 {
+		if n := len(b.store.told()); n != 1 {
 			t.Errorf("%d reports for one start", n)
 		}
 		if b.store.writes != 1 {
@@ -366,7 +366,7 @@ func TestImageThatIsNowhere(t *testing.T) {
 		}
 		b.settle(12 * time.Second)
 		seen := map[string]bool{}
-		for _, r := range b.store.log {
+		for _, r := range b.store.told() {
 			if w := r.Status.ContainerStatuses[0].State.Waiting; w != nil {
 				seen[w.Reason] = true
 			}
@@ -471,9 +471,9 @@ func TestWhatCannotBeCreatedSaysWhy(t *testing.T) {
 				if s.Phase != v1.PodPending || w == nil || w.Reason != c.reason || !strings.Contains(w.Message, c.message) {
 					t.Fatalf("%s: %+v", s.Phase, w)
 				}
-				n := len(b.store.log)
+				n := len(b.store.told())
 				b.settle(10 * time.Minute)
-				if more := len(b.store.log) - n; more > 10 || (more > 2 && c.method != "StartContainer") {
+				if more := len(b.store.told()) - n; more > 10 || (more > 2 && c.method != "StartContainer") {
 					t.Errorf("%d more reports of the same", more)
 				}
 				if _, containers := b.rt.Count(); containers > 2 {

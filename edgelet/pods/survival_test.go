@@ -25,7 +25,7 @@ func TestAdoption(t *testing.T) {
 			t.Fatalf("running %v", before)
 		}
 		b.rt.Calls()
-		reports := len(b.store.log)
+		reports := len(b.store.told())
 		for range 3 {
 			b.stop()
 			b.settle(time.Minute)
@@ -39,8 +39,8 @@ func TestAdoption(t *testing.T) {
 		if calls := b.rt.Calls(); len(calls) != 0 {
 			t.Errorf("the restarted agent did %v", calls)
 		}
-		if n := len(b.store.log) - reports; n != 0 {
-			t.Errorf("%d reports although nothing changed: %+v", n, b.store.log[reports:])
+		if n := len(b.store.told()) - reports; n != 0 {
+			t.Errorf("%d reports although nothing changed: %+v", n, b.store.told()[reports:])
 		}
 		if s := b.store.status("uid-p"); s.ContainerStatuses[0].RestartCount != 0 {
 			t.Errorf("restart count %d", s.ContainerStatuses[0].RestartCount)
@@ -218,7 +218,9 @@ func TestARuntimeThatHangsHoldsNothingElseUp(t *testing.T) {
 
 func TestFullDisk(t *testing.T) {
 	on(t, func(b *board) {
+		b.store.mu.Lock()
 		b.store.broken = errors.New("no space left on device")
+		b.store.mu.Unlock()
 		b.store.put(testPod("p"))
 		b.settle(5 * time.Second)
 		if len(b.rt.Running("uid-p")) != 1 {

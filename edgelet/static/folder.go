@@ -45,9 +45,9 @@ func (f *Folder) Run(ctx context.Context) error {
 		f.Reread = DefaultReread
 	}
 	last := &state{complaints: map[string]string{}, pods: map[string]pods.Object{}}
-	f.read(last, true)
-	changed, stop := watch(f.Path)
+	changed, stop := watch(f.Path) // before reading: nothing falls between
 	defer func() { stop() }()
+	f.read(last, true)
 	ticker := time.NewTicker(f.Reread)
 	defer ticker.Stop()
 	for {
@@ -56,6 +56,7 @@ func (f *Folder) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 			if changed == nil { // it wasn't there when it was to be watched
+				stop()
 				changed, stop = watch(f.Path)
 			}
 		case _, ok := <-changed:
