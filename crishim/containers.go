@@ -29,7 +29,11 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	case s.oci == nil:
 		return nil, notFound("pod sandbox", req.GetPodSandboxId())
 	}
-	return s.oci.CreateContainer(ctx, req)
+	resp, err := s.oci.CreateContainer(ctx, req)
+	if err == nil {
+		s.last.createdContainer(resp.GetContainerId(), req)
+	}
+	return resp, err
 }
 
 // StartContainer starts a created container.
@@ -37,7 +41,11 @@ func (s *Service) StartContainer(ctx context.Context, req *runtimeapi.StartConta
 	if s.ours(req.GetContainerId()) {
 		return &runtimeapi.StartContainerResponse{}, rpcError(s.wasm.StartContainer(ctx, req.GetContainerId()))
 	}
-	return s.oci.StartContainer(ctx, req)
+	resp, err := s.oci.StartContainer(ctx, req)
+	if err == nil {
+		s.last.containerIs(req.GetContainerId(), runtimeapi.ContainerState_CONTAINER_RUNNING)
+	}
+	return resp, err
 }
 
 // ours says whether a container is to be looked for among the Wasm ones:
@@ -50,7 +58,11 @@ func (s *Service) StopContainer(ctx context.Context, req *runtimeapi.StopContain
 		grace := time.Duration(req.GetTimeout()) * time.Second
 		return &runtimeapi.StopContainerResponse{}, ignoreNotFound(s.wasm.StopContainer(ctx, req.GetContainerId(), grace))
 	}
-	return s.oci.StopContainer(ctx, req)
+	resp, err := s.oci.StopContainer(ctx, req)
+	if err == nil {
+		s.last.containerIs(req.GetContainerId(), runtimeapi.ContainerState_CONTAINER_EXITED)
+	}
+	return resp, err
 }
 
 // RemoveContainer removes a container, killing it if it runs.
@@ -60,7 +72,11 @@ func (s *Service) RemoveContainer(ctx context.Context, req *runtimeapi.RemoveCon
 		s.store.Collect()
 		return &runtimeapi.RemoveContainerResponse{}, ignoreNotFound(err)
 	}
-	return s.oci.RemoveContainer(ctx, req)
+	resp, err := s.oci.RemoveContainer(ctx, req)
+	if err == nil {
+		s.last.removedContainer(req.GetContainerId())
+	}
+	return resp, err
 }
 
 // ListContainers lists both kinds; see the package's comment for what it does

@@ -146,7 +146,10 @@ func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream grpc
 func (s *Service) followContainerd(ctx context.Context) {
 	wait := 100 * time.Millisecond
 	for {
-		err := s.oci.Events(ctx, func() { wait = 100 * time.Millisecond }, s.events.publish)
+		err := s.oci.Events(ctx, func() { wait = 100 * time.Millisecond }, func(ev *runtimeapi.ContainerEventResponse) {
+			s.last.sawEvent(ev)
+			s.events.publish(ev)
+		})
 		if ctx.Err() != nil {
 			return
 		}

@@ -68,9 +68,16 @@ func newNode(t *testing.T, change func(*crishim.Config)) *node {
 	return n
 }
 
+// in makes a subtest the one that fails.
+func (n *node) in(t *testing.T) {
+	outer := n.t
+	n.t = t
+	t.Cleanup(func() { n.t = outer })
+}
+
 func (n *node) open() {
 	n.t.Helper()
-	s, err := crishim.New(n.t.Context(), n.cfg)
+	s, err := crishim.New(context.Background(), n.cfg)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -67,6 +68,86 @@ func (l *lastKnown) sawContainers(items []*runtimeapi.Container) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.containers, l.at = items, l.now()
+	l.saveLocked()
+}
+
+// What we had containerd do is noted at once: it may die before it is listed
+// the next time.
+
+func (l *lastKnown) ranSandbox(id string, req *runtimeapi.RunPodSandboxRequest) {
+	l.change(func() {
+		cfg := req.GetConfig()
+		l.sandboxes = append(l.sandboxes, &runtimeapi.PodSandbox{
+			Id: id, Metadata: cfg.GetMetadata(), State: runtimeapi.PodSandboxState_SANDBOX_READY, CreatedAt: l.now().UnixNano(),
+			Labels: cfg.GetLabels(), Annotations: cfg.GetAnnotations(), RuntimeHandler: req.GetRuntimeHandler(),
+		})
+	})
+}
+
+func (l *lastKnown) createdContainer(id string, req *runtimeapi.CreateContainerRequest) {
+	l.change(func() {
+		cfg := req.GetConfig()
+		l.containers = append(l.containers, &runtimeapi.Container{
+			Id: id, PodSandboxId: req.GetPodSandboxId(), Metadata: cfg.GetMetadata(), Image: cfg.GetImage(), ImageRef: cfg.GetImage().GetImage(),
+			State: runtimeapi.ContainerState_CONTAINER_CREATED, CreatedAt: l.now().UnixNano(), Labels: cfg.GetLabels(), Annotations: cfg.GetAnnotations(),
+		})
+	})
+}
+
+func (l *lastKnown) containerIs(id string, state runtimeapi.ContainerState) {
+	l.change(func() {
+		for i, c := range l.containers {
+			if c.GetId() == id && c.GetState() != state {
+				c = proto.CloneOf(c)
+				c.State = state
+				l.containers[i] = c
+			}
+		}
+	})
+}
+
+func (l *lastKnown) sandboxIs(id string, state runtimeapi.PodSandboxState) {
+	l.change(func() {
+		for i, s := range l.sandboxes {
+			if s.GetId() == id && s.GetState() != state {
+				s = proto.CloneOf(s)
+				s.State = state
+				l.sandboxes[i] = s
+			}
+		}
+	})
+}
+
+func (l *lastKnown) removedSandbox(id string) {
+	l.change(func() {
+		l.sandboxes = slices.DeleteFunc(l.sandboxes, func(s *runtimeapi.PodSandbox) bool { return s.GetId() == id })
+		l.containers = slices.DeleteFunc(l.containers, func(c *runtimeapi.Container) bool { return c.GetPodSandboxId() == id })
+	})
+}
+
+func (l *lastKnown) removedContainer(id string) {
+	l.change(func() {
+		l.containers = slices.DeleteFunc(l.containers, func(c *runtimeapi.Container) bool { return c.GetId() == id })
+	})
+}
+
+// sawEvent takes over the states that an event of containerd's carries.
+func (l *lastKnown) sawEvent(ev *runtimeapi.ContainerEventResponse) {
+	for _, c := range ev.GetContainersStatuses() {
+		l.containerIs(c.GetId(), c.GetState())
+	}
+	if s := ev.GetPodSandboxStatus(); s != nil {
+		l.sandboxIs(s.GetId(), s.GetState())
+	}
+}
+
+// change works on copies of the lists: those that were returned stay as they are.
+func (l *lastKnown) change(what func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sandboxes, l.containers = slices.Clone(l.sandboxes), slices.Clone(l.containers)
+	what()
+	l.at = l.now()
 	l.saveLocked()
 }
 

@@ -41,7 +41,11 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 		// A mixed pod with RuntimeClass wasm: containerd has no such handler.
 		req = &runtimeapi.RunPodSandboxRequest{Config: req.GetConfig()}
 	}
-	return s.oci.RunPodSandbox(ctx, req)
+	resp, err := s.oci.RunPodSandbox(ctx, req)
+	if err == nil {
+		s.last.ranSandbox(resp.GetPodSandboxId(), req)
+	}
+	return resp, err
 }
 
 // StopPodSandbox stops a pod's Wasm containers and its sandbox, whosever it is.
@@ -56,7 +60,11 @@ func (s *Service) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSan
 	if s.oci == nil {
 		return &runtimeapi.StopPodSandboxResponse{}, nil
 	}
-	return s.oci.StopPodSandbox(ctx, req)
+	resp, err := s.oci.StopPodSandbox(ctx, req)
+	if err == nil {
+		s.last.sandboxIs(id, runtimeapi.PodSandboxState_SANDBOX_NOTREADY)
+	}
+	return resp, err
 }
 
 // RemovePodSandbox removes a pod's Wasm containers and its sandbox.
@@ -72,7 +80,11 @@ func (s *Service) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePo
 	if s.oci == nil {
 		return &runtimeapi.RemovePodSandboxResponse{}, nil
 	}
-	return s.oci.RemovePodSandbox(ctx, req)
+	resp, err := s.oci.RemovePodSandbox(ctx, req)
+	if err == nil {
+		s.last.removedSandbox(id)
+	}
+	return resp, err
 }
 
 // ignoreNotFound is for calls that the CRI wants to be repeatable.

@@ -38,6 +38,7 @@ func TestWasmContainerRunsToItsEnd(t *testing.T) {
 		{"noeol", []string{"noeol", "half a line"}, 0, "Completed", "half a line\n", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			n.in(t)
 			st, log := n.run(c.name, containerConfig(img, c.args...))
 			if st.GetExitCode() != c.code || st.GetReason() != c.reason || !strings.Contains(st.GetMessage(), c.message) {
 				t.Errorf("exit code %d, reason %q, message %q", st.GetExitCode(), st.GetReason(), st.GetMessage())
@@ -143,6 +144,7 @@ func TestWasmBadModules(t *testing.T) {
 		{"unknown import", lab.Wat(t, `(module (import "env" "launch_missiles" (func)) (memory (export "memory") 1) (func (export "_start")))`), wasmruntime.ErrUnknownImport, "launch_missiles"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			n.in(t)
 			img := n.image(lab.CNCF(c.module)) // pulling it isn't refused
 			sb, pod := n.sandbox(strings.ReplaceAll(c.name, " ", "-"), hostNetwork)
 			_, err := n.create(sb, pod, containerConfig(img))

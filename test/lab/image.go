@@ -170,7 +170,7 @@ func Busybox(t testing.TB) *Image {
 		{Path: "tmp/", Mode: 0o1777, Type: tar.TypeDir},
 	}
 	for applet := range strings.FieldsSeq("sh sleep cat echo ls env wget nc httpd id hostname true false ps kill touch mkdir head tail yes ip") {
-		files = append(files, File{Path: "bin/" + applet, Hard: "bin/busybox"})
+		files = append(files, File{Path: "bin/" + applet, Mode: 0o755, Hard: "bin/busybox"})
 	}
 	return OCI(ocispec.ImageConfig{Entrypoint: []string{"/bin/sh"}, Env: []string{"PATH=/bin"}}, nil, files)
 }
