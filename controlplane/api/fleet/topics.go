@@ -7,7 +7,7 @@ import (
 
 // Topics are coracle/1/system:node:NAME/{up,down,will}. The middle is the common
 // name of the node's certificate as it stands there, so that one pattern
-// is the whole ACL of any broker that knows a client's certificate: see [ACL].
+// is the whole ACL of any broker that knows a client's certificate: see [Allowed].
 const (
 	topicPrefix = "coracle/1/"
 	// NodeUserPrefix precedes the node's name in the common name of its
