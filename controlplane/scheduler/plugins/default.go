@@ -22,9 +22,11 @@ type Set struct {
 // Default returns the plugins in the order in which they are asked: the cheap
 // and the final ones first. Weights are upstream's.
 func Default(client kubernetes.Interface, factory informers.SharedInformerFactory) Set {
+	affinity := &PodAffinity{Namespaces: factory.Core().V1().Namespaces().Lister()}
 	return Set{
 		Filters: []framework.Filter{
 			Unschedulable{},
+			ResourceClaims{},
 			NodeName{},
 			Taints{},
 			NodeAffinity{},
@@ -32,6 +34,9 @@ func Default(client kubernetes.Interface, factory informers.SharedInformerFactor
 			NewFeatures(),
 			Ports{},
 			Fit{},
+			NewVolumes(client, factory),
+			Spread{},
+			affinity,
 		},
 		Scores: []Weighted{
 			{Taints{}, 3},
@@ -39,6 +44,8 @@ func Default(client kubernetes.Interface, factory informers.SharedInformerFactor
 			{LeastAllocated{}, 1},
 			{Balanced{}, 1},
 			{Images{}, 1},
+			{Spread{}, 2},
+			{affinity, 2},
 		},
 	}
 }
