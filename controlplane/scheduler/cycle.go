@@ -37,9 +37,9 @@ func (s *Scheduler) filter(ctx context.Context, pod *framework.Pod, cluster *fra
 		}
 		return nil, &framework.FitError{NumNodes: total, PreFilter: status}
 	}
-	if name := pod.Status.NominatedNodeName; name != "" {
+	if name := firstOf(s.nominated.node(pod.UID), pod.Status.NominatedNodeName); name != "" {
 		// The room there was made for this pod.
-		if node := cluster.Get(name); node != nil && ask(ctx, filters, pod, node).OK() {
+		if node := cluster.Get(name); node != nil && s.askNode(ctx, filters, pod, cluster, node).OK() {
 			return []*framework.NodeInfo{node}, nil
 		}
 	}
@@ -49,7 +49,7 @@ func (s *Scheduler) filter(ctx context.Context, pod *framework.Pod, cluster *fra
 	looked := 0
 	for ; looked < total && len(fits) < enough; looked++ {
 		node := cluster.Nodes[(s.next+looked)%total]
-		status := ask(ctx, filters, pod, node)
+		status := s.askNode(ctx, filters, pod, cluster, node)
 		switch {
 		case status.OK():
 			fits = append(fits, node)
@@ -86,6 +86,31 @@ func (s *Scheduler) prepare(ctx context.Context, pod *framework.Pod, cluster *fr
 		filters = append(filters, f)
 	}
 	return filters, nil
+}
+
+// askNode asks about a node with the room that is kept there for others taken.
+func (s *Scheduler) askNode(ctx context.Context, filters []framework.Filter, pod *framework.Pod, cluster *framework.Cluster, node *framework.NodeInfo) *framework.Status {
+	if others := s.nominated.on(node.Name(), pod); len(others) > 0 {
+		fuller := node.Clone()
+		for _, other := range others {
+			fuller.Add(other)
+		}
+		if status := s.askAgain(ctx, pod, cluster.With(fuller), fuller); !status.OK() {
+			return status
+		}
+		// They may never come: the pod must fit without them too, as its affinity
+		// may need one.
+	}
+	return ask(ctx, filters, pod, node)
+}
+
+// askAgain asks all filters in another cluster than the real one.
+func (s *Scheduler) askAgain(ctx context.Context, pod *framework.Pod, cluster *framework.Cluster, node *framework.NodeInfo) *framework.Status {
+	filters, status := s.prepare(ctx, pod, cluster)
+	if status != nil {
+		return status
+	}
+	return ask(ctx, filters, pod, node)
 }
 
 // ask returns the first refusal.
@@ -162,4 +187,11 @@ func (s *Scheduler) helps(pod *framework.Pod, refused map[string]bool, ev framew
 		}
 	}
 	return false
+}
+
+func firstOf(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
 }

@@ -49,6 +49,8 @@ func (s *Scheduler) listen(ctx context.Context) (stop func(), err error) {
 		undo = append(undo, func() { _ = informer.RemoveEventHandler(registration) })
 		synced = append(synced, registration.HasSynced)
 	}
+	// Only looked up, by preemption.
+	synced = append(synced, s.factory.Policy().V1().PodDisruptionBudgets().Informer().HasSynced)
 	if !clientcache.WaitForCacheSync(ctx.Done(), synced...) {
 		return stop, ErrNotSynced
 	}
@@ -124,7 +126,12 @@ func (s *Scheduler) onPod(before, after *v1.Pod) {
 func (s *Scheduler) podWaits(before, after *v1.Pod) {
 	if after.DeletionTimestamp != nil {
 		s.queue.Delete(after.UID)
+		s.nominated.remove(after.UID)
 		return
+	}
+	if before == nil && after.Status.NominatedNodeName != "" {
+		// Room was being made for it before the scheduler started.
+		s.nominated.set(framework.NewPod(after), after.Status.NominatedNodeName)
 	}
 	changed := before == nil || !equality.Semantic.DeepEqual(before.Spec, after.Spec) ||
 		!equality.Semantic.DeepEqual(before.Labels, after.Labels)
@@ -135,6 +142,7 @@ func (s *Scheduler) podPlaced(before, after *v1.Pod) {
 	s.cache.SetPod(after)
 	if before == nil || !onNode(before) {
 		s.queue.Delete(after.UID)
+		s.nominated.remove(after.UID)
 		s.reporter.forget(after.UID)
 		s.queue.Happened(framework.Event{Kind: framework.PodPlaced, Pod: after})
 		return
@@ -154,7 +162,7 @@ func (s *Scheduler) podGone(pod *v1.Pod) {
 	s.cache.RemovePod(pod.UID)
 	s.queue.Delete(pod.UID)
 	s.reporter.forget(pod.UID)
-	if room {
+	if s.nominated.remove(pod.UID) || room {
 		s.queue.Happened(framework.Event{Kind: framework.PodLeft, Pod: pod})
 	}
 }

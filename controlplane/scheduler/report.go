@@ -36,7 +36,7 @@ type reporter struct {
 	pending  map[types.UID]*report
 	order    []types.UID // of pending, oldest first
 	writing  map[types.UID]*writing
-	reported map[types.UID]string // last message written about an unscheduled pod
+	reported map[types.UID]string // what was written last about an unscheduled pod
 }
 
 // writing is a report on its way.
@@ -50,7 +50,12 @@ type report struct {
 	node    string // scheduled there; "" if not
 	reason  string // of the condition
 	message string
+	// nominated is the node where room is being made, "" if none.
+	nominated string
 }
+
+// said is what is compared to what was written last.
+func (r *report) said() string { return r.message + "\x00" + r.nominated }
 
 func newReporter(client kubernetes.Interface, name string, log *slog.Logger) *reporter {
 	return &reporter{
@@ -60,20 +65,20 @@ func newReporter(client kubernetes.Interface, name string, log *slog.Logger) *re
 }
 
 // unschedulable reports that pod fits nowhere, unless that was said already.
-func (r *reporter) unschedulable(pod *v1.Pod, reason, message string) {
+func (r *reporter) unschedulable(pod *v1.Pod, reason, message, nominated string) {
+	rep := &report{pod: pod, reason: reason, message: message, nominated: nominated}
 	r.mu.Lock()
 	last, known := r.reported[pod.UID]
 	r.mu.Unlock()
 	if !known {
 		// After a restart the pod itself knows what was said.
 		if c := scheduledCondition(pod); c != nil && c.Status == v1.ConditionFalse && c.Reason == reason {
-			last = c.Message
+			last = c.Message + "\x00" + pod.Status.NominatedNodeName
 		}
 	}
-	if last == message {
-		return
+	if last != rep.said() {
+		r.put(rep)
 	}
-	r.put(&report{pod: pod, reason: reason, message: message})
 }
 
 // scheduled reports that pod was bound to node.
@@ -178,7 +183,7 @@ func (r *reporter) write(ctx context.Context, rep *report) {
 	defer r.mu.Unlock()
 	w := r.writing[uid]
 	if err == nil && rep.node == "" && !w.over {
-		r.reported[uid] = rep.message
+		r.reported[uid] = rep.said()
 	}
 	close(w.done)
 	delete(r.writing, uid)
@@ -216,10 +221,11 @@ func (r *reporter) condition(ctx context.Context, rep *report) error {
 	if old := scheduledCondition(rep.pod); old != nil && old.Status == c.Status {
 		c.LastTransitionTime = old.LastTransitionTime
 	}
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"uid": rep.pod.UID},
-		"status":   map[string]any{"conditions": []v1.PodCondition{c}},
-	})
+	status := map[string]any{"conditions": []v1.PodCondition{c}}
+	if rep.nominated != rep.pod.Status.NominatedNodeName {
+		status["nominatedNodeName"] = rep.nominated
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": rep.pod.UID}, "status": status})
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 
 	v1 "k8s.io/api/core/v1"
@@ -36,11 +37,9 @@ type Options struct {
 	Logger *slog.Logger    // default: discards
 	Trace  *trace.Recorder // nil records nothing
 	// Plugins replaces [plugins.Default].
-	Plugins *plugins.Set
-	// PostFilters are asked, in order, for a pod that fits nowhere.
-	PostFilters []framework.PostFilter
-	Bindings    int           // default [DefaultBindings]
-	Queue       queue.Options // times only
+	Plugins  *plugins.Set
+	Bindings int           // default [DefaultBindings]
+	Queue    queue.Options // times only
 	// Rand chooses among the n equally good nodes; default random.
 	Rand func(n int) int
 }
@@ -57,8 +56,11 @@ type Scheduler struct {
 	reporter *reporter
 	filters  []framework.Filter
 	scores   []plugins.Weighted
+	post     []framework.PostFilter
 	reserve  []framework.Reserver
 	byName   map[string]framework.Filter
+	// nominated are pods for which room is being made.
+	nominated nominations
 
 	next     int // where the next cycle starts among the nodes
 	slots    chan struct{}
@@ -92,6 +94,7 @@ func New(client kubernetes.Interface, factory informers.SharedInformerFactory, o
 		cache:    cache.New(0),
 		filters:  set.Filters,
 		scores:   set.Scores,
+		post:     set.PostFilters,
 		byName:   map[string]framework.Filter{},
 		slots:    make(chan struct{}, opts.Bindings),
 		reporter: newReporter(client, opts.Name, opts.Logger),
@@ -149,9 +152,11 @@ func (s *Scheduler) one(ctx context.Context, it *queue.Item) {
 		err = s.take(ctx, pod, cluster.Get(node))
 	}
 	if err != nil {
+		s.makeRoom(ctx, pod, cluster, err)
 		s.failed(it, err)
 		return
 	}
+	s.nominated.remove(pod.UID)
 	s.slots <- struct{}{}
 	s.bindings.Go(func() { s.bind(ctx, it, node) })
 }
@@ -193,5 +198,27 @@ func (s *Scheduler) failed(it *queue.Item, err error) {
 		s.log.Warn("pod not scheduled", "pod", it.Key(), "err", err)
 	}
 	s.queue.Failed(it, current, refused)
-	s.reporter.unschedulable(current, reason, err.Error())
+	s.reporter.unschedulable(current, reason, err.Error(), s.nominated.node(it.UID))
+}
+
+// makeRoom asks the post filters for a pod that fits nowhere.
+func (s *Scheduler) makeRoom(ctx context.Context, pod *framework.Pod, cluster *framework.Cluster, err error) {
+	var fit *framework.FitError
+	if !errors.As(err, &fit) {
+		return
+	}
+	var said []string
+	for _, p := range s.post {
+		n := p.PostFilter(ctx, pod, cluster, fit.Verdicts, s.askAgain)
+		if n.Message != "" {
+			said = append(said, n.Message)
+		}
+		if n.Node != "" {
+			s.nominated.set(pod, n.Node)
+			fit.PostFilter = strings.Join(said, ", ")
+			return
+		}
+	}
+	s.nominated.remove(pod.UID)
+	fit.PostFilter = strings.Join(said, ", ")
 }

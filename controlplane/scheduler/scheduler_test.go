@@ -194,7 +194,7 @@ func TestUnschedulableSaysWhyOnce(t *testing.T) {
 	s := r.start(Options{})
 	r.create(makePod("big", "4"))
 	eventually(t, "condition and event", func() bool { return r.writes.Load() == 1 && r.events.Load() == 1 })
-	want := "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }, 1 node(s) were unschedulable."
+	want := "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) had untolerated taint {node.kubernetes.io/unreachable: }, 1 node(s) were unschedulable. preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
 	c := scheduledCondition(r.pod("big"))
 	if c == nil || c.Message != want || c.Reason != v1.PodReasonUnschedulable || c.Status != v1.ConditionFalse {
 		t.Errorf("condition %+v\nwant %q", c, want)
@@ -303,6 +303,78 @@ func TestPriorityGoesFirst(t *testing.T) {
 	eventually(t, "bound", func() bool { return r.binds.Load() == 1 })
 	if r.pod("high").Spec.NodeName != "a" {
 		t.Error("the pod of lower priority was first")
+	}
+}
+
+func withPriority(p *v1.Pod, priority int32) *v1.Pod {
+	p.Spec.Priority = &priority
+	return p
+}
+
+// Room is made for an important pod, gracefully, and kept from others meanwhile.
+func TestPreemption(t *testing.T) {
+	low, mid := withPriority(makePod("low", "600m"), 1), withPriority(makePod("mid", "300m"), 5)
+	low.Spec.NodeName, mid.Spec.NodeName = "a", "a"
+	r := newRig(t, makeNode("a", "1", "1Gi"), low, mid)
+	pods := v1.SchemeGroupVersion.WithResource("pods")
+	r.client.PrependReactor("delete", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
+		name := a.(clienttesting.DeleteAction).GetName()
+		obj, err := r.client.Tracker().Get(pods, "default", name)
+		if err != nil {
+			return true, nil, err
+		}
+		p := obj.(*v1.Pod).DeepCopy()
+		now := metav1.Now()
+		p.DeletionTimestamp = &now // the node has yet to end it
+		return true, nil, r.client.Tracker().Update(pods, p, "default")
+	})
+	r.start(Options{Queue: queue.Options{InitialBackoff: 50 * time.Millisecond, MaxBackoff: 50 * time.Millisecond}})
+	r.create(withPriority(makePod("high", "500m"), 100))
+	eventually(t, "victim deleted", func() bool { return r.pod("low").DeletionTimestamp != nil })
+	eventually(t, "nominated", func() bool { return r.pod("high").Status.NominatedNodeName == "a" })
+	if r.pod("mid").DeletionTimestamp != nil {
+		t.Error("more pods were deleted than needed, or the wrong one")
+	}
+	c := scheduledCondition(r.pod("high"))
+	if want := "0/1 nodes are available: 1 Insufficient cpu. preemption: 1 pod(s) are being deleted from node a."; c == nil || c.Message != want {
+		t.Errorf("condition %+v\nwant %q", c, want)
+	}
+	var target *v1.PodCondition
+	for _, c := range r.pod("low").Status.Conditions {
+		if c.Type == v1.DisruptionTarget {
+			target = &c
+		}
+	}
+	if target == nil || target.Reason != v1.PodReasonPreemptionByScheduler {
+		t.Errorf("victim's condition %+v", target)
+	}
+	// Once the victim is gone there is room for either of them, and for one only.
+	r.create(withPriority(makePod("thief", "400m"), 1))
+	if err := r.client.Tracker().Delete(pods, "default", "low"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "bound", func() bool { return r.pod("high").Spec.NodeName == "a" })
+	time.Sleep(200 * time.Millisecond)
+	if r.pod("thief").Spec.NodeName != "" {
+		t.Error("the room was given to another")
+	}
+}
+
+func TestPreemptionNever(t *testing.T) {
+	low := withPriority(makePod("low", "600m"), 1)
+	low.Spec.NodeName = "a"
+	r := newRig(t, makeNode("a", "1", "1Gi"), low)
+	r.start(Options{})
+	polite := withPriority(makePod("polite", "500m"), 100)
+	never := v1.PreemptNever
+	polite.Spec.PreemptionPolicy = &never
+	r.create(polite)
+	eventually(t, "reported", func() bool {
+		c := scheduledCondition(r.pod("polite"))
+		return c != nil && strings.HasSuffix(c.Message, "preemption: not eligible due to preemptionPolicy=Never.")
+	})
+	if r.pod("low").DeletionTimestamp != nil {
+		t.Error("deleted all the same")
 	}
 }
 

@@ -59,13 +59,22 @@ type Requeuer interface {
 // nominates a node. Preemption is one.
 type PostFilter interface {
 	Name() string
-	// PostFilter may make room. It returns the node that the pod is now
-	// nominated for ("" if none) and a sentence for the FailedScheduling event.
-	PostFilter(ctx context.Context, pod *Pod, cluster *Cluster, verdicts map[string]*Status, filters FilterFunc) (node, message string)
+	// PostFilter may make room. verdicts are by node name; filters asks about
+	// hypothetical clusters. It may call the API and so take a while.
+	PostFilter(ctx context.Context, pod *Pod, cluster *Cluster, verdicts map[string]*Status, filters FilterFunc) Nomination
 }
 
-// FilterFunc runs all filters of a pod against one node as it stands in
-// cluster, which may be a hypothetical one.
+// Nomination is what a [PostFilter] came to.
+type Nomination struct {
+	// Node is where room is being made for the pod; "" if nowhere. Until the pod
+	// is placed, the room is kept from pods of no higher priority.
+	Node string
+	// Message is a sentence for the pod's condition and event.
+	Message string
+}
+
+// FilterFunc runs all filters of a pod against one node as it stands in a
+// hypothetical cluster.
 type FilterFunc func(ctx context.Context, pod *Pod, cluster *Cluster, node *NodeInfo) *Status
 
 // Reserver is an optional part of any plugin: it keeps something of a node for

@@ -17,6 +17,8 @@ type Weighted struct {
 type Set struct {
 	Filters []framework.Filter // asked in order, the first refusal of a node counts
 	Scores  []Weighted
+	// PostFilters are asked in order when no node passed.
+	PostFilters []framework.PostFilter
 }
 
 // Default returns the plugins in the order in which they are asked: the cheap
@@ -46,6 +48,9 @@ func Default(client kubernetes.Interface, factory informers.SharedInformerFactor
 			{Images{}, 1},
 			{Spread{}, 2},
 			{affinity, 2},
+		},
+		PostFilters: []framework.PostFilter{
+			&Preemption{Client: client, Budgets: factory.Policy().V1().PodDisruptionBudgets().Lister()},
 		},
 	}
 }
