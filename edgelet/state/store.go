@@ -153,8 +153,10 @@ func (s *Store) open() (err error) {
 			closeQuietly(db)
 		}
 	}()
-	info, statErr := os.Stat(s.path)
-	existed := statErr == nil && info.Size() > 0
+	existed, err := s.verify()
+	if err != nil {
+		return err
+	}
 	db, err = bolt.Open(s.path, 0o600, &bolt.Options{
 		Timeout:         s.opts.LockTimeout,
 		NoFreelistSync:  true, // the free list is found again by a scan: fewer bytes per write
@@ -174,11 +176,6 @@ func (s *Store) open() (err error) {
 		return s.writeError("opening the state file", err)
 	}
 	db.AllocSize = 1 << 20
-	if existed {
-		if err := check(db); err != nil {
-			return fmt.Errorf("state file %s: %w: %w", s.path, errCorrupt, err)
-		}
-	}
 	if err := s.migrate(db); err != nil {
 		return err
 	}
@@ -189,17 +186,42 @@ func (s *Store) open() (err error) {
 	return nil
 }
 
-// check walks every page once; state files are small.
-func check(db *bolt.DB) error {
-	return db.View(func(tx *bolt.Tx) error {
-		var first error
-		for err := range tx.Check() {
-			if first == nil {
-				first = err
-			}
+// verify looks at the file before bbolt does; see verify.go.
+func (s *Store) verify() (existed bool, err error) {
+	f, err := os.Open(s.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, s.writeError("opening the state file", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return false, s.writeError("opening the state file", err)
+	}
+	if info.Size() == 0 {
+		return false, nil
+	}
+	if unlock, held := tryLock(f); held {
+		defer unlock()
+	} else {
+		return true, nil // another process writes it: bbolt will say so
+	}
+	need, err := verify(f, info.Size())
+	if err != nil {
+		if isSystemError(err) {
+			return true, s.writeError("reading the state file", err)
 		}
-		return first
-	})
+		return true, fmt.Errorf("state file %s: %w: %w", s.path, errCorrupt, err)
+	}
+	if info.Size() < need {
+		// Only pages that aren't used are missing: bbolt wants to have them.
+		if err := os.Truncate(s.path, need); err != nil {
+			return true, s.writeError("repairing the state file", err)
+		}
+	}
+	return true, nil
 }
 
 // load reads what is kept in memory.
