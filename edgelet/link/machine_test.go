@@ -1,0 +1,212 @@
+package link
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+)
+
+func unmarshal(b []byte, m proto.Message) error { return proto.Unmarshal(b, m) }
+
+// welcomed is a machine in a session with a hub of the order that it has.
+func welcomed(t *testing.T) *Machine {
+	t.Helper()
+	m := NewMachine("store", 1, have, fleet.Set{})
+	m.Connected(0)
+	out := m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: 1, Grant: grant.Proto(), Welcome: &fleet.Welcome{Version: next().Proto()}})
+	if m.Phase() != Live || len(out) != 1 {
+		t.Fatalf("phase %v, %v", m.Phase(), out)
+	}
+	return m
+}
+
+var grant = fleet.GrantID{Epoch: 5, Hub: "h5", Number: 3}
+
+func kinds(out []Output) (hello, ack, store, reports, refused int) {
+	for _, o := range out {
+		switch o.(type) {
+		case SendHello:
+			hello++
+		case SendAck:
+			ack++
+		case StoreOrder:
+			store++
+		case SendReports:
+			reports++
+		case Refused:
+			refused++
+		}
+	}
+	return
+}
+
+func TestHelloPrecedesEverything(t *testing.T) {
+	m := NewMachine("store", 1, have, fleet.Set{})
+	if out := m.Outbox(0, []Ref{{UID: "a"}}, true); len(out) != 0 {
+		t.Errorf("offline: %v", out)
+	}
+	if hello, _, _, _, _ := kinds(m.Connected(0)); hello != 1 {
+		t.Error("no Hello")
+	}
+	if out := m.Outbox(0, []Ref{{UID: "a"}}, true); len(out) != 0 {
+		t.Errorf("before the Welcome: %v", out)
+	}
+	o := &fleet.Down{Session: m.Session().Proto(), Seq: 1, Grant: grant.Proto(), Order: delta(next(), nil, nil, nil)}
+	if _, _, store, _, refused := kinds(m.Down(0, 0, 0, o)); store != 0 || refused != 1 {
+		t.Error("an order before the Welcome was taken")
+	}
+}
+
+func TestHelloIsRepeatedWithGrowingWaits(t *testing.T) {
+	m := NewMachine("store", 1, have, fleet.Set{})
+	m.Connected(0)
+	var last time.Duration
+	for i := range 8 {
+		at, ok := m.Deadline()
+		if !ok || at <= last {
+			t.Fatalf("try %d: deadline %v, %v", i, at, ok)
+		}
+		before := m.Session()
+		if hello, _, _, _, _ := kinds(m.Tick(at)); hello != 1 || !m.Session().After(before) {
+			t.Fatalf("try %d: no new Hello", i)
+		}
+		if at-last > helloRetryMax {
+			t.Errorf("waits %v", at-last)
+		}
+		last = at
+	}
+}
+
+func TestMessagesOfOtherSessionsAreRefused(t *testing.T) {
+	m := welcomed(t)
+	v := next()
+	good := func() *fleet.Down {
+		return &fleet.Down{Session: m.Session().Proto(), Seq: 2, Grant: grant.Proto(), Order: delta(v, fleet.Set{}, fleet.Set{}, nil)}
+	}
+	for what, change := range map[string]func(*fleet.Down){
+		"another boot":       func(d *fleet.Down) { d.Session.Boot++ },
+		"another connection": func(d *fleet.Down) { d.Session.Conn-- },
+		"an earlier Hello":   func(d *fleet.Down) { d.Session.Hello-- },
+		"another state file": func(d *fleet.Down) { d.Session.Store = []byte("x") },
+		"no session":         func(d *fleet.Down) { d.Session = nil },
+		"seen":               func(d *fleet.Down) { d.Seq = 1 },
+		"another hub":        func(d *fleet.Down) { d.Grant.Hub = []byte("x") },
+		"no hub":             func(d *fleet.Down) { d.Grant = nil },
+	} {
+		d := good()
+		change(d)
+		if _, _, store, _, refused := kinds(m.Clone().Down(0, 0, 0, d)); store != 0 || refused != 1 {
+			t.Errorf("%s: taken", what)
+		}
+	}
+	if _, _, store, _, _ := kinds(m.Down(0, 0, 0, good())); store != 1 {
+		t.Error("as it should be: refused")
+	}
+}
+
+func TestOrderIsAcknowledgedOnceDurable(t *testing.T) {
+	m := welcomed(t)
+	d := &fleet.Down{Session: m.Session().Proto(), Seq: 2, Grant: grant.Proto(), Order: delta(next(), fleet.Set{}, fleet.Set{"c": fleet.HashObject([]byte("c"))}, []*fleet.Object{obj("c", "c")})}
+	_, ack, store, _, _ := kinds(m.Down(0, 0, 0, d))
+	if ack != 0 || store != 1 || m.Version() != have {
+		t.Fatalf("acks %d, stores %d, version %v", ack, store, m.Version())
+	}
+	failed := m.Clone().Stored(errTest)
+	if a := failed[0].(SendAck).Ack; a.GetStatus() != fleet.AckStatus_FAILED || fleet.VersionFrom(a.GetCurrent()) != have || a.GetMessage() != errTest.Error() {
+		t.Errorf("after a failed write: %v", a)
+	}
+	out := m.Stored(nil)
+	digest := m.Set().Digest()
+	if a := out[0].(SendAck).Ack; a.GetStatus() != fleet.AckStatus_APPLIED || fleet.VersionFrom(a.GetCurrent()) != next() || string(a.GetDigest()) != string(digest[:]) {
+		t.Errorf("ack %v", a)
+	}
+}
+
+type testError string
+
+func (e testError) Error() string { return string(e) }
+
+const errTest = testError("disk full")
+
+func TestReportsAreSentUntilAnswered(t *testing.T) {
+	m := welcomed(t)
+	ref := Ref{UID: "a", Stamp: fleet.StampID{Store: "store", Boot: 1, Seq: 1}, Size: 100}
+	if _, _, _, n, _ := kinds(m.Outbox(0, []Ref{ref}, false)); n != 1 {
+		t.Fatal("not sent")
+	}
+	if out := m.Outbox(time.Second, []Ref{ref}, false); len(out) != 0 {
+		t.Error("sent twice")
+	}
+	newer := ref
+	newer.Stamp.Seq = 2
+	if _, _, _, n, _ := kinds(m.Clone().Outbox(time.Second, []Ref{newer}, false)); n != 1 {
+		t.Error("a newer one waits for the answer to the older")
+	}
+	now := time.Duration(0)
+	for range maxUnanswered - 1 {
+		at, ok := m.Deadline()
+		if !ok || at < now+resendAfter {
+			t.Fatalf("deadline %v after %v", at, now)
+		}
+		now = at
+		if _, _, _, n, _ := kinds(m.Outbox(now, []Ref{ref}, false)); n != 1 {
+			t.Error("not sent again")
+		}
+	}
+	now, _ = m.Deadline()
+	if hello, _, _, _, _ := kinds(m.Outbox(now, []Ref{ref}, false)); hello != 1 {
+		t.Error("a hub that answers nothing isn't greeted anew")
+	}
+}
+
+func TestManyReportsAreSplit(t *testing.T) {
+	m := welcomed(t)
+	var refs []Ref
+	for i := range 40 {
+		refs = append(refs, Ref{UID: string(rune('a' + i)), Size: 3000})
+	}
+	_, _, _, n, _ := kinds(m.Outbox(0, refs, false))
+	if n != 3 {
+		t.Errorf("%d messages for 120 kB", n)
+	}
+}
+
+func TestRebirthIsRareAndNotOfTheDeposed(t *testing.T) {
+	m := welcomed(t)
+	v := next()
+	rebirth := &fleet.Down{Rebirth: &fleet.Rebirth{Version: v.Proto()}}
+	old := v
+	old.Epoch--
+	if hello, _, _, _, _ := kinds(m.Clone().Down(0, 0, 0, &fleet.Down{Rebirth: &fleet.Rebirth{Version: old.Proto()}})); hello != 0 {
+		t.Error("a deposed hub is greeted")
+	}
+	out := append(m.Down(0, 0, 0, rebirth), m.Tick(time.Second)...)
+	if hello, _, _, _, _ := kinds(out); hello != 1 {
+		t.Error("no Hello")
+	}
+	out = append(m.Down(time.Second, 0, 0, rebirth), m.Tick(time.Second)...)
+	if hello, _, _, _, _ := kinds(out); hello != 0 {
+		t.Error("a flood of rebirths is obeyed")
+	}
+}
+
+func TestAdoptionNeedsTheRightPast(t *testing.T) {
+	m := welcomed(t)
+	to := fleet.OrderVersion{Incarnation: "B", Epoch: 1, Counter: 1}
+	send := func(from string, seq uint64) []Output {
+		return m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: seq, Grant: grant.Proto(), Adopt: &fleet.Adopt{From: []byte(from), To: to.Proto()}})
+	}
+	if _, _, store, _, _ := kinds(send("X", 2)); store != 0 {
+		t.Error("adopted from an incarnation that isn't this node's")
+	}
+	if _, _, store, _, _ := kinds(send("A", 3)); store != 1 {
+		t.Error("not adopted")
+	}
+	m.Stored(nil)
+	if m.Version() != to {
+		t.Errorf("version %v", m.Version())
+	}
+}
