@@ -98,6 +98,7 @@ type Status struct {
 	Broker    string
 	Resumed   bool // the TLS session was
 	LastError string
+	Err       error // the same, for errors.Is
 	Session   fleet.SessionID
 }
 
@@ -187,7 +188,7 @@ func (l *Link) Run(ctx context.Context) error {
 			wait += time.Duration((0.5 + l.c.Rand()) * float64(backoff(250*time.Millisecond, maxRetry, failures)))
 		}
 		if err != nil {
-			l.note(func(s *Status) { s.LastError = err.Error() })
+			l.note(func(s *Status) { s.LastError, s.Err = err.Error(), err })
 			// One line when it breaks, then ever fewer: an outage may last a year.
 			if failures <= 1 || failures&(failures-1) == 0 {
 				l.log.Warn("fleet link", "error", err, "failures", failures, "retryIn", wait)

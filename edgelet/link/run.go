@@ -356,7 +356,7 @@ func (s *session) openTunnel(r *fleet.TunnelRequest) {
 // use takes the hub's word on the link, and begins to empty the outbox.
 func (s *session) use(w *fleet.Welcome) {
 	l := s.l
-	l.note(func(st *Status) { st.Live, st.LastError = true, "" })
+	l.note(func(st *Status) { st.Live, st.LastError, st.Err = true, "", nil })
 	l.log.Info("fleet link is live", "broker", l.Status().Broker, "order", fleet.VersionFrom(w.GetVersion()), "inSync", w.GetInSync())
 	for name, value := range map[string]string{
 		settingKeepalive: number(w.GetKeepalive()), settingJitter: number(w.GetReconnectJitter()), settingObjects: w.GetObjectsUrl(),
