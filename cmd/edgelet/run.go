@@ -244,11 +244,24 @@ func (a *agent) buildPods() (err error) {
 	return err
 }
 
+// defaultTokenSeconds is what the API server's ServiceAccount admission asks for
+// where nobody asked: upstream extends such tokens to a year.
+const defaultTokenSeconds = 3607
+
 // podToken signs a token for a pod on the node itself: no network (D11).
 func (a *agent) podToken(_ context.Context, r volumes.TokenRequest) (string, time.Time, error) {
 	id := a.id.Load()
 	if id == nil {
-		return "", time.Time{}, fmt.Errorf("%w: %w", volumes.ErrUnsupported, identity.ErrNotJoined)
+		return "", time.Time{}, fmt.Errorf("%w: serviceAccountToken: %w", volumes.ErrUnsupported, identity.ErrNotJoined)
+	}
+	if r.Audience == "" {
+		r.Audience = a.o.apiAudience
+	}
+	if r.Audience != a.o.apiAudience {
+		return "", time.Time{}, fmt.Errorf("%w: serviceAccountToken with audience %q: a node signs tokens for %q only", volumes.ErrUnsupported, r.Audience, a.o.apiAudience)
+	}
+	if r.Lifetime == defaultTokenSeconds*time.Second {
+		r.Lifetime = 0 // the identity's own default
 	}
 	return id.PodToken(identity.PodTokenRequest{Namespace: r.Namespace, PodName: r.Pod, PodUID: r.PodUID,
 		ServiceAccount: r.ServiceAccount, Audience: r.Audience, Life: r.Lifetime})

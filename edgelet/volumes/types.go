@@ -217,9 +217,9 @@ func (m *Manager) tokenFile(ctx context.Context, pod *v1.Pod, volume string, s *
 	}
 	now := m.Now()
 	path := filepath.Join(m.path(pod, "projected", volume), s.Path)
-	token, expires, ok := readToken(path)
-	issued := expires.Add(-lifetime)
-	refresh := issued.Add(lifetime * 8 / 10)
+	token, issued, expires, ok := readToken(path)
+	refresh := issued.Add(expires.Sub(issued) * 8 / 10)
+	// A token from the future is one that a wrong clock dated.
 	if !ok || !now.Before(refresh) || now.Before(issued.Add(-minTokenRefresh)) {
 		var err error
 		token, expires, err = m.Token(ctx, TokenRequest{Namespace: pod.Namespace, Pod: pod.Name, PodUID: string(pod.UID),

@@ -137,7 +137,7 @@ func TestProjectedTokenIsRenewedInTime(t *testing.T) {
 			t.Errorf("asked for %+v", r)
 		}
 		exp := now.Add(r.Lifetime)
-		payload := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"exp":%d}`, exp.Unix()))
+		payload := base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"iat":%d,"exp":%d}`, now.Unix(), exp.Unix()))
 		return "h." + payload + ".s", exp, nil
 	}
 	pod := podWith(v1.Volume{Name: "kube-api-access", VolumeSource: v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{
