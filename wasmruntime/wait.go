@@ -150,8 +150,9 @@ const (
 	pidfdInfoExit = 1 << 3
 )
 
-// waitStatus is what reaping said, or, for a process that another one reaped,
-// what the kernel tells by pidfd since Linux 6.15.
+// waitStatus is what reaping said, or, for a process that another one has to
+// reap, what the kernel tells of it: of a zombie in /proc, and by pidfd, since
+// Linux 6.15, of one that is reaped.
 func (p *Process) waitStatus() (syscall.WaitStatus, bool) {
 	if p.wait != nil {
 		return *p.wait, true
@@ -163,8 +164,11 @@ func (p *Process) waitStatus() (syscall.WaitStatus, bool) {
 	if err != nil {
 		return 0, false
 	}
-	// Its new parent may be slow to reap it, and only then is there a code.
+	// Between the end and the reaping, and for a moment after, it is in flux.
 	for range 20 {
+		if status, ok := p.state.ZombieStatus(); ok {
+			return syscall.WaitStatus(status), true
+		}
 		info := pidfdInfo{mask: pidfdInfoExit}
 		var e unix.Errno
 		err := raw.Control(func(fd uintptr) {

@@ -93,6 +93,18 @@ func (s State) Gone() bool {
 	return err != nil || start != s.StartTime || fields[0] == "Z" || fields[0] == "X"
 }
 
+// ZombieStatus is the wait status of the process if it has ended and isn't
+// reaped yet: field 52 of /proc/PID/stat, which tells it to those who may
+// trace the process.
+func (s State) ZombieStatus() (uint32, bool) {
+	fields, err := stat(s.PID)
+	if err != nil || fields[0] != "Z" || fields[19] != strconv.FormatUint(s.StartTime, 10) || len(fields) < 50 {
+		return 0, false
+	}
+	status, err := strconv.ParseUint(fields[49], 10, 32)
+	return uint32(status), err == nil && status != 0
+}
+
 // stat gives the fields of /proc/PID/stat after the name, from field 3 on.
 func stat(pid int) ([]string, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")

@@ -2,6 +2,8 @@ package jail
 
 import (
 	"fmt"
+	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,6 +46,7 @@ func Enter(cfg Config) (walls []string, err error) {
 	// Huge pages cost a small guest more than everything else together.
 	unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
+	inNamespace := mappedNamespace() // while /proc is there
 	ruleset, err := newRuleset(cfg.Paths)
 	if err != nil {
 		note("landlock", err)
@@ -56,10 +59,13 @@ func Enter(cfg Config) (walls []string, err error) {
 		note("chroot", err)
 	}
 	if cfg.SetUser {
-		if err := setUser(cfg); err != nil {
+		err := setUser(cfg)
+		if err != nil && !inNamespace {
 			return walls, err
 		}
-		note(fmt.Sprintf("uid %d", cfg.UID), nil)
+		// In a user namespace that has no such user, root is the ordinary
+		// user who made it, and the guest stays that user.
+		note(fmt.Sprintf("uid %d", cfg.UID), err)
 	}
 	note("capabilities", dropCapabilities())
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
@@ -79,6 +85,12 @@ func lower(what int, limit uint64) {
 		limit = min(limit, have.Max)
 	}
 	unix.Setrlimit(what, &unix.Rlimit{Cur: limit, Max: limit})
+}
+
+// mappedNamespace is true in a user namespace other than the first.
+func mappedNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(b)), " ") != "0 0 4294967295"
 }
 
 func setUser(cfg Config) error {

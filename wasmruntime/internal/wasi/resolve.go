@@ -84,6 +84,9 @@ func walk(dir int, path string, flags int, mode uint32) (int, error) {
 		}
 	}()
 	mustBeDir := stdstrings.HasSuffix(path, "/")
+	if mustBeDir && flags&unix.O_CREAT != 0 && stdstrings.Trim(path, "/.") != "" {
+		return -1, unix.EISDIR // open makes files only
+	}
 	parts := split(path)
 	for links := 0; len(parts) > 0; {
 		part := parts[0]
@@ -138,6 +141,9 @@ func walk(dir int, path string, flags int, mode uint32) (int, error) {
 			unix.Close(fd)
 			// O_NOFOLLOW: what is a link now wasn't one a moment ago.
 			if mustBeDir {
+				if flags&unix.O_CREAT != 0 {
+					return -1, unix.EISDIR
+				}
 				flags |= unix.O_DIRECTORY
 			}
 			return unix.Openat(top, part, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
