@@ -141,14 +141,52 @@ func TestListenErrorsNameTheSocket(t *testing.T) {
 	}
 }
 
-func TestGoProgramReadsItsConfiguration(t *testing.T) {
-	wasm := filepath.Join(t.TempDir(), "config.wasm")
+// buildGo builds the main.go in dir for wasip1.
+func buildGo(t *testing.T, dir string) string {
+	t.Helper()
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skipf("no Go tool: %v", err)
+	}
+	wasm := filepath.Join(t.TempDir(), "main.wasm")
 	build := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", wasm, "main.go")
-	build.Dir = example("config")
+	build.Dir = dir
 	build.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
+	return wasm
+}
+
+// Go's network poller needs a non-blocking listener, and a poll_oneoff that
+// waits.
+func TestGoHTTPServer(t *testing.T) {
+	addr := freePort(t)
+	g := start(t, newRuntime(t, nil), wasmruntime.Spec{
+		Module: buildGo(t, "testdata/gohttp"), Listen: []wasmruntime.Listen{{Network: "tcp", Address: addr}},
+	})
+	g.says("listening")
+	for range 3 {
+		r, err := http.Get("http://" + addr + "/you")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(r.Body)
+		r.Body.Close()
+		if string(body) != "Go says hello to /you\n" {
+			t.Errorf("body %q", body)
+		}
+	}
+	before := cpu(t, g.PID())
+	time.Sleep(2 * time.Second)
+	used := cpu(t, g.PID()) - before
+	t.Logf("idle for 2 s: %v of CPU", used)
+	if used > 40*time.Millisecond {
+		t.Errorf("idle for 2 s it used %v of CPU", used)
+	}
+}
+
+func TestGoProgramReadsItsConfiguration(t *testing.T) {
+	wasm := buildGo(t, example("config"))
 	// As a kubelet makes a ConfigMap volume.
 	dir := openDir(t)
 	os.Mkdir(filepath.Join(dir, "..2026"), 0o755)

@@ -31,14 +31,15 @@ func DefaultLimits(memory int64) Limits {
 		memory = 1 << 30
 	}
 	l := Limits{
-		ModuleBytes:     clamp(memory/8, 8<<20, 256<<20),
-		Types:           50_000,
-		Imports:         10_000,
-		Functions:       uint32(clamp(memory/(8<<10), 30_000, 500_000)),
-		Exports:         100_000,
-		Globals:         100_000,
-		Tables:          16,
-		DataSegments:    50_000,
+		ModuleBytes: clamp(memory/8, 8<<20, 256<<20),
+		Types:       50_000,
+		Imports:     10_000,
+		Functions:   uint32(clamp(memory/(8<<10), 30_000, 500_000)),
+		Exports:     100_000,
+		Globals:     100_000,
+		Tables:      16,
+		// Go's linker makes one for each run of bytes: 93,506 for net/http.
+		DataSegments:    uint32(clamp(memory/(4<<10), 100_000, 1_000_000)),
 		ElementSegments: 50_000,
 		CustomSections:  1_000,
 		TableEntries:    uint32(clamp(memory/(8<<10), 65_536, 1_000_000)),
