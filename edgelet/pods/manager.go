@@ -172,6 +172,9 @@ func (m *Manager) Run(ctx context.Context) error {
 	if err := m.awaitRuntime(ctx); err != nil {
 		return nil // ctx ended
 	}
+	// Subscribed before anything is started, so that no end is missed.
+	relist := make(chan struct{}, 1)
+	m.wg.Go(func() { m.watchRuntime(ctx, relist) })
 	seen, err := m.listAll(ctx)
 	for err != nil {
 		m.log.Warn("the runtime doesn't list what it runs, trying again", "err", err)
@@ -186,8 +189,6 @@ func (m *Manager) Run(ctx context.Context) error {
 	close(m.ready)
 
 	m.wg.Go(func() { m.rotateLogs(ctx) })
-	relist := make(chan struct{}, 1)
-	m.wg.Go(func() { m.watchRuntime(ctx, relist) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -454,7 +455,15 @@ func (m *Manager) watchRuntime(ctx context.Context, relist chan<- struct{}) {
 		started := time.Now()
 		stream := &eventStream{ctx: ctx, recv: m.runtimeEvent}
 		setPeriod(m.cfg.Relist)
+		// Nothing says when a subscription stands: what ended meanwhile is looked for.
+		var timers []*time.Timer
+		for _, after := range afterSubscribing() {
+			timers = append(timers, time.AfterFunc(after, ask))
+		}
 		err := m.cfg.Runtime.GetContainerEvents(&runtimeapi.GetEventsRequest{}, stream)
+		for _, t := range timers {
+			t.Stop()
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -472,8 +481,11 @@ func (m *Manager) watchRuntime(ctx context.Context, relist chan<- struct{}) {
 		if !sleep(ctx, delay) {
 			return
 		}
-		ask() // what ended meanwhile
 	}
+}
+
+func afterSubscribing() []time.Duration {
+	return []time.Duration{200 * time.Millisecond, time.Second, 5 * time.Second}
 }
 
 func (m *Manager) runtimeEvent(e *runtimeapi.ContainerEventResponse) {

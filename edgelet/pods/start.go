@@ -149,11 +149,15 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 	if err != nil {
 		return false, next, err
 	}
-	present := map[string]images.Image{}
+	pulls := pulls{}
 	kind := ""
 	if a.createSandbox {
 		var retry time.Time
-		if kind, retry, err = w.classify(wait, handler, present); err != nil {
+		if kind, retry, err = w.classify(wait, handler, pulls); err != nil {
+			return false, earliest(next, retry), err
+		}
+		// Without any image there is nothing to make a sandbox for.
+		if retry, err = w.anyImage(wait, todo, handler, pulls); err != nil {
 			return false, earliest(next, retry), err
 		}
 		w.mark(trace.ImageReady)
@@ -176,7 +180,7 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 		blocks := isInit(w.pod, c.Name) && !isSidecar(c)
 		release() // a pull must not keep other pods from starting
 		release = func() {}
-		img, retry, err := w.image(wait, c, handler, present)
+		img, retry, err := w.image(wait, c, handler, pulls)
 		if err == nil {
 			if release, err = w.m.slot(wait); err != nil {
 				release = func() {}
@@ -265,7 +269,7 @@ func (w *worker) dueContainers(seen *observation, a actions) ([]*v1.Container, t
 // makes it OCI. Images that are here are looked at first, and the network is
 // asked only while the answer is open. With a runtime handler the handler
 // decides.
-func (w *worker) classify(ctx context.Context, handler string, present map[string]images.Image) (string, time.Time, error) {
+func (w *worker) classify(ctx context.Context, handler string, pulls pulls) (string, time.Time, error) {
 	if handler != "" {
 		if handler == handlerWasm {
 			return kindWasm, time.Time{}, nil
@@ -292,7 +296,7 @@ func (w *worker) classify(ctx context.Context, handler string, present map[strin
 	var next time.Time
 	var failed error
 	for _, c := range missing {
-		img, retry, err := w.image(ctx, c, "", present)
+		img, retry, err := w.image(ctx, c, "", pulls)
 		if err != nil {
 			if ctx.Err() != nil {
 				return "", time.Time{}, err
@@ -310,12 +314,49 @@ func (w *worker) classify(ctx context.Context, handler string, present map[strin
 	return kindWasm, time.Time{}, nil
 }
 
-// image makes a container's image present, or notes why it waits for it.
-// present spares asking twice in one sync.
-func (w *worker) image(ctx context.Context, c *v1.Container, handler string, present map[string]images.Image) (images.Image, time.Time, error) {
-	if img, ok := present[c.Name]; ok {
-		return img, time.Time{}, nil
+// anyImage makes the images of the containers to start present and returns nil if
+// at least one is.
+func (w *worker) anyImage(ctx context.Context, todo []*v1.Container, handler string, pulls pulls) (next time.Time, err error) {
+	found := false
+	for _, c := range todo {
+		_, retry, e := w.image(ctx, c, handler, pulls)
+		if ctx.Err() != nil {
+			return time.Time{}, ctx.Err()
+		}
+		if e == nil {
+			found = true
+			continue
+		}
+		next, err = earliest(next, retry), e
 	}
+	if found {
+		return time.Time{}, nil
+	}
+	return next, err
+}
+
+// pulls are what was asked for in one sync, by container, so that nothing is
+// asked for twice.
+type pulls map[string]pulled
+
+type pulled struct {
+	img   images.Image
+	retry time.Time
+	err   error
+}
+
+// image makes a container's image present, or notes why it waits for it and when
+// to ask again.
+func (w *worker) image(ctx context.Context, c *v1.Container, handler string, pulls pulls) (images.Image, time.Time, error) {
+	if p, ok := pulls[c.Name]; ok {
+		return p.img, p.retry, p.err
+	}
+	img, retry, err := w.ensureImage(ctx, c, handler)
+	pulls[c.Name] = pulled{img, retry, err}
+	return img, retry, err
+}
+
+func (w *worker) ensureImage(ctx context.Context, c *v1.Container, handler string) (images.Image, time.Time, error) {
 	img, err := w.m.cfg.Images.Ensure(ctx, images.Request{
 		PodUID: w.uid, Image: c.Image, Policy: pullPolicy(c), Handler: handler, Secrets: w.pullSecrets(),
 		Local: w.ran[c.Name] || w.restarted(c.Name), LocalFirst: w.ran[c.Name],
@@ -331,7 +372,6 @@ func (w *worker) image(ctx context.Context, c *v1.Container, handler string, pre
 	var e *images.Error
 	switch {
 	case err == nil:
-		present[c.Name] = img
 		delete(w.waiting, c.Name)
 		delete(w.said, eventBackOff)
 		return img, time.Time{}, nil
