@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/experimental"
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
@@ -102,7 +104,12 @@ func compileStage(order compileOrder, module string, uid uint32, memory int64, s
 		return err
 	}
 	inherit(order.Status, order.Module)
-	return execSelf(exe, handover, "compiler", filepath.Base(module), tuning(2, memory*3/4))
+	return execSelf(exe, handover, "compiler", filepath.Base(module), tuning(compilers(memory), memory*3/4))
+}
+
+// compilers is how many functions are compiled at a time: each takes memory.
+func compilers(memory int64) int {
+	return int(max(1, min(int64(runtime.NumCPU()), 4, memory/(128<<20))))
 }
 
 func compilerMain() int {
@@ -235,7 +242,7 @@ func buildInto(dir string, module []byte) (string, error) {
 }
 
 func build(module []byte, cc wazero.CompilationCache) error {
-	ctx := context.Background()
+	ctx := experimental.WithCompilationWorkers(context.Background(), runtime.GOMAXPROCS(0))
 	cfg := config(0)
 	if cc != nil {
 		cfg = cfg.WithCompilationCache(cc)
