@@ -13,7 +13,6 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/utils/clock"
@@ -34,17 +33,13 @@ const Manager = upstream.Manager
 // Trim is the transform for the typed informer factory: it drops field managers.
 func Trim(obj any) (any, error) { return upstream.Trim(obj) }
 
-// TrimMetadata is the transform for the metadata informer factory: it drops field managers and annotations.
-func TrimMetadata(obj any) (any, error) { return upstream.TrimMetadata(obj) }
-
-// Deps is what the controllers run with. Config, Factory and MetadataFactory must be set.
+// Deps is what the controllers run with. Config and Factory must be set.
 type Deps struct {
 	// Config returns a client configuration that acts as a user with groups, such as apiserver.Server.ClientConfig.
 	Config func(user string, groups ...string) *rest.Config
-	// Factory and MetadataFactory hold the informers that all parts of the process share, made without resync. Run starts
-	// those that controllers ask for; they live until Run's context ends.
-	Factory         informers.SharedInformerFactory
-	MetadataFactory metadatainformer.SharedInformerFactory
+	// Factory holds the informers that all parts of the process share, made without resync and with Trim as transform. Run
+	// starts those that controllers ask for; they live until Run's context ends.
+	Factory informers.SharedInformerFactory
 
 	// RootCA is the cluster's root in PEM, published as ConfigMap kube-root-ca.crt. Empty: not published.
 	RootCA []byte
@@ -68,7 +63,7 @@ func Run(ctx context.Context, deps Deps) error {
 		deps.Clock = clock.RealClock{}
 	}
 	others, err := upstream.New(ctx, upstream.Deps{
-		Config: deps.Config, Factory: deps.Factory, Metadata: deps.MetadataFactory,
+		Config: deps.Config, Factory: deps.Factory,
 		RootCA: deps.RootCA, SigningCertFile: deps.SigningCertFile, SigningKeyFile: deps.SigningKeyFile,
 		ServiceAccountKey: deps.ServiceAccountKey, Logger: deps.Logger,
 	})

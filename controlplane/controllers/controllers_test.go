@@ -20,10 +20,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/ptr"
 
@@ -125,18 +122,10 @@ func start(dir string) (*cluster, error) {
 		c.stop()
 		return nil, err
 	}
-	manager := c.ClientConfig(controllers.Manager)
-	typed, err1 := kubernetes.NewForConfig(manager)
-	meta, err2 := metadata.NewForConfig(manager)
-	if err := errors.Join(err1, err2); err != nil {
-		c.stop()
-		return nil, err
-	}
 	all.Go(func() {
 		err := controllers.Run(ctx, controllers.Deps{
 			Config:          c.ClientConfig,
-			Factory:         informers.NewSharedInformerFactoryWithOptions(typed, 0, informers.WithTransform(controllers.Trim)),
-			MetadataFactory: metadatainformer.NewSharedInformerFactoryWithOptions(meta, 0, metadatainformer.WithTransform(controllers.TrimMetadata)),
+			Factory:         c.Informers(),
 			RootCA:          keys.RootPEM(),
 			SigningCertFile: keys.CAFile(), SigningKeyFile: keys.CAKeyFile(),
 			ServiceAccountKey: keys.ServiceAccountKey(),

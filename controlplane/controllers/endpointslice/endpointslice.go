@@ -88,8 +88,7 @@ func New(client kubernetes.Interface, factory informers.SharedInformerFactory, o
 			DeleteFunc: func(obj any) { c.podChanged(obj, nil) },
 		}},
 		{sliceInformer.Informer(), c.sliceEvents()},
-		{core.Nodes().Informer(), transitions},
-		{core.Nodes().Informer(), c.topologyEvents()},
+		{core.Nodes().Informer(), both{transitions, c.topologyEvents()}},
 	} {
 		if err := c.Watch(w.informer, w.handler); err != nil {
 			return nil, err
@@ -183,6 +182,13 @@ func (c *Controller) topologyEvents() cache.ResourceEventHandler {
 		},
 	}
 }
+
+// both is two handlers in one: each that an informer has costs a queue and two goroutines.
+type both [2]cache.ResourceEventHandler
+
+func (b both) OnAdd(obj any, initial bool) { b[0].OnAdd(obj, initial); b[1].OnAdd(obj, initial) }
+func (b both) OnUpdate(old, cur any)       { b[0].OnUpdate(old, cur); b[1].OnUpdate(old, cur) }
+func (b both) OnDelete(obj any)            { b[0].OnDelete(obj); b[1].OnDelete(obj) }
 
 func ready(node *v1.Node) bool {
 	for _, c := range node.Status.Conditions {

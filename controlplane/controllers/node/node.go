@@ -60,10 +60,7 @@ func New(client kubernetes.Interface, factory informers.SharedInformerFactory, o
 		started:  metav1.NewTime(opts.Clock.Now()),
 	}
 	c.Reconciler = reconciler.New("node", c.reconcile, opts, 0, 0)
-	// Pods are watched so that Run waits for them; their events are no reason to look at a node.
-	if err := c.Watch(pods, cache.ResourceEventHandlerFuncs{}); err != nil {
-		return nil, err
-	}
+	c.Await(pods)
 	if err := c.Watch(nodes.Informer(), c.Everything()); err != nil {
 		return nil, err
 	}

@@ -59,6 +59,7 @@ type Reconciler struct {
 	opts    Options
 	queue   workqueue.TypedRateLimitingInterface[string]
 	watched []watched
+	read    []cache.SharedIndexInformer
 }
 
 type watched struct {
@@ -95,6 +96,9 @@ func (r *Reconciler) Watch(informer cache.SharedIndexInformer, handler cache.Res
 	return nil
 }
 
+// Await makes Run wait for an informer whose cache is read but whose events are no reason to reconcile anything.
+func (r *Reconciler) Await(informer cache.SharedIndexInformer) { r.read = append(r.read, informer) }
+
 // Add enqueues a key now.
 func (r *Reconciler) Add(key string) { r.queue.Add(key) }
 
@@ -128,6 +132,9 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	checks := make([]cache.DoneChecker, 0, len(r.watched))
 	for _, w := range r.watched {
 		checks = append(checks, w.handle.HasSyncedChecker())
+	}
+	for _, informer := range r.read {
+		checks = append(checks, informer.HasSyncedChecker())
 	}
 	if !cache.WaitFor(ctx, "", checks...) {
 		return nil // only ctx ends the wait

@@ -23,6 +23,8 @@ type resources struct {
 	discovery.DiscoveryInterface
 	mapper *restmapper.DeferredDiscoveryRESTMapper
 	now    func() time.Time
+	// served is told all preferred kinds whenever discovery was asked and answered in full.
+	served func(map[schema.GroupVersionResource]bool)
 
 	mu         sync.Mutex
 	until      time.Time // not remembered before
@@ -30,17 +32,30 @@ type resources struct {
 	namespaced []*metav1.APIResourceList
 }
 
-func newResources(client discovery.DiscoveryInterface) *resources {
+func newResources(client discovery.DiscoveryInterface, served func(map[schema.GroupVersionResource]bool)) *resources {
 	return &resources{
 		DiscoveryInterface: client,
 		mapper:             restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(client)),
 		now:                time.Now,
+		served:             served,
 	}
 }
 
 // ServerPreferredResources is discovery's, out of memory if that is not older than the last change.
 func (r *resources) ServerPreferredResources() ([]*metav1.APIResourceList, error) {
-	return r.remember(&r.preferred, r.DiscoveryInterface.ServerPreferredResources)
+	return r.remember(&r.preferred, func() ([]*metav1.APIResourceList, error) {
+		lists, err := r.DiscoveryInterface.ServerPreferredResources()
+		if err == nil && len(lists) > 0 {
+			if all, err := discovery.GroupVersionResources(lists); err == nil {
+				served := make(map[schema.GroupVersionResource]bool, len(all))
+				for kind := range all {
+					served[kind] = true
+				}
+				r.served(served)
+			}
+		}
+		return lists, err
+	})
 }
 
 // ServerPreferredNamespacedResources is discovery's, out of memory if that is not older than the last change.
@@ -81,10 +96,10 @@ func (r *resources) watch(ctx context.Context, s *Set) error {
 	for _, kind := range []schema.GroupVersionResource{
 		gvr("apiextensions.k8s.io", "v1", "customresourcedefinitions"), gvr("apiregistration.k8s.io", "v1", "apiservices"),
 	} {
-		informer := s.deps.Metadata.ForResource(kind).Informer()
+		informer := s.kinds.pin(kind)
 		handle, err := informer.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
 			AddFunc: func(_ any, initial bool) {
-				if !initial {
+				if !initial { // the first list, or what was there when this began
 					r.changed()
 				}
 			},
@@ -96,7 +111,6 @@ func (r *resources) watch(ctx context.Context, s *Set) error {
 		}
 		defer informer.RemoveEventHandler(handle)
 	}
-	s.startInformers()
 	// What was remembered before the watch began may be older than it.
 	r.changed()
 	<-ctx.Done()

@@ -9,7 +9,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 
 	discovery "k8s.io/api/discovery/v1"
@@ -62,7 +61,7 @@ func (s *Set) await(ctx context.Context, gates []gate) error {
 	return nil
 }
 
-// anyOf waits for any object of the kinds, by the metadata informers that garbage collection has of them anyway.
+// anyOf waits for any object of the kinds, by the metadata that garbage collection watches anyway.
 func (s *Set) anyOf(kinds ...schema.GroupVersionResource) []gate {
 	var gates []gate
 	for _, kind := range kinds {
@@ -73,7 +72,7 @@ func (s *Set) anyOf(kinds ...schema.GroupVersionResource) []gate {
 
 // anyMatching waits for an object whose metadata passes.
 func (s *Set) anyMatching(kind schema.GroupVersionResource, pass func(metav1.Object) bool) []gate {
-	g := gate{informer: func(context.Context) cache.SharedIndexInformer { return s.deps.Metadata.ForResource(kind).Informer() }}
+	g := gate{informer: func(context.Context) cache.SharedIndexInformer { return s.kinds.pin(kind) }}
 	if pass != nil {
 		g.pass = func(obj any) bool {
 			m, err := meta.Accessor(obj)
@@ -102,10 +101,7 @@ func (s *Set) anyService(pass func(*v1.Service) bool) []gate {
 // anyTokenSecret waits for a Secret of type kubernetes.io/service-account-token.
 func (s *Set) anyTokenSecret() []gate {
 	return []gate{{informer: func(ctx context.Context) cache.SharedIndexInformer {
-		factory := informers.NewSharedInformerFactoryWithOptions(s.Manager(), 0, informers.WithTransform(TrimMetadata), informers.WithTweakListOptions(selectFields(tokenSecrets)))
-		informer := factory.Core().V1().Secrets().Informer()
-		factory.StartWithContext(ctx) // ends with the wait
-		return informer
+		return newKind(ctx, s.kinds.client, gvr("", "v1", "secrets"), tokenSecrets) // ends with the wait
 	}}}
 }
 

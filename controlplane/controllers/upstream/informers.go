@@ -34,16 +34,6 @@ func Trim(obj any) (any, error) {
 	return obj, nil
 }
 
-// TrimMetadata is the transform of metadata informers: garbage collection goes by owners, finalizers and UIDs, gates by
-// labels; annotations (kubectl's copy of the whole object among them) are not read.
-func TrimMetadata(obj any) (any, error) {
-	if m, err := meta.Accessor(obj); err == nil {
-		m.SetManagedFields(nil)
-		m.SetAnnotations(nil)
-	}
-	return obj, nil
-}
-
 func selectFields(selector string) func(*metav1.ListOptions) {
 	return func(o *metav1.ListOptions) { o.FieldSelector = selector }
 }
@@ -196,7 +186,7 @@ func (m mixed) ForResource(kind schema.GroupVersionResource) (informers.GenericI
 	if m.inFull[kind] {
 		return m.kit.Factory.ForResource(kind)
 	}
-	return trackedGeneric{m.kit.deps.Metadata.ForResource(kind), m.kit.handlers}, nil
+	return trackedGeneric{m.kit.kinds.of(kind), m.kit.handlers}, nil
 }
 
 func (m mixed) Start(<-chan struct{}) { m.kit.startInformers() }

@@ -15,7 +15,6 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/scale"
 	"k8s.io/klog/v2"
@@ -24,13 +23,12 @@ import (
 // Manager is the user that holds the informers, discovery and whatever has no service account of its own.
 const Manager = "system:kube-controller-manager"
 
-// Deps is what the controllers are built with. Config, Factory and Metadata must be set.
+// Deps is what the controllers are built with. Config and Factory must be set.
 type Deps struct {
 	// Config returns a client configuration that acts as a user. Nothing throttles it.
 	Config func(user string, groups ...string) *rest.Config
-	// Factory and Metadata are the process's shared informers. Their lifetime is that of the context given to New.
-	Factory  informers.SharedInformerFactory
-	Metadata metadatainformer.SharedInformerFactory
+	// Factory is the process's shared informers, made without resync. They are started with the context given to New.
+	Factory informers.SharedInformerFactory
 
 	// RootCA, in PEM, is published to every namespace as ConfigMap kube-root-ca.crt. Empty: it isn't published.
 	RootCA []byte
@@ -51,6 +49,7 @@ type Set struct {
 	ctx    context.Context
 	logger klog.Logger
 	disco  *resources
+	kinds  *kinds
 
 	mu      sync.Mutex
 	clients map[string]kubernetes.Interface
@@ -67,8 +66,8 @@ type Controller struct {
 // New prepares the controllers. Informers that they start live until ctx ends, longer than a single run. It makes no
 // request.
 func New(ctx context.Context, deps Deps) (*Set, error) {
-	if deps.Config == nil || deps.Factory == nil || deps.Metadata == nil {
-		return nil, fmt.Errorf("upstream controllers: Config, Factory and Metadata must be set")
+	if deps.Config == nil || deps.Factory == nil {
+		return nil, fmt.Errorf("upstream controllers: Config and Factory must be set")
 	}
 	if deps.Logger == nil {
 		deps.Logger = slog.Default()
@@ -82,7 +81,12 @@ func New(ctx context.Context, deps Deps) (*Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("upstream controllers: discovery client: %w", err)
 	}
-	s.disco = newResources(client)
+	meta, err := metadata.NewForConfig(unthrottled(deps.Config(Manager)))
+	if err != nil {
+		return nil, fmt.Errorf("upstream controllers: metadata client: %w", err)
+	}
+	s.kinds = newKinds(ctx, meta)
+	s.disco = newResources(client, s.kinds.drop)
 	return s, nil
 }
 
@@ -135,7 +139,6 @@ func (s *Set) run(ctx context.Context, e entry) error {
 // startInformers starts those that were asked for since the last call.
 func (s *Set) startInformers() {
 	s.deps.Factory.StartWithContext(s.ctx)
-	s.deps.Metadata.Start(s.ctx.Done())
 }
 
 // kit is what one run of one controller is built with.
