@@ -42,7 +42,7 @@ type rig struct {
 }
 
 func newRig(t testing.TB, objects ...runtime.Object) *rig {
-	//lint:ignore SA1019 NewClientset keeps managed fields, at 5 ms a write; nothing here applies server-side.
+	// NewClientset keeps managed fields, at 5 ms a write; nothing here applies server-side.
 	r := &rig{t: t, client: fake.NewSimpleClientset(objects...), trace: trace.NewRecorder(0)}
 	r.client.PrependReactor("create", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		if a.GetSubresource() != "binding" {

@@ -60,7 +60,6 @@ func TestPreemptionChoice(t *testing.T) {
 		{"too large for any node", "5", map[string][]*v1.Pod{"a": {full(20)}, "b": {full(50)}}, nil, "", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			//lint:ignore SA1019 nothing here applies server-side.
 			client := fake.NewSimpleClientset()
 			ix := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
 			for _, b := range c.budgets {

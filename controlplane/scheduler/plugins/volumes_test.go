@@ -27,7 +27,6 @@ type shelf struct {
 }
 
 func newShelf(t testing.TB, objects ...metav1.Object) *shelf {
-	//lint:ignore SA1019 nothing here applies server-side.
 	client := fake.NewSimpleClientset()
 	s := &shelf{t: t, client: client, factory: informers.NewSharedInformerFactory(client, 0)}
 	s.Volumes = NewVolumes(client, s.factory)
