@@ -78,7 +78,7 @@ type Config struct {
 	// Keepalive of nodes. 60 s if zero.
 	Keepalive time.Duration
 	// WillGrace is how long a broken connection may be replaced before the node
-	// is called away. 800 ms if zero.
+	// is called away. 500 ms if zero.
 	WillGrace time.Duration
 	// ReconnectJitter spreads nodes that come back. 2 s if zero.
 	ReconnectJitter time.Duration
@@ -135,7 +135,7 @@ func New(c Config) (*Hub, error) {
 		}
 	}
 	def(&c.Keepalive, time.Minute)
-	def(&c.WillGrace, 800*time.Millisecond)
+	def(&c.WillGrace, 500*time.Millisecond)
 	def(&c.ReconnectJitter, 2*time.Second)
 	def(&c.EventInterval, 10*time.Second)
 	if c.Events == 0 {

@@ -105,10 +105,11 @@ func (Trouble) output()     {}
 
 // sent is the order under way.
 type sent struct {
-	order SendOrder
-	adopt *SendAdopt
-	due   time.Duration
-	tries int
+	order  SendOrder
+	result fleet.Set // of a delta; never changed in place
+	adopt  *SendAdopt
+	due    time.Duration
+	tries  int
 }
 
 type failure struct {
@@ -477,7 +478,7 @@ func (p *Peer) applied(s *sent, a *fleet.Ack) {
 		p.learn(a.GetDigest())
 		return
 	}
-	result := s.order.result(p.has)
+	result := s.result
 	if s.order.List != nil {
 		result = s.order.List.Clone()
 		for _, w := range a.GetWant() {
@@ -505,18 +506,6 @@ func (s *sent) version() fleet.OrderVersion {
 	return s.order.Version
 }
 
-// result of a delta on a set.
-func (o SendOrder) result(has fleet.Set) fleet.Set {
-	out := has.Clone()
-	for _, uid := range o.Removes {
-		delete(out, uid)
-	}
-	for uid, hash := range o.List {
-		out[uid] = hash
-	}
-	return out
-}
-
 // Abandon gives up the order under way because it can't be sent, and tries
 // another later.
 func (p *Peer) Abandon(now time.Duration) {
@@ -542,12 +531,11 @@ func (p *Peer) plan(now time.Duration) []Output {
 	want := p.desired.Set()
 	if !p.known {
 		p.inSync = false
-		return p.order(now, SendOrder{List: want})
+		return p.order(now, SendOrder{List: want}, nil)
 	}
-	o, any := p.delta(now)
-	if any {
+	if o, result := p.delta(now); len(o.Upserts)+len(o.Removes) > 0 {
 		p.inSync = false
-		return p.order(now, o)
+		return p.order(now, o, result)
 	}
 	if !p.inSync && p.confirmed && maps.Equal(p.has, want) {
 		p.inSync = true
@@ -556,17 +544,17 @@ func (p *Peer) plan(now time.Duration) []Output {
 	return nil
 }
 
-func (p *Peer) order(now time.Duration, o SendOrder) []Output {
+func (p *Peer) order(now time.Duration, o SendOrder, result fleet.Set) []Output {
 	p.counter++
 	o.Version = p.Version()
-	p.sent = &sent{order: o, due: now + orderRetry}
+	p.sent = &sent{order: o, result: result, due: now + orderRetry}
 	return []Output{o}
 }
 
 // delta is the next step from what the node has to what it should have: what is
 // referred to before what refers to it, no more than fits into a message, and
-// what has to go with the last step.
-func (p *Peer) delta(now time.Duration) (SendOrder, bool) {
+// what has to go with the last step. The order is empty if there is none.
+func (p *Peer) delta(now time.Duration) (SendOrder, fleet.Set) {
 	var add []string
 	for uid, item := range p.desired {
 		if p.has[uid] == item.Hash {
@@ -630,7 +618,7 @@ func (p *Peer) delta(now time.Duration) (SendOrder, bool) {
 		}
 	}
 	o.Digest = result.Digest()
-	return o, len(o.Upserts)+len(o.Removes) > 0
+	return o, result
 }
 
 // allBig: what has to go doesn't wait for what has to be fetched.

@@ -269,6 +269,16 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		out = append(out, OpenTunnel{t})
 	}
 	if r := d.GetResend(); r != nil {
+		// What is under way was written before the hub asked.
+		for _, uid := range r.GetUids() {
+			delete(m.flights, uid)
+		}
+		if r.GetNode() {
+			delete(m.flights, "")
+		}
+		if r.GetAll() {
+			clear(m.flights)
+		}
 		out = append(out, RepeatReports{r.GetUids(), r.GetAll(), r.GetNode()})
 	}
 	return out
