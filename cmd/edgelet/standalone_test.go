@@ -132,14 +132,25 @@ func (m *machine) status() (*status, error) {
 
 func (m *machine) importImage(module []byte, name string) {
 	m.t.Helper()
-	resp, err := m.client().Post("http://edgelet/v1/images/import?ref="+name, "application/x-tar",
-		bytes.NewReader(lab.Archive(lab.CNCF(module), name)))
+	m.importArchive(lab.Archive(lab.CNCF(module), name), name)
+}
+
+func (m *machine) importArchive(archive []byte, name string) {
+	m.t.Helper()
+	resp, err := m.client().Post("http://edgelet/v1/images/import?ref="+name, "application/x-tar", bytes.NewReader(archive))
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer resp.Body.Close()
 	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK {
 		m.t.Fatalf("import: %s %s", resp.Status, b)
+	}
+}
+
+func (m *machine) remove(name string) {
+	m.t.Helper()
+	if err := os.Remove(filepath.Join(m.dir, "static", name+".yaml")); err != nil {
+		m.t.Fatal(err)
 	}
 }
 
@@ -255,9 +266,7 @@ func TestAWasmPodWithoutAControlPlane(t *testing.T) {
 	})
 
 	// The file goes, and the pod with it, traceless.
-	if err := os.Remove(filepath.Join(m.dir, "static", "hello.yaml")); err != nil {
-		t.Fatal(err)
-	}
+	m.remove("hello")
 	m.eventually("the end", func() error {
 		if s, err := m.status(); err != nil || len(s.Pods) != 0 {
 			return fmt.Errorf("%+v, %v", s, err)

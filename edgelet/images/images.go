@@ -107,7 +107,7 @@ type Puller struct {
 
 	mu      sync.Mutex
 	backoff map[string]*backoff // by pod UID and image
-	pulling map[string]*queue // by image
+	pulling map[string]*queue   // by image
 }
 
 // queue lets one pull of an image run at a time.

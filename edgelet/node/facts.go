@@ -131,7 +131,7 @@ func hostIPs(root fs.FS) []string {
 	interfaces, err := net.Interfaces()
 	if err == nil {
 		for _, i := range interfaces {
-			if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 {
+			if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || podsOwn(root, i.Name) {
 				continue
 			}
 			if ips := interfaceIPs(i.Name); len(ips) > 0 {
@@ -140,6 +140,16 @@ func hostIPs(root fs.FS) []string {
 		}
 	}
 	return []string{"127.0.0.1"}
+}
+
+// podsOwn: bridges and their ends come and go with pods; they are not the node's
+// way to the world unless the default route says so.
+func podsOwn(root fs.FS, name string) bool {
+	if strings.HasPrefix(name, "veth") {
+		return true
+	}
+	_, err := fs.Stat(root, "sys/class/net/"+name+"/bridge")
+	return err == nil
 }
 
 func defaultInterface(root fs.FS) string {

@@ -66,7 +66,7 @@ func securityContext(pod *v1.Pod, c *v1.Container, img images.Image) (*runtimeap
 		}
 	}
 	sc.SupplementalGroups, sc.SupplementalGroupsPolicy = groups(p)
-	sc.ApparmorProfile, sc.Apparmor = apparmor(or(own.AppArmorProfile, p.AppArmorProfile))
+	sc.Apparmor = apparmor(or(own.AppArmorProfile, p.AppArmorProfile))
 	if own.ProcMount == nil || *own.ProcMount == v1.DefaultProcMount {
 		sc.MaskedPaths, sc.ReadonlyPaths = maskedPaths(), readonlyPaths()
 	}
@@ -130,18 +130,17 @@ func seccomp(p *v1.SeccompProfile) *runtimeapi.SecurityProfile {
 	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
 }
 
-func apparmor(p *v1.AppArmorProfile) (string, *runtimeapi.SecurityProfile) {
+func apparmor(p *v1.AppArmorProfile) *runtimeapi.SecurityProfile {
 	if p == nil {
-		return "", nil
+		return nil
 	}
 	switch p.Type {
 	case v1.AppArmorProfileTypeRuntimeDefault:
-		return "runtime/default", &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 	case v1.AppArmorProfileTypeLocalhost:
-		name := deref(p.LocalhostProfile, "")
-		return "localhost/" + name, &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: name}
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: deref(p.LocalhostProfile, "")}
 	}
-	return "unconfined", &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
 }
 
 func deref[T any](p *T, def T) T {
