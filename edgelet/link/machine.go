@@ -17,6 +17,7 @@ const (
 	resendMax     = 5 * time.Minute
 	rebirthEvery  = 5 * time.Second
 	maxFlight     = 128 // reports under way
+	deposedAfter  = 3   // Hellos that only a deposed hub answers
 	maxUnanswered = 3   // repeats of a report, then the session begins anew
 )
 
@@ -227,22 +228,18 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 	if fleet.SessionFrom(d.GetSession()) != m.session {
 		return []Output{Refused{"of another session"}}
 	}
-	if d.GetSeq() <= m.downSeq {
-		return []Output{Refused{"seen before"}}
-	}
 	var out []Output
 	grant := fleet.GrantFrom(d.GetGrant())
-	if w := d.GetWelcome(); w != nil {
-		v := fleet.VersionFrom(w.GetVersion())
-		if m.phase != Greeting {
-			return []Output{Refused{"a second Welcome"}}
+	if w := d.GetWelcome(); w != nil && grant != m.grant {
+		if reason := m.unwelcome(w, grant); reason != "" {
+			return []Output{Refused{reason}}
 		}
-		if v.Incarnation == m.version.Incarnation && v.Epoch < m.version.Epoch {
-			return []Output{Refused{"a hub that was deposed"}}
-		}
-		m.phase, m.grant = Live, grant
+		m.phase, m.grant, m.downSeq = Live, grant, 0
 		m.helloDue, m.helloTries = 0, 0
 		out = append(out, Use{w})
+	}
+	if d.GetSeq() <= m.downSeq {
+		return []Output{Refused{"seen before"}}
 	}
 	if m.phase != Live || grant != m.grant {
 		return []Output{Refused{"of another hub, or before its Welcome"}}
@@ -282,6 +279,22 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		out = append(out, RepeatReports{r.GetUids(), r.GetAll(), r.GetNode()})
 	}
 	return out
+}
+
+// unwelcome says why not to follow the hub that sent this Welcome. A hub of an
+// earlier epoch was deposed, or its etcd was restored: it is followed only if no
+// other answers, and left for one that does. What it orders is refused anyway.
+func (m *Machine) unwelcome(w *fleet.Welcome, grant fleet.GrantID) string {
+	v := fleet.VersionFrom(w.GetVersion())
+	switch {
+	case v.Epoch != grant.Epoch:
+		return "a Welcome that contradicts itself"
+	case m.phase == Live && grant.Epoch <= m.grant.Epoch:
+		return "a second Welcome"
+	case m.phase == Greeting && v.Incarnation == m.version.Incarnation && v.Epoch < m.version.Epoch && m.helloTries < deposedAfter:
+		return "a hub that was deposed"
+	}
+	return ""
 }
 
 func (m *Machine) rebirth(now time.Duration, random float64, r *fleet.Rebirth) []Output {

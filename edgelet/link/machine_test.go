@@ -210,3 +210,35 @@ func TestAdoptionNeedsTheRightPast(t *testing.T) {
 		t.Errorf("version %v", m.Version())
 	}
 }
+
+func TestDeposedHubIsFollowedOnlyIfNoOtherAnswers(t *testing.T) {
+	welcome := func(m *Machine, epoch uint64, hub string) []Output {
+		v := next()
+		v.Epoch, v.Hub = epoch, hub
+		return m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: 1, Grant: fleet.GrantID{Epoch: epoch, Hub: hub, Number: 1}.Proto(), Welcome: &fleet.Welcome{Version: v.Proto()}})
+	}
+	m := NewMachine("store", 1, have, fleet.Set{})
+	m.Connected(0)
+	welcome(m, 4, "h4")
+	if m.Phase() != Greeting {
+		t.Fatal("followed at once")
+	}
+	for range 3 {
+		at, _ := m.Deadline()
+		m.Tick(at)
+	}
+	if welcome(m, 4, "h4"); m.Phase() != Live {
+		t.Fatal("not followed though it is the only one")
+	}
+	d := &fleet.Down{Session: m.Session().Proto(), Seq: 2, Grant: fleet.GrantID{Epoch: 4, Hub: "h4", Number: 1}.Proto(),
+		Order: &fleet.Order{Version: fleet.OrderVersion{Incarnation: "A", Epoch: 4, Counter: 99, Hub: "h4"}.Proto(), List: true, Synced: true}}
+	if _, ack, store, _, _ := kinds(m.Down(0, 0, 0, d)); ack != 1 || store != 0 {
+		t.Error("its order is carried out")
+	}
+	if welcome(m, 6, "h6"); m.grant.Epoch != 6 {
+		t.Error("the hub of a later epoch isn't followed")
+	}
+	if welcome(m, 5, "h5"); m.grant.Epoch != 6 {
+		t.Error("back to an earlier one")
+	}
+}
