@@ -282,3 +282,53 @@ func TestAWasmPodWithoutAControlPlane(t *testing.T) {
 		}
 	}
 }
+
+// Wasm needs no root: the agent, its guests and its volumes are one user's.
+func TestAWasmPodOfAnOrdinaryUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("this test becomes another user, which needs root; the others run as this one")
+	}
+	const nobody = 65534
+	m := newMachine(t)
+	// The programs are where nobody may go; a copy isn't.
+	for _, name := range []string{"edgelet", "wasmrunner"} {
+		b, err := os.ReadFile(lab.Program(t, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(m.dir, name), b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := filepath.WalkDir(m.dir, func(path string, _ fs.DirEntry, err error) error {
+		return errors.Join(err, os.Chown(path, nobody, nobody))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	m.cmd = exec.Command(filepath.Join(m.dir, "edgelet"), "--standalone", "--data-dir", m.dir, "--node-name", "board",
+		"--static-pods", filepath.Join(m.dir, "static"), "--cni-conf-dir", filepath.Join(m.dir, "none"))
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	m.cmd.Dir = m.dir
+	m.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + m.dir}
+	m.cmd.Stderr = &m.log
+	if err := m.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.eventually("the admin socket", func() error { _, err := m.status(); return err })
+	m.importImage(examples.HelloModule, examples.HelloImage)
+	m.put("hello", helloPod+`    volumeMounts: [{name: tmp, mountPath: /tmp}, {name: mem, mountPath: /mem}]
+  volumes: [{name: tmp, emptyDir: {}}, {name: mem, emptyDir: {medium: Memory}}]
+`)
+	m.phase("hello", "Running")
+	m.eventually("its log", func() error {
+		if log := m.podLog("hello", "hello"); !strings.Contains(log, "board") {
+			return fmt.Errorf("log %q", log)
+		}
+		return nil
+	})
+	for pid := range m.runners() {
+		if st, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil || st.Sys().(*syscall.Stat_t).Uid != nobody {
+			t.Errorf("the guest's user is not the agent's: %v, %v", st, err)
+		}
+	}
+}

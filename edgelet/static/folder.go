@@ -36,7 +36,8 @@ type Folder struct {
 	Reread time.Duration
 }
 
-// Run watches the folder until ctx ends. A folder that isn't there has no pods.
+// Run watches the folder until ctx ends. It makes the folder, so that it can be
+// watched; where it can't, a folder that isn't there has no pods.
 func (f *Folder) Run(ctx context.Context) error {
 	if f.Log == nil {
 		f.Log = slog.New(slog.DiscardHandler)
@@ -44,6 +45,7 @@ func (f *Folder) Run(ctx context.Context) error {
 	if f.Reread == 0 {
 		f.Reread = DefaultReread
 	}
+	_ = os.MkdirAll(f.Path, 0o755)
 	last := &state{complaints: map[string]string{}, pods: map[string]pods.Object{}}
 	changed, stop := watch(f.Path) // before reading: nothing falls between
 	defer func() { stop() }()
