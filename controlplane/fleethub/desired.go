@@ -113,7 +113,6 @@ func (e *encoder) raw(o object) ([]byte, error) {
 func project(m metav1.ObjectMeta) metav1.ObjectMeta {
 	m.ManagedFields = nil
 	m.ResourceVersion = ""
-	m.SelfLink = ""
 	if _, ok := m.Annotations[AnnotationReport]; ok {
 		m.Annotations = maps.Clone(m.Annotations)
 		delete(m.Annotations, AnnotationReport)

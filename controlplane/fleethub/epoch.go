@@ -20,10 +20,11 @@ const (
 	// RecordName is a Secret there: incarnation, epoch, key for hashes.
 	RecordName = "coracle-fleet"
 
-	recordType     corev1.SecretType = "coracle.dev/fleet"
-	keyIncarnation                   = "incarnation" // hex
-	keyEpoch                         = "epoch"       // decimal
-	keyHashKey                       = "hashKey"     // raw
+	recordType = corev1.SecretType("coracle.dev/fleet")
+
+	keyIncarnation = "incarnation" // hex
+	keyEpoch       = "epoch"       // decimal
+	keyHashKey     = "hashKey"     // raw
 )
 
 // ErrRecord is returned when the record of incarnation and epoch can't be read.

@@ -38,15 +38,14 @@ type node struct {
 	name string
 
 	// The worker's own: the queue hands a node to one at a time.
-	peer      *Peer
-	objects   map[string]object
-	refs      map[ref]bool
-	revision  uint64
-	order     *fleet.Order // under way
-	ordered   map[string]time.Time
-	knowsKey  bool
-	foreignAt fleet.OrderVersion
-	big       bigObjects
+	peer     *Peer
+	objects  map[string]object
+	refs     map[ref]bool
+	revision uint64
+	order    *fleet.Order // under way
+	ordered  map[string]time.Time
+	knowsKey bool
+	big      bigObjects
 
 	presence  atomic.Int32
 	confirmed atomic.Bool
@@ -63,7 +62,6 @@ type node struct {
 	reports  map[string]*report
 	node     *fleet.NodeReport
 	journal  *fleet.Journal
-	uptime   int64 // of the newest journal entry, to date others
 	verdicts []*fleet.ReportVerdict
 	jack     *fleet.JournalAck
 	resend   []string

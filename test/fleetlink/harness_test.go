@@ -6,6 +6,7 @@ import (
 	"crypto/hpke"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -217,6 +219,36 @@ type board struct {
 	link    *link.Link
 	stop    func()
 	tunnels chan *fleet.TunnelRequest
+	cable   *cable
+}
+
+// cable is the board's way to the broker.
+type cable struct {
+	out  atomic.Bool
+	mu   sync.Mutex
+	last net.Conn
+}
+
+func (c *cable) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if c.out.Load() {
+		return nil, errors.New("cable out")
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, address)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = conn
+	return conn, err
+}
+
+// pull breaks the connection without a word of MQTT.
+func (c *cable) pull() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if tcp, ok := c.last.(*net.TCPConn); ok { // Close would be taken for our own wish
+		_ = tcp.CloseWrite()
+		_ = tcp.CloseRead()
+	}
 }
 
 func (c *cluster) board(name string) *board {
@@ -226,7 +258,7 @@ func (c *cluster) board(name string) *board {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	b := &board{c: c, name: name, dir: c.t.TempDir(), key: key, seal: seal, tls: c.pki.Client(fleet.NodeUserPrefix + name), tunnels: make(chan *fleet.TunnelRequest, 8)}
+	b := &board{c: c, name: name, dir: c.t.TempDir(), key: key, seal: seal, tls: c.pki.Client(fleet.NodeUserPrefix + name), tunnels: make(chan *fleet.TunnelRequest, 8), cable: &cable{}}
 	c.mu.Lock()
 	c.keys[name] = fleethub.NodeKeys{Sign: public, Seal: seal.PublicKey().Bytes()}
 	c.mu.Unlock()
@@ -254,6 +286,7 @@ func (b *board) start() {
 		NodeName: b.name, Brokers: func() []string { return []string{"mqtts://" + b.c.addr} }, TLS: b.tls, Key: b.key,
 		Trust: link.NewTrust(nil, b.c.hubKey.Public().(ed25519.PublicKey)), State: store, ObjectsTLS: b.tls,
 		OnTunnel: func(r *fleet.TunnelRequest) error { b.tunnels <- r; return nil },
+		Dial:     b.cable.dial,
 		BootID:   []byte("boot"), Logger: logger(t, b.name),
 	})
 	if err != nil {

@@ -284,25 +284,30 @@ func TestNoNodeIsAwayBecauseTheHubRestarts(t *testing.T) {
 	}
 }
 
-func TestAbruptEndIsNoticedByTheWill(t *testing.T) {
+func TestBrokenConnection(t *testing.T) {
 	each(t, func(t *testing.T, c *cluster) {
 		b := c.board("board-a")
 		b.register()
 		eventually(t, "ready", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
-		// The next connection of the same node, with another will, must not be
-		// undone by the will of this one.
-		other := *b
-		other.dir = b.dir
-		c.tap.mu.Lock()
-		c.tap.mu.Unlock()
-		if d, ok := c.tap.Transport.(interface{ Disconnect(string) }); ok && c.mosquitto == nil {
-			d.Disconnect("board-a")
-			b.live(t)
-			time.Sleep(time.Second)
-			if r := c.readiness("board-a"); r != corev1.ConditionTrue {
-				t.Errorf("a late will made the node %q", r)
-			}
+		// It is back before the grace ends, and the will of the first connection
+		// comes when the second one stands: nothing happens.
+		conn := b.link.Status().Session.Conn
+		b.cable.pull()
+		eventually(t, "it is back", func() bool { st := b.link.Status(); return st.Live && st.Session.Conn > conn })
+		time.Sleep(600 * time.Millisecond)
+		if n := c.node("board-a"); c.readiness("board-a") != corev1.ConditionTrue || len(n.Status.Conditions) != 2 {
+			t.Errorf("a short cut made the node %q", c.readiness("board-a"))
 		}
+		// It can't come back.
+		b.cable.out.Store(true)
+		began := time.Now()
+		b.cable.pull()
+		eventually(t, "away", func() bool { return c.readiness("board-a") == corev1.ConditionUnknown })
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("seen after %s", d)
+		}
+		b.cable.out.Store(false)
+		eventually(t, "ready again", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
 	})
 }
 

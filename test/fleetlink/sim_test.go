@@ -29,7 +29,6 @@ type world struct {
 	revision uint64
 	epoch    uint64
 	peer     *fleethub.Peer
-	hubTimer time.Duration
 
 	// The node.
 	disk    disk
