@@ -563,7 +563,7 @@ func (s *Store) checkSpace(ctx context.Context, ref string, descs []ocispec.Desc
 	if err := unix.Statfs(s.opts.Dir, &st); err != nil {
 		return fmt.Errorf("image %q: statfs %s: %w", ref, s.opts.Dir, err)
 	}
-	free := int64(st.Bavail) * st.Bsize
+	free := int64(st.Bavail) * int64(st.Bsize) // Bsize is an int32 on 32-bit ARM
 	if free-need < s.opts.MinFree {
 		return fmt.Errorf("image %q: %w: it needs %d bytes, %s has %d free, of which %d are kept: remove images or files there",
 			ref, ErrNoSpace, need, s.opts.Dir, free, s.opts.MinFree)

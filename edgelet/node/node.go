@@ -29,7 +29,7 @@ const KubernetesVersion = "v1.36.3"
 const (
 	LabelOCI  = "coracle.dev/oci"  // present or absent
 	LabelWasm = "coracle.dev/wasm" // true
-	// LabelRoot says whether the agent is root; what needs it is in docs/node.md.
+	// LabelRoot says whether the agent is root; without it there are no OCI containers, no pod networks and no tmpfs.
 	LabelRoot = "coracle.dev/root"
 )
 

@@ -48,24 +48,96 @@ func (m *Manager) SubPath(podUID, container string, index int, volume, subPath s
 func openBeneath(root int, path string) (int, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
 	fd, err := unix.Openat2(root, path, &how)
-	if err == nil || !errors.Is(err, unix.ENOENT) {
-		return fd, err
+	if err == nil {
+		return fd, nil
 	}
-	if parent := filepath.Dir(path); parent != "." {
-		dir, err := openBeneath(root, parent)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOSYS) {
+		return walkBeneath(root, path)
+	}
+	return -1, err
+}
+
+// maxLinks is how many symlinks a path may lead through, as for the kernel.
+const maxLinks = 40
+
+// walkBeneath is openBeneath one element at a time, for kernels without openat2
+// (before 5.6) and for what is missing. It holds every directory on the way, so
+// that ".." leads where it came from whatever was moved meanwhile.
+func walkBeneath(root int, path string) (int, error) {
+	held := []int{root}
+	defer func() {
+		for _, fd := range held[1:] {
+			_ = unix.Close(fd)
+		}
+	}()
+	links := 0
+	for todo := strings.Split(path, "/"); len(todo) > 0; {
+		name := todo[0]
+		todo = todo[1:]
+		here := held[len(held)-1]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			if len(held) == 1 {
+				return -1, unix.EXDEV
+			}
+			_ = unix.Close(here)
+			held = held[:len(held)-1]
+			continue
+		}
+		fd, err := openOrMake(here, name)
 		if err != nil {
 			return -1, err
 		}
-		defer unix.Close(dir)
-		root = dir
+		target, isLink, err := readLink(fd)
+		if err != nil {
+			_ = unix.Close(fd)
+			return -1, err
+		}
+		if !isLink {
+			held = append(held, fd)
+			continue
+		}
+		_ = unix.Close(fd)
+		if links++; links > maxLinks {
+			return -1, unix.ELOOP
+		}
+		if filepath.IsAbs(target) {
+			return -1, unix.EXDEV
+		}
+		todo = append(strings.Split(target, "/"), todo...)
 	}
-	name := filepath.Base(path)
-	if err := unix.Mkdirat(root, name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+	return unix.FcntlInt(uintptr(held[len(held)-1]), unix.F_DUPFD_CLOEXEC, 0)
+}
+
+func openOrMake(dir int, name string) (int, error) {
+	const flags = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(dir, name, flags, 0)
+	if !errors.Is(err, unix.ENOENT) {
+		return fd, err
+	}
+	if err := unix.Mkdirat(dir, name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
 		return -1, err
 	}
-	how.Resolve |= unix.RESOLVE_NO_SYMLINKS
-	how.Flags |= unix.O_NOFOLLOW
-	return unix.Openat2(root, name, &how)
+	return unix.Openat(dir, name, flags, 0)
+}
+
+// readLink reads the symlink that fd itself is, if it is one.
+func readLink(fd int) (target string, isLink bool, err error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return "", false, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return "", false, nil
+	}
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(fd, "", buf)
+	if err != nil {
+		return "", false, err
+	}
+	return string(buf[:n]), true, nil
 }
 
 // bind mounts fd on target, replacing what an earlier container had there.

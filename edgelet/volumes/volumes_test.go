@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -191,6 +192,38 @@ func TestSubPathStaysInTheVolume(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(outside); len(entries) != 1 {
 		t.Error("something was made outside")
+	}
+}
+
+// Kernels without openat2 get the same answers.
+func TestWalkingStaysInTheVolume(t *testing.T) {
+	volume := t.TempDir()
+	os.MkdirAll(filepath.Join(volume, "a", "b"), 0o755)
+	for name, target := range map[string]string{"abs": "/etc", "up": "../../etc", "back": "a/../a/b", "loop": "loop", "a/out": "../../x"} {
+		os.Symlink(target, filepath.Join(volume, name))
+	}
+	root, err := unix.Open(volume, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(root)
+	for path, want := range map[string]string{"a/b": "a/b", "back": "a/b", "new/x/y": "new/x/y", ".": "", "a/./b/..": "a",
+		"abs": "no", "up": "no", "loop": "no", "a/out": "no", "..": "no", "a/../../x": "no"} {
+		fd, err := walkBeneath(root, path)
+		if (err != nil) != (want == "no") {
+			t.Errorf("%s: %v", path, err)
+			continue
+		}
+		if err == nil {
+			got, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+			if got != filepath.Join(volume, want) {
+				t.Errorf("%s is %s", path, got)
+			}
+			unix.Close(fd)
+		}
+	}
+	if entries, _ := os.ReadDir("/proc/self/fd"); len(entries) > 64 {
+		t.Errorf("%d descriptors are open", len(entries))
 	}
 }
 
