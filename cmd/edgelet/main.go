@@ -38,7 +38,7 @@ type options struct {
 	runtimeEndpoint                                          string
 
 	staticPods, resolvConf, clusterDNS, clusterDomain string
-	apiAudience, cgroupRoot, labels, linkClass        string
+	cgroupRoot, labels, linkClass                     string
 	maxPods                                           int64
 	logMaxSize                                        int64
 	logMaxFiles                                       int
@@ -63,7 +63,6 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf", "the resolver configuration that pods get")
 	fs.StringVar(&o.clusterDNS, "cluster-dns", "", "comma list of the cluster's name servers")
 	fs.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the cluster's domain")
-	fs.StringVar(&o.apiAudience, "api-audience", "https://kubernetes.default.svc.cluster.local", "the API server's own audience, for tokens of pods")
 	fs.StringVar(&o.cgroupRoot, "cgroup-root", "/kubepods", "cgroup below which pods get theirs; ignored without root")
 	fs.StringVar(&o.labels, "node-labels", "", "comma list of NAME=VALUE to label the node with")
 	fs.StringVar(&o.linkClass, "link-class", "", "what kind of link this node has, as told to the hub (lan, lte ...)")

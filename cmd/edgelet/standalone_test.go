@@ -332,3 +332,30 @@ func TestAWasmPodOfAnOrdinaryUser(t *testing.T) {
 		}
 	}
 }
+
+// --stop-pods is for machines that go down, and for clusters that are thrown
+// away: nothing runs and nothing is mounted afterwards.
+func TestStopPods(t *testing.T) {
+	m := newMachine(t, "--stop-pods")
+	m.start()
+	m.importImage(examples.HelloModule, examples.HelloImage)
+	m.put("hello", helloPod+`    volumeMounts: [{name: mem, mountPath: /mem}]
+  volumes: [{name: mem, emptyDir: {medium: Memory}}]
+`)
+	m.phase("hello", "Running")
+	m.stop(syscall.SIGTERM)
+	if r := m.runners(); len(r) != 0 {
+		t.Errorf("runners stay: %v", r)
+	}
+	if left, err := lab.MountsBelow(m.dir); err != nil || len(left) != 0 {
+		t.Errorf("mounts stay: %v, %v", left, err)
+	}
+	m.start()
+	m.phase("hello", "Running")
+	m.eventually("a new guest", func() error {
+		if len(m.runners()) != 1 {
+			return fmt.Errorf("runners %v", m.runners())
+		}
+		return nil
+	})
+}

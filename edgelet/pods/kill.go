@@ -293,8 +293,9 @@ func (o *terminationOrder) ended(name string) {
 	}
 }
 
-// StopAll stops every container of every pod and waits for them, at most until
-// ctx ends. Nothing is reported as over: the pods run again with the next start.
+// StopAll stops every container and every sandbox of every pod, at most until
+// ctx ends, and unmounts their volumes: what a shutdown of the machine would do.
+// Nothing is reported as over, the pods run again with the next start.
 func (m *Manager) StopAll(ctx context.Context) error {
 	list, err := m.cfg.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
 		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}})
@@ -316,6 +317,21 @@ func (m *Manager) StopAll(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
+	sandboxes, err := m.cfg.Runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return errors.Join(append(errs, fmt.Errorf("listing sandboxes to stop: %w", err))...)
+	}
+	for _, s := range sandboxes.Items {
+		uid := s.Labels[labelPodUID]
+		if uid == "" {
+			continue
+		}
+		if _, err := m.cfg.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+			errs = append(errs, fmt.Errorf("stopping the sandbox of pod %s/%s: %w", s.Labels[labelPodNamespace], s.Labels[labelPodName], err))
+			continue
+		}
+		errs = append(errs, m.cfg.Volumes.Unmount(uid))
+	}
 	return errors.Join(errs...)
 }
 

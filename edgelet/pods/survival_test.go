@@ -239,6 +239,31 @@ func TestFullDisk(t *testing.T) {
 	})
 }
 
+// --stop-pods is a shutdown: everything stops, nothing is over.
+func TestStopAllThenStart(t *testing.T) {
+	on(t, func(b *board) {
+		b.rt.Plan("main", fakecri.Plan{RunFor: -1, TermAfter: 3 * time.Second})
+		b.store.put(testPod("p"))
+		b.store.put(testPod("never", restart(v1.RestartPolicyNever)))
+		b.settle(time.Second)
+		b.stop()
+		if err := b.m.StopAll(b.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(b.rt.Running("uid-p")) != 0 || b.store.status("uid-p").Phase != v1.PodRunning {
+			t.Error("something runs, or was reported over")
+		}
+		b.boot()
+		b.settle(time.Second)
+		if s := b.store.status("uid-p"); s.Phase != v1.PodRunning || s.ContainerStatuses[0].RestartCount != 1 {
+			t.Errorf("%s %+v", s.Phase, s.ContainerStatuses)
+		}
+		if s := b.store.status("uid-never"); s.Phase != v1.PodFailed {
+			t.Errorf("never: %s", s.Phase)
+		}
+	})
+}
+
 func TestLogRotation(t *testing.T) {
 	on(t, func(b *board) {
 		b.store.put(testPod("p"))

@@ -142,6 +142,18 @@ func (m *Manager) TearDown(podUID string) error {
 	return nil
 }
 
+// Unmount unmounts everything of the pod and leaves the rest: SetUp mounts again.
+// Nothing of the pod may run.
+func (m *Manager) Unmount(podUID string) error {
+	if podUID == "" || podUID != filepath.Base(podUID) {
+		return fmt.Errorf("%w: pod UID %q", ErrInvalid, podUID)
+	}
+	if err := m.Mounts.UnmountBelow(m.PodDir(podUID)); err != nil {
+		return fmt.Errorf("unmounting the volumes of pod %s: %w", podUID, err)
+	}
+	return nil
+}
+
 // path is where a volume lies: as a kubelet lays it out.
 func (m *Manager) path(pod *v1.Pod, plugin, volume string) string {
 	return filepath.Join(m.PodDir(string(pod.UID)), "volumes", "kubernetes.io~"+plugin, volume)
