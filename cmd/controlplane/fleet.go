@@ -45,6 +45,8 @@ type fleet struct {
 	tunnels *tunnel.Tunnels
 	records *noderecord.Directory // made by extend
 	hub     atomic.Pointer[fleethub.Hub]
+	// audience is the API's own, that nodes sign pods' tokens for.
+	audience string
 }
 
 func newFleet(authority *pki.Authority, l *listeners, o options, recorder *trace.Recorder, logger *slog.Logger) *fleet {
@@ -69,6 +71,7 @@ func (f *fleet) extend(host apiserver.Host) (apiserver.Extension, error) {
 		return apiserver.Extension{}, err
 	}
 	f.records = noderecord.NewDirectory(client, f.logger)
+	f.audience = host.Audiences[0]
 	tokens, err := nodetoken.New(nodetoken.Config{Records: f.records, Objects: host.Objects, Audiences: host.Audiences})
 	if err != nil {
 		return apiserver.Extension{}, err
@@ -196,6 +199,7 @@ func (f *fleet) endpoint(server *apiserver.Server, hub *fleethub.Hub, hubKey *pk
 		Cluster: func() enrollment.Cluster {
 			return enrollment.Cluster{
 				Incarnation: hub.Incarnation(),
+				Audience:    f.audience,
 				API:         f.listeners.urls("https", f.listeners.api),
 				MQTT:        mqtt,
 				Fleet:       f.listeners.urls("https", f.listeners.fleet),

@@ -9,9 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"k8s.io/client-go/metadata"
-	"k8s.io/client-go/metadata/metadatainformer"
-
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
 	"github.com/coracle-edge/coracle/controlplane/controllers"
@@ -54,14 +51,9 @@ func newParts(server *apiserver.Server, f *fleet, authority *pki.Authority, reco
 		return nil, err
 	}
 	pods := scheduler.New(scheduling, server.Informers(), scheduler.Options{Logger: logger, Trace: recorder})
-	metadataClient, err := metadata.NewForConfig(server.ClientConfig(controllers.Manager))
-	if err != nil {
-		return nil, err
-	}
 	deps := controllers.Deps{
 		Config:          server.ClientConfig,
 		Factory:         server.Informers(),
-		MetadataFactory: metadatainformer.NewSharedInformerFactoryWithOptions(metadataClient, 0, metadatainformer.WithTransform(controllers.TrimMetadata)),
 		RootCA:          authority.RootPEM(),
 		SigningCertFile: authority.CAFile(), SigningKeyFile: authority.CAKeyFile(),
 		ServiceAccountKey: authority.ServiceAccountKey(),

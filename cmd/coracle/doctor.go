@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -11,12 +10,17 @@ import (
 
 func doctorCommand() *cobra.Command {
 	var dataDir, output string
+	var record bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say what this board is, what it lacks, and which line of which file to change",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			report := boards.Doctor(os.DirFS("/"), dataDir)
+			machine := boards.This(dataDir)
+			if record {
+				return machine.Record(cmd.OutOrStdout())
+			}
+			report := machine.Doctor()
 			if output == "json" {
 				return report.WriteJSON(cmd.OutOrStdout())
 			}
@@ -30,6 +34,7 @@ func doctorCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&dataDir, "data-dir", "/var/lib/coracle", "edgelet's data folder, whose storage is looked at")
+	cmd.Flags().BoolVar(&record, "record", false, "write out what was looked at, without serial numbers, to be kept as a test's board")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "json for the findings as data")
 	return cmd
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 	kubectl "k8s.io/kubectl/pkg/cmd"
 
@@ -20,6 +21,7 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "kubectl" {
 		os.Exit(runKubectl(os.Args[1:]))
 	}
+	_ = log.SetLevel("error") // containerd's libraries warn of media types that they don't know
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := root().ExecuteContext(ctx); err != nil {

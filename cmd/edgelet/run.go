@@ -254,17 +254,15 @@ func (a *agent) podToken(_ context.Context, r volumes.TokenRequest) (string, tim
 	if id == nil {
 		return "", time.Time{}, fmt.Errorf("%w: serviceAccountToken: %w", volumes.ErrUnsupported, identity.ErrNotJoined)
 	}
-	if r.Audience == "" {
-		r.Audience = a.o.apiAudience
-	}
-	if r.Audience != a.o.apiAudience {
-		return "", time.Time{}, fmt.Errorf("%w: serviceAccountToken with audience %q: a node signs tokens for %q only", volumes.ErrUnsupported, r.Audience, a.o.apiAudience)
-	}
 	if r.Lifetime == defaultTokenSeconds*time.Second {
 		r.Lifetime = 0 // the identity's own default
 	}
-	return id.PodToken(identity.PodTokenRequest{Namespace: r.Namespace, PodName: r.Pod, PodUID: r.PodUID,
+	token, expires, err := id.PodToken(identity.PodTokenRequest{Namespace: r.Namespace, PodName: r.Pod, PodUID: r.PodUID,
 		ServiceAccount: r.ServiceAccount, Audience: r.Audience, Life: r.Lifetime})
+	if errors.Is(err, identity.ErrAudience) {
+		err = fmt.Errorf("%w: serviceAccountToken: %w", volumes.ErrUnsupported, err)
+	}
+	return token, expires, err
 }
 
 // features are what this agent can do that another may not.

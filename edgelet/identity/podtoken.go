@@ -2,6 +2,7 @@ package identity
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"time"
 
@@ -19,13 +20,25 @@ type PodTokenRequest struct {
 	Namespace, PodName, PodUID        string
 	ServiceAccount, ServiceAccountUID string
 	NodeUID                           string
-	Audience                          string
-	Life                              time.Duration
+	// Audience is the API server's own if empty.
+	Audience string
+	Life     time.Duration
 }
+
+// ErrAudience is returned when a token is asked for another audience than the
+// API server's own: those are the API server's to give.
+var ErrAudience = errors.New("not a token that a node may sign")
 
 // PodToken signs a token for the API's own audience, without the network. The
 // control plane accepts it as long as the pod exists and is bound to this node.
 func (id *Identity) PodToken(r PodTokenRequest) (token string, expires time.Time, err error) {
+	api := id.Cluster().Audience
+	if r.Audience == "" {
+		r.Audience = api
+	}
+	if api != "" && r.Audience != api {
+		return "", time.Time{}, fmt.Errorf("token of pod %s/%s: %w: it is for %q, and a node signs for %q only", r.Namespace, r.PodName, ErrAudience, r.Audience, api)
+	}
 	for field, value := range map[string]string{
 		"namespace": r.Namespace, "pod": r.PodName, "pod UID": r.PodUID, "service account": r.ServiceAccount, "audience": r.Audience,
 	} {

@@ -73,6 +73,9 @@ type Cluster struct {
 	API   []string `json:"api,omitempty"`
 	MQTT  []string `json:"mqtt,omitempty"`
 	Fleet []string `json:"fleet,omitempty"`
+	// Audience is the API server's own: whom a pod's token is for unless its
+	// volume says otherwise.
+	Audience string `json:"audience,omitempty"`
 	// Hub is the certificate that orders are signed with, DER; see VerifyHub.
 	Hub []byte `json:"hub,omitempty"`
 }
