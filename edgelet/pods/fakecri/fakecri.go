@@ -171,6 +171,13 @@ func (r *Runtime) Kill(podUID, name string, code int32) bool {
 	return false
 }
 
+// Subscribers returns how many streams of events there are.
+func (r *Runtime) Subscribers() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.events)
+}
+
 // Running returns the IDs of the running containers of a pod, by name.
 func (r *Runtime) Running(podUID string) map[string]string {
 	r.mu.Lock()

@@ -79,15 +79,20 @@ func TestCallsAndEventsOverASocket(t *testing.T) {
 	if _, err := rt.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
 		t.Fatal(err)
 	}
-	for fake.Kill("u", "main", 1) {
-		select {
-		case e := <-events.got:
-			if e.ContainerId != c.ContainerId {
-				t.Errorf("event %v", e)
-			}
-		case <-time.After(5 * time.Second):
-			t.Error("no event") // the subscription may have come late
+	for fake.Subscribers() == 0 {
+		if ctx.Err() != nil {
+			t.Fatal("no subscription")
 		}
+		time.Sleep(time.Millisecond)
+	}
+	fake.Kill("u", "main", 1)
+	select {
+	case e := <-events.got:
+		if e.ContainerId != c.ContainerId {
+			t.Errorf("event %v", e)
+		}
+	case <-ctx.Done():
+		t.Error("no event")
 	}
 	server.Stop()
 	if err := <-ended; err == nil {
