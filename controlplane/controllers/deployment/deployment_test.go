@@ -8,6 +8,7 @@ import (
 
 	apps "k8s.io/api/apps/v1"
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -439,7 +440,7 @@ func TestIdlePassWritesNothing(t *testing.T) {
 				}
 				b.Eventually("the informer shows the status", func() bool {
 					d, err := b.deployments.Deployments("ns").Get("web")
-					return err == nil && fmt.Sprint(d.Status) == fmt.Sprint(stored.Status)
+					return err == nil && equality.Semantic.DeepEqual(d.Status, stored.Status)
 				})
 			}
 			b.Writes()
