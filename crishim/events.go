@@ -2,6 +2,7 @@ package crishim
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,9 +39,10 @@ func (h *hub) publish(ev *runtimeapi.ContainerEventResponse) {
 func (s *subscriber) put(ev *runtimeapi.ContainerEventResponse) {
 	s.mu.Lock()
 	id := ev.GetContainerId()
-	if _, ok := s.latest[id]; !ok {
-		s.order = append(s.order, id)
+	if _, ok := s.latest[id]; ok {
+		s.order = slices.DeleteFunc(s.order, func(o string) bool { return o == id })
 	}
+	s.order = append(s.order, id) // after what has happened meanwhile
 	s.latest[id] = ev
 	s.mu.Unlock()
 	select {
