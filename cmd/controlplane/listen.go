@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"syscall"
@@ -30,9 +31,22 @@ type listeners struct {
 	hosts            []string // names and addresses of this machine
 }
 
+// openListeners takes the ports of the flags; where they are in use and others
+// are allowed, the ports of the last run, because nodes and kubeconfigs know
+// those, and only then any.
 func openListeners(o options) (*listeners, error) {
 	l := &listeners{hosts: o.reachable()}
-	var err error
+	ports, err := readPorts(o.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	listen := func(o options, port int, flag string) (net.Listener, error) {
+		l, err := listen(o, ports.wanted(flag, port, o.portFallback), flag)
+		if err == nil {
+			ports[flag] = l.Addr().(*net.TCPAddr).Port
+		}
+		return l, err
+	}
 	if l.api, err = listen(o, o.securePort, "secure-port"); err != nil {
 		return nil, err
 	}
@@ -45,6 +59,10 @@ func openListeners(o options) (*listeners, error) {
 			l.close()
 			return nil, err
 		}
+	}
+	if err := ports.write(o.dataDir); err != nil {
+		l.close()
+		return nil, err
 	}
 	l.run = runFile{API: localURL("https", l.api), Fleet: localURL("https", l.fleet), MQTT: o.mqttURL, PID: os.Getpid()}
 	if l.mqtt != nil {
@@ -69,6 +87,46 @@ func (l *listeners) urls(scheme string, listener net.Listener) []string {
 		out = append(out, scheme+"://"+net.JoinHostPort(host, port))
 	}
 	return out
+}
+
+// ports are those of the last run, by flag. They outlive the process: a control
+// plane that came back on other ports would be lost to its nodes.
+type ports map[string]int
+
+func portsFile(dataDir string) string { return filepath.Join(dataDir, "ports.json") }
+
+func readPorts(dataDir string) (ports, error) {
+	p := ports{}
+	raw, err := os.ReadFile(portsFile(dataDir))
+	if errors.Is(err, os.ErrNotExist) {
+		return p, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &p)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ports of the last run, %s: %w; remove the file to choose them anew", portsFile(dataDir), err)
+	}
+	return p, nil
+}
+
+// wanted is the port to try first.
+func (p ports) wanted(flag string, port int, fallback bool) int {
+	if last := p[flag]; fallback && last != 0 {
+		return last
+	}
+	return port
+}
+
+func (p ports) write(dataDir string) error {
+	raw, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if last, err := os.ReadFile(portsFile(dataDir)); err == nil && string(last) == string(raw) {
+		return nil
+	}
+	return durable.WriteFile(portsFile(dataDir), raw, 0o600)
 }
 
 // listen takes the wanted port or, if it is in use and the flag allows it, any other.

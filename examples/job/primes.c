@@ -19,7 +19,7 @@ int main(int argc, char **argv) {
         if (composite[i])
             continue;
         count++;
-        for (long j = i * i; j < below; j += i)
+        for (long long j = (long long)i * i; j < below; j += i) /* long has 32 bits here */
             composite[j] = 1;
     }
     printf("%ld primes below %ld\n", count, below);

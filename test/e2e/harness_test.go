@@ -268,24 +268,29 @@ func (c *cluster) kill(t *testing.T, process string) {
 	})
 }
 
-// guests lists the processes that run Wasm containers, by pid.
+// guests lists the processes that run Wasm containers of this cluster, by pid:
+// those that hold a pipe of a container below its data folder open.
 func (c *cluster) guests(t *testing.T) map[int]bool {
 	t.Helper()
-	links, err := filepath.Glob("/proc/[0-9]*/exe")
+	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		t.Fatal(err)
 	}
 	pids := map[int]bool{}
-	for _, l := range links {
-		if target, err := os.Readlink(l); err != nil || target != filepath.Join(binDir(), "wasmrunner") {
+	for _, name := range names {
+		cmdline, _ := os.ReadFile(name)
+		if !strings.HasPrefix(string(cmdline), "wasmrunner\x00guest\x00") {
 			continue
 		}
-		cmdline, _ := os.ReadFile(filepath.Join(filepath.Dir(l), "cmdline"))
-		if !strings.Contains(string(cmdline), c.dir) {
-			continue
+		dir := filepath.Dir(name)
+		fds, _ := filepath.Glob(filepath.Join(dir, "fd", "*"))
+		for _, fd := range fds {
+			if target, _ := os.Readlink(fd); strings.HasPrefix(target, c.dir+"/nodes/") {
+				pid, _ := strconv.Atoi(filepath.Base(dir))
+				pids[pid] = true
+				break
+			}
 		}
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(l)))
-		pids[pid] = true
 	}
 	return pids
 }

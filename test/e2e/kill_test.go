@@ -133,11 +133,6 @@ func (c *cluster) settle(t *testing.T, stored []string) {
 	}
 }
 
-// The broker apart: mosquitto in place of the embedded one, killed and started.
-func TestKillExternalBroker(t *testing.T) {
-	t.Skip("needs `controlplane --mqtt-url` with a broker's certificates from the cluster's authority: tested in controlplane/broker")
-}
-
 // With the control plane gone, an edgelet that is started anew, its guests dead
 // as after a power cut, runs every pod again out of what is on its disk.
 func TestBootWithoutAControlPlane(t *testing.T) {

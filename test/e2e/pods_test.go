@@ -146,7 +146,10 @@ func TestExamples(t *testing.T) {
 		{"python", "python.wasm", "pod.yaml", []string{"Python"}, []string{"logs", "python"}},
 	} {
 		t.Run(e.dir, func(t *testing.T) {
-			dir := filepath.Join("../../examples", e.dir)
+			dir, err := filepath.Abs(filepath.Join("../../examples", e.dir))
+			if err != nil {
+				t.Fatal(err)
+			}
 			if e.module != "" {
 				ref := registry.Name + "/coracle/" + strings.TrimSuffix(e.module, ".wasm") + ":v1"
 				if _, err := coracle("image", "push", filepath.Join(dir, e.module), ref, "--hosts-dir", shared.state.HostsDir); err != nil {

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apiserver/pkg/admission/plugin/policy/validating"
 	"k8s.io/apiserver/pkg/cel/openapi/resolver"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/kubernetes/pkg/controller/certificates/approver"
 	"k8s.io/kubernetes/pkg/controller/certificates/cleaner"
@@ -168,8 +169,15 @@ func (s *Set) serviceCIDRs(ctx context.Context, k *kit) (func(context.Context), 
 	if err != nil {
 		return nil, err
 	}
-	c := servicecidrs.NewController(ctx, k.Factory.Networking().V1().ServiceCIDRs(), k.Factory.Networking().V1().IPAddresses(), client)
-	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+	// Its constructor registers handlers before it has set what they read, so it
+	// panics on informers that run already, as the shared ones do. These are its own.
+	own := informers.NewSharedInformerFactory(client, 0)
+	c := servicecidrs.NewController(ctx, own.Networking().V1().ServiceCIDRs(), own.Networking().V1().IPAddresses(), client)
+	return func(ctx context.Context) {
+		own.StartWithContext(ctx)
+		c.Run(ctx, 1)
+		own.Shutdown()
+	}, nil
 }
 
 func (s *Set) endpoints(ctx context.Context, k *kit) (func(context.Context), error) {
