@@ -417,6 +417,34 @@ func TestTwoBoardsOneToken(t *testing.T) {
 	}
 }
 
+// With --replace the record lets the name go, so only the token itself is left
+// to say that it serves one key.
+func TestTwoBoardsOneReplacingToken(t *testing.T) {
+	c := start(t)
+	c.mustJoin("pi-1")
+	line := c.token("pi-1", replace)
+	// Another request binds the token after ours read it and before ours writes.
+	rival := strings.Repeat("ab", 32)
+	done := false
+	c.client.PrependReactor("update", "secrets", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		secret := action.(clienttesting.UpdateAction).GetObject().(*corev1.Secret).DeepCopy()
+		if secret.Type != join.TokenSecretType || done {
+			return false, nil, nil
+		}
+		done = true
+		secret.Data["used-by"] = []byte(rival)
+		secret.ResourceVersion = "2"
+		return false, nil, c.client.Tracker().Update(action.GetResource(), secret, secret.Namespace)
+	})
+	_, err := c.join(t.TempDir(), line)
+	if !errors.Is(err, enrollment.ErrTokenUsed) || !strings.Contains(err.Error(), rival[:16]) {
+		t.Errorf("the slower board: %v, want ErrTokenUsed and the faster one's key", err)
+	}
+	if !done {
+		t.Error("the token was never written")
+	}
+}
+
 func TestReplacedBoard(t *testing.T) {
 	c := start(t)
 	old, _ := c.mustJoin("pi-1")

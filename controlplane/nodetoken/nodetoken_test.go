@@ -254,24 +254,3 @@ func TestGuard(t *testing.T) {
 		t.Errorf("revoked: %v, %v", ok, err)
 	}
 }
-
-// The API server is built before there is a client to read records with.
-func TestDeferred(t *testing.T) {
-	w := newWorld(t)
-	d := &Deferred{}
-	if _, ok, err := d.AuthenticateToken(t.Context(), w.sign(t)); ok || err != nil {
-		t.Errorf("before its start: %v, %v; want to leave it to others", ok, err)
-	}
-	if _, err := d.Admitted(t.Context(), "pi-1"); !errors.Is(err, ErrNotStarted) {
-		t.Errorf("before its start: %v", err)
-	}
-	if err := d.Start(Config{Records: w, Objects: w, Audiences: authenticator.Audiences{audience}, Now: func() time.Time { return now }}); err != nil {
-		t.Fatal(err)
-	}
-	if _, ok, err := d.AuthenticateToken(t.Context(), w.sign(t)); !ok || err != nil {
-		t.Errorf("started: %v, %v", ok, err)
-	}
-	if _, err := d.Admitted(t.Context(), "pi-1"); err != nil {
-		t.Error(err)
-	}
-}

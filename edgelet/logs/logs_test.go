@@ -263,6 +263,36 @@ func TestFollowOverRotation(t *testing.T) {
 	c.exit()
 }
 
+// What the runtime writes into the old file while we look at the names isn't lost.
+func TestRotationBetweenTwoLooks(t *testing.T) {
+	path := writeLog(t, stamp(1)+" stdout F one\n")
+	var out bytes.Buffer
+	r := &reader{Options: Options{Stdout: &out, Follow: true}, path: path, remain: 1 << 20, begin: map[Stream]bool{Stdout: true}}
+	if err := r.open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { r.file.Close() }()
+	r.lines = newLineReader(r.file)
+	if err := r.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c := &container{t: t, path: path}
+	c.say(stamp(2) + " stdout F two\n")
+	c.rotate("20261006-001702")
+	c.say(stamp(3) + " stdout F three\n")
+	for range 3 {
+		if _, err := r.advance(); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.drain(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out.String() != "one\ntwo\nthree\n" {
+		t.Errorf("got %q", out.String())
+	}
+}
+
 // A follower on a slow link may sleep through several rotations.
 func TestFollowMissesNoRotatedFile(t *testing.T) {
 	gate := make(chan struct{})
