@@ -260,8 +260,12 @@ func TestRecreate(t *testing.T) {
 			if got := b.size(t, "web-old"); got != 0 {
 				t.Errorf("old set has size %d", got)
 			}
-			if got := b.progressing(t); c.wantReason != "" && (got == nil || got.Reason != c.wantReason) {
-				t.Errorf("condition %+v, want reason %s", got, c.wantReason)
+			got := ""
+			if cond := b.progressing(t); cond != nil {
+				got = cond.Reason
+			}
+			if got != c.wantReason {
+				t.Errorf("reason %q, want %q", got, c.wantReason)
 			}
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/klog/v2"
 
 	"github.com/coracle-edge/coracle/controlplane/controllers/fixture"
 )
@@ -172,6 +173,9 @@ func TestFailedCreateIsACondition(t *testing.T) {
 	}
 	if tries != 1 {
 		t.Errorf("%d pods tried, want 1: what is refused once is refused five times", tries)
+	}
+	if !ctl.expected.SatisfiedExpectations(klog.Background(), "ns/web") {
+		t.Error("waits for pods that were never made")
 	}
 	set, err := w.Client.AppsV1().ReplicaSets("ns").Get(t.Context(), "web", metav1.GetOptions{})
 	if err != nil {
