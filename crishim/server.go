@@ -22,7 +22,7 @@ const maxMessage = 16 << 20
 // Serve answers CRI calls on l until ctx ends, and then waits for those under
 // way, at most five seconds.
 func (s *Service) Serve(ctx context.Context, l net.Listener) error {
-	srv := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.SharedWriteBuffer(true))
+	srv := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
 	runtimeapi.RegisterRuntimeServiceServer(srv, s)
 	runtimeapi.RegisterImageServiceServer(srv, s)
 	done := make(chan error, 1)

@@ -58,7 +58,6 @@ func New(socket string, log *slog.Logger) (*Client, error) {
 			MinConnectTimeout: 3 * time.Second,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithChainUnaryInterceptor(c.explain),
 	)
 	if err != nil {

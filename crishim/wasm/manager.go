@@ -4,14 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -228,12 +226,4 @@ func newID() string {
 	b := make([]byte, 32)
 	rand.Read(b) // never fails
 	return hex.EncodeToString(b)
-}
-
-// ignorePermission is for what an ordinary user can't do and needn't.
-func ignorePermission(err error) error {
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EROFS) {
-		return nil
-	}
-	return err
 }
