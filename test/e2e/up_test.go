@@ -1,8 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -72,5 +76,43 @@ func TestTraceOfAnUnknownPodSaysSo(t *testing.T) {
 	out, err := coracle("trace", "nobody", "--kubeconfig", shared.layout.Kubeconfig())
 	if err == nil || !strings.Contains(out, "nobody") {
 		t.Fatalf("err = %v, output:\n%s", err, out)
+	}
+}
+
+// An ordinary user gets a cluster too, and is told in a line what needs root.
+func TestUpAsAnOrdinaryUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the other tests ran as an ordinary user already; becoming another one needs root")
+	}
+	dir, err := os.MkdirTemp("", "coracle-e2e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	bin := filepath.Join(dir, "bin")
+	run(t, "cp", "-r", binDir(), bin)
+	run(t, "chown", "-R", "65534:65534", dir)
+	user := func(args ...string) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "setpriv", append([]string{"--reuid=65534", "--regid=65534", "--clear-groups", filepath.Join(bin, "coracle")}, args...)...)
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "HOME="+dir, "KUBECONFIG=")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	out, err := user("up", "--detach", "--data-dir", filepath.Join(dir, "data"), "--registry-address", "127.0.0.1:0")
+	defer func() {
+		if out, err := user("down", "--data-dir", filepath.Join(dir, "data")); err != nil {
+			t.Error(err, out)
+		}
+	}()
+	if err != nil {
+		logs(os.Stderr, filepath.Join(dir, "data"))
+		t.Fatal(err, out)
+	}
+	for _, want := range []string{"Hello from WebAssembly", "board-1: Wasm pods only", "need root"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("`coracle up` did not print %q:\n%s", want, out)
+		}
 	}
 }

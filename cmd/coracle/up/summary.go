@@ -80,5 +80,16 @@ func Hello(ctx context.Context, o Options, s State, out io.Writer) error {
 		}
 		fmt.Fprintln(out)
 	}
+	list := self("kubectl", "get", "nodes", "-l", "coracle.dev/oci=absent", "-o", "jsonpath={.items[*].metadata.name}")
+	list.Stdout = nil
+	names, err := list.Output()
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	why := "containerd is not installed"
+	if os.Geteuid() != 0 {
+		why = fmt.Sprintf("OCI containers need root and containerd, and this is user %d", os.Geteuid())
+	}
+	fmt.Fprintf(out, "%s: Wasm pods only (label coracle.dev/oci=absent); %s.\n\n", names, why)
 	return nil
 }
