@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 )
 
@@ -220,14 +222,24 @@ func upgrade(conn net.Conn, buffered *bufio.ReadWriter) (net.Conn, error) {
 	return &prefixed{Conn: conn, early: buffered.Reader}, nil
 }
 
-// keepAlive notices within a minute that the node is gone, where a log is
-// followed and nothing is sent.
+// lostAfter is when a node that is silent below HTTP counts as gone.
+const lostAfter = time.Minute
+
+// keepAlive notices that the node is gone, where a log is followed and nothing is
+// sent, and where something is sent and never acknowledged.
 func keepAlive(conn net.Conn) {
 	if c, ok := conn.(*tls.Conn); ok {
 		conn = c.NetConn()
 	}
-	if c, ok := conn.(*net.TCPConn); ok {
-		_ = c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3})
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: lostAfter / 2, Interval: lostAfter / 6, Count: 3})
+	if raw, err := tcp.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(lostAfter/time.Millisecond))
+		})
 	}
 }
 

@@ -15,7 +15,10 @@ import (
 	"net/url"
 	"path/filepath"
 	"reflect"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 	"github.com/coracle-edge/coracle/internal/durable"
@@ -301,13 +304,24 @@ func ask(ctx context.Context, base, path string, body []byte, key ed25519.Privat
 	return grant, nil
 }
 
+// lostAfter is when a fleet endpoint that is silent below TLS counts as gone.
+const lostAfter = time.Minute
+
 // DialFleet opens a TLS connection to a fleet endpoint. The port is 443 unless u says another.
 func DialFleet(ctx context.Context, u *url.URL, config *tls.Config) (*tls.Conn, error) {
 	port := u.Port()
 	if port == "" {
 		port = "443"
 	}
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}}
+	d := net.Dialer{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: lostAfter / 2, Interval: lostAfter / 6, Count: 3},
+		// Keep-alives say nothing about what was sent and never acknowledged.
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			return raw.Control(func(fd uintptr) {
+				_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(lostAfter/time.Millisecond))
+			})
+		},
+	}
 	raw, err := d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
 	if err != nil {
 		return nil, &unreachable{err}

@@ -136,13 +136,15 @@ func (t *Tunnels) Serve(ctx context.Context, r Request) error {
 	server := &http.Server{
 		Handler:           t.cfg.Handler,
 		ReadHeaderTimeout: 30 * time.Second,
-		// The API server keeps connections for later; an open one costs the link its keep-alives.
-		IdleTimeout:    5 * time.Second,
-		MaxHeaderBytes: 32 << 10,
-		TLSNextProto:   map[string]func(*http.Server, *tls.Conn, http.Handler){},
-		ErrorLog:       slog.NewLogLogger(t.cfg.Logger.Handler(), slog.LevelDebug),
-		BaseContext:    func(net.Listener) context.Context { return ctx },
+		MaxHeaderBytes:    32 << 10,
+		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){},
+		ErrorLog:          slog.NewLogLogger(t.cfg.Logger.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
+	// One request per stream: a connection that the API server kept for the next one
+	// would cost the link keep-alives, and, when the link broke meanwhile, the next
+	// request would wait on it instead of learning that the node is away.
+	server.SetKeepAlivesEnabled(false)
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
 	inner := tls.Server(stream, t.cfg.Identity.ServerTLS(t.cfg.Clients...))
