@@ -627,5 +627,12 @@ func (m *Manager) containerLog(w *worker, s *v1.ContainerStatus, previous bool) 
 	if s.State.Waiting != nil && s.State.Waiting.Reason != "" {
 		reason = s.State.Waiting.Reason
 	}
+	// The kubelet's words for the most common reasons.
+	switch reason {
+	case "ErrImagePull":
+		reason = "image can't be pulled"
+	case "ImagePullBackOff":
+		reason = "trying and failing to pull image"
+	}
 	return ContainerLog{}, fmt.Errorf("container %q in pod %q is waiting to start: %s", s.Name, w.name, reason)
 }
