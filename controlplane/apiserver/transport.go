@@ -106,7 +106,7 @@ func (t *localTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}()
 	select {
 	case <-w.started:
-	case <-ctx.Done():
+	case <-req.Context().Done(): // not ctx, which a handler that has returned already cancels
 		return nil, req.Context().Err()
 	}
 	return &http.Response{

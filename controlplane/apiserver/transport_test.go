@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -54,6 +55,26 @@ func TestTransportCarriesRequestAndIdentity(t *testing.T) {
 		t.Fatalf("response = %d %v %q, %v", resp.StatusCode, resp.Header, body, err)
 	}
 	resp.Body.Close()
+}
+
+// A handler may return before anybody looks whether it has begun: its response counts, not that its context has ended.
+func TestHandlerThatIsFasterThanItsCaller(t *testing.T) {
+	rt := transportTo(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	// More callers than processors, so that some are put aside just before they look.
+	var all sync.WaitGroup
+	for range 32 {
+		all.Go(func() {
+			for range 10000 {
+				resp, err := rt.RoundTrip(request(t, t.Context(), "GET", ""))
+				if err != nil || resp == nil || resp.StatusCode != http.StatusNoContent {
+					t.Errorf("response %v, %v", resp, err)
+					return
+				}
+				resp.Body.Close()
+			}
+		})
+	}
+	all.Wait()
 }
 
 func TestIdentityCannotComeOverANetwork(t *testing.T) {
