@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -31,30 +32,47 @@ func settle(ctx context.Context) {
 }
 
 // bridgeKlog makes Kubernetes' log ours: its errors and warnings are warnings
-// here, its chatter is debug.
+// here, its chatter is debug. What it ends the process for is said first.
 func bridgeKlog(logger *slog.Logger, verbosity int) {
 	fs := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(fs)
 	fs.Set("v", strconv.Itoa(verbosity))
-	klog.SetLogger(logr.FromSlogHandler(demote{logger.Handler()}))
+	last := &atomic.Pointer[string]{}
+	klog.SetLogger(logr.FromSlogHandler(demote{logger.Handler(), last}))
+	klog.OsExit = func(code int) {
+		if message := last.Load(); message != nil {
+			logger.Error("controlplane stopped", "err", *message)
+		}
+		os.Exit(code)
+	}
 }
 
 // demote lowers each record by one step: what is an error to one request or one
-// retry of a controller isn't one to the process.
-type demote struct{ slog.Handler }
+// retry of a controller isn't one to the process. It remembers the last message:
+// klog logs what is fatal as information.
+type demote struct {
+	slog.Handler
+	last *atomic.Pointer[string]
+}
 
 func (d demote) Enabled(ctx context.Context, level slog.Level) bool {
-	return d.Handler.Enabled(ctx, level-4)
+	return level >= slog.LevelInfo || d.Handler.Enabled(ctx, level-4)
 }
 
 func (d demote) Handle(ctx context.Context, r slog.Record) error {
+	d.last.Store(&r.Message)
 	r.Level -= 4
+	if !d.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
 	return d.Handler.Handle(ctx, r)
 }
 
-func (d demote) WithAttrs(attrs []slog.Attr) slog.Handler { return demote{d.Handler.WithAttrs(attrs)} }
+func (d demote) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return demote{d.Handler.WithAttrs(attrs), d.last}
+}
 
-func (d demote) WithGroup(name string) slog.Handler { return demote{d.Handler.WithGroup(name)} }
+func (d demote) WithGroup(name string) slog.Handler { return demote{d.Handler.WithGroup(name), d.last} }
 
 // settleAfter is when what the start needed has become garbage.
 const settleAfter = 5 * time.Second

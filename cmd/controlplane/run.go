@@ -73,7 +73,9 @@ func run(ctx context.Context, o options, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	server.AddPostStartHook("coracle-objects", func(ctx context.Context) error { return ensureObjects(ctx, server, logger) })
+	server.AddPostStartHook("coracle-objects", func(ctx context.Context) error {
+		return apiserver.Retry(ctx, func(ctx context.Context) error { return ensureObjects(ctx, server, logger) })
+	})
 	parts, err := newParts(server, fleet, authority, recorder, logger)
 	if err != nil {
 		return err

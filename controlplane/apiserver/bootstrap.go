@@ -29,19 +29,10 @@ type withoutHook struct {
 // ensureBootstrap brings upstream's roles, bindings and priority classes into
 // being, and adds what is missing in those that exist, as upstream's hooks do.
 func ensureBootstrap(ctx context.Context, client kubernetes.Interface) error {
-	ctx, cancel := context.WithTimeout(ctx, bootstrapTimeout)
-	defer cancel()
-	for {
-		err := errors.Join(ensurePriorityClasses(ctx, client), ensureRoles(client))
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("bootstrap policy: %w", err)
-		case <-time.After(bootstrapRetry):
-		}
+	if err := errors.Join(ensurePriorityClasses(ctx, client), ensureRoles(client)); err != nil {
+		return fmt.Errorf("bootstrap policy: %w", err)
 	}
+	return nil
 }
 
 func ensurePriorityClasses(ctx context.Context, client kubernetes.Interface) error {

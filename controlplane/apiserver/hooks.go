@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"sync/atomic"
@@ -53,9 +54,8 @@ func (s *Server) addHooks(server *genericapiserver.GenericAPIServer, auth *authe
 		return nil
 	})
 
-	// Upstream's names: disabling or waiting for them works as there.
-	server.AddPostStartHookOrDie("rbac/bootstrap-roles", func(hook genericapiserver.PostStartHookContext) error {
-		return ensureBootstrap(hook, s.client)
+	s.AddPostStartHook("rbac/bootstrap-roles", func(ctx context.Context) error {
+		return Retry(ctx, func(ctx context.Context) error { return ensureBootstrap(ctx, s.client) })
 	})
 
 	server.AddPostStartHookOrDie("storage-readiness", server.StorageReadinessHook.Hook)

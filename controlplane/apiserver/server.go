@@ -96,6 +96,24 @@ func (s *Server) ClientConfig(name string, groups ...string) *rest.Config {
 // Informers is the process's one informer factory. Objects in it carry no managed fields.
 func (s *Server) Informers() informers.SharedInformerFactory { return s.informers }
 
+// Retry calls ensure until it succeeds, for at most half a minute: in its first
+// moments the server refuses writes, because its caches aren't filled yet.
+func Retry(ctx context.Context, ensure func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, bootstrapTimeout)
+	defer cancel()
+	for {
+		err := ensure(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(bootstrapRetry):
+		}
+	}
+}
+
 // Ready is closed once /readyz answers ok for the first time.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
@@ -105,10 +123,21 @@ func (s *Server) AddPostStartHook(name string, hook func(ctx context.Context) er
 	s.hooks = append(s.hooks, namedHook{name, hook})
 }
 
-// Run serves until ctx ends, then ends watches and requests and returns.
+// Run serves until ctx ends, then ends watches and requests and returns. A hook
+// that fails ends it too.
 func (s *Server) Run(ctx context.Context) error {
+	asked := ctx
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
 	for _, h := range s.hooks {
-		if err := s.outermost.AddPostStartHook(h.name, func(hc genericapiserver.PostStartHookContext) error { return h.run(hc) }); err != nil {
+		if err := s.outermost.AddPostStartHook(h.name, func(hook genericapiserver.PostStartHookContext) error {
+			if err := h.run(hook); err != nil && hook.Err() == nil {
+				// To return it would end the process on the spot.
+				fail(fmt.Errorf("hook %s: %w", h.name, err))
+				<-hook.Done()
+			}
+			return nil
+		}); err != nil {
 			return err
 		}
 	}
@@ -117,6 +146,9 @@ func (s *Server) Run(ctx context.Context) error {
 	go s.announce(ctx)
 	if err := prepared.RunWithContext(ctx); err != nil {
 		return fmt.Errorf("API server: %w", err)
+	}
+	if asked.Err() == nil {
+		return fmt.Errorf("API server: %w", context.Cause(ctx))
 	}
 	return nil
 }

@@ -30,12 +30,23 @@ import (
 // eventsHistory is how long a watch cache remembers, upstream's default.
 const eventsHistory = 75 * time.Second
 
-// uncached are kinds without a watch cache. A cache pays when a kind has
-// several watchers or is listed often. Of these each has one informer at most
-// (the process shares one factory) and few clients; they are read from etcd.
-var uncached = map[schema.GroupResource]bool{
-	{Resource: "events"}:                         true,
-	{Group: "events.k8s.io", Resource: "events"}: true,
+// cached are the kinds with a watch cache. One costs 13 goroutines and its
+// objects a second time; it pays when a kind has several watchers or is listed
+// often. All informers of this process are one per kind, so for other kinds a
+// watch of etcd is as good.
+var cached = map[schema.GroupResource]bool{
+	{Resource: "pods"}:                                      true,
+	{Resource: "nodes"}:                                     true,
+	{Resource: "services"}:                                  true,
+	{Resource: "configmaps"}:                                true,
+	{Resource: "secrets"}:                                   true,
+	{Resource: "serviceaccounts"}:                           true,
+	{Resource: "namespaces"}:                                true,
+	{Group: "apps", Resource: "deployments"}:                true,
+	{Group: "apps", Resource: "replicasets"}:                true,
+	{Group: "apps", Resource: "daemonsets"}:                 true,
+	{Group: "batch", Resource: "jobs"}:                      true,
+	{Group: "discovery.k8s.io", Resource: "endpointslices"}: true,
 }
 
 // storageGetter gives every registry the one etcd client, instead of a
@@ -89,7 +100,7 @@ func (g *storageGetter) decorate(
 	}
 	var out storage.Interface = raw
 	destroy := raw.Close
-	if !uncached[config.GroupResource] {
+	if cached[config.GroupResource] {
 		c, err := cacher.NewCacherFromConfig(cacher.Config{
 			Storage:             raw,
 			Versioner:           versioner,

@@ -133,6 +133,9 @@ func startEtcd(dir string, logger *zap.Logger) (*embed.Etcd, error) {
 	c.SnapshotCatchUpEntries = catchUp
 	c.MaxSnapFiles, c.MaxWalFiles = 2, 2
 	c.QuotaBackendBytes = quota
+	// Watches that see no event learn this often how far the store is, so that they
+	// can go on after a compaction without listing everything again.
+	c.WatchProgressNotifyInterval = 2 * time.Minute
 	c.Metrics = "basic"
 	c.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
 	return embed.StartEtcd(c)
