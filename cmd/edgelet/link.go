@@ -87,7 +87,7 @@ func (a *agent) renewExpired(ctx context.Context, id *identity.Identity, l *link
 			return
 		case <-ticker.C:
 		}
-		if s := l.Status(); s.Connected || !strings.Contains(s.LastError, "expired") {
+		if s := l.Status(); s.Connected || !identity.Expired(s.Err) {
 			continue
 		}
 		if err := id.Renew(ctx); err != nil && ctx.Err() == nil {
