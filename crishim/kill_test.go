@@ -55,6 +55,11 @@ func startDaemon(t *testing.T, args ...string) *daemon {
 	t.Cleanup(func() {
 		d.kill()
 		d.conn.Close()
+		for _, pid := range processesWith(dir) { // of a test that failed
+			if proc, err := os.FindProcess(pid); err == nil {
+				_ = proc.Kill()
+			}
+		}
 		os.RemoveAll(dir)
 		for _, cg := range cgroupsNamed("/coracle-test-" + filepath.Base(dir)) {
 			os.Remove(cg)
@@ -206,7 +211,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		t.Errorf("mounts are left: %v", left)
 	}
 	if left := processesWith(d.dir); len(left) != 1 {
-		t.Errorf("processes are left besides crishim: %q", left)
+		t.Errorf("processes are left besides crishim: %d", left)
 	}
 }
 
@@ -249,27 +254,24 @@ func writeBridge(t *testing.T, dir string) {
 	}
 }
 
-// processesWith lists the command lines that have s in them, or whose working
-// files are there.
-func processesWith(s string) (out []string) {
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, f := range files {
-		if b, err := os.ReadFile(f); err == nil && bytes.Contains(b, []byte(s)) {
-			out = append(out, strings.ReplaceAll(string(b), "\x00", " "))
+// processesWith lists the processes that name a folder on their command line,
+// or have a file of a bundle in it open.
+func processesWith(dir string) (pids []int) {
+	procs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range procs {
+		pid, _ := strconv.Atoi(filepath.Base(p))
+		cmdline, _ := os.ReadFile(p + "/cmdline")
+		if bytes.Contains(cmdline, []byte(dir)) {
+			pids = append(pids, pid)
 			continue
 		}
-		fds, _ := filepath.Glob(filepath.Join(filepath.Dir(f), "fd", "*"))
+		fds, _ := filepath.Glob(p + "/fd/*")
 		for _, fd := range fds {
-			if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, s) && strings.Contains(to, "/bundle/") && !strings.Contains(string(mustRead(f)), "--state-dir") {
-				out = append(out, strings.ReplaceAll(string(mustRead(f)), "\x00", " "))
+			if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, dir) && strings.Contains(to, "/bundle/") {
+				pids = append(pids, pid)
 				break
 			}
 		}
 	}
-	return out
-}
-
-func mustRead(path string) []byte {
-	b, _ := os.ReadFile(path)
-	return b
+	return pids
 }

@@ -50,9 +50,15 @@ func ListenUnix(url string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, err
 	}
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	if err := awaitFree(func() error {
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err != nil {
+			return nil
+		}
 		conn.Close()
-		return nil, fmt.Errorf("listen on %s: another process answers there", path)
+		return fmt.Errorf("listen on %s: another process answers there", path)
+	}); err != nil {
+		return nil, err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -65,6 +71,20 @@ func ListenUnix(url string) (net.Listener, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// awaitFree tries for three seconds. A process that was killed while it was
+// starting a child has its sockets and locks held by that child, until it
+// executes its program.
+func awaitFree(try func() error) error {
+	var err error
+	for range 150 {
+		if err = try(); err == nil {
+			return nil
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return err
 }
 
 // Admin serves what the CRI has no call for:

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/crishim/images"
@@ -81,6 +82,7 @@ type Service struct {
 	last   *lastKnown
 	events *hub
 
+	lock *os.File        // held while it lives
 	done <-chan struct{} // of the Service
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -113,6 +115,14 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 		cfg.CNIBinDirs = []string{"/opt/cni/bin", "/usr/lib/cni"}
 	}
 	s := &Service{cfg: cfg, log: cfg.Logger, now: cfg.Now, events: newHub()}
+	if s.lock, err = lockDir(cfg.StateDir); err != nil {
+		return nil, fmt.Errorf("crishim: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			s.lock.Close()
+		}
+	}()
 	rt, err := wasmruntime.New(wasmruntime.Options{
 		RunnerPath: cfg.RunnerPath, CacheDir: filepath.Join(cfg.StateDir, "compiled"), Limits: cfg.Limits, Logger: cfg.Logger, Now: cfg.Now,
 	})
@@ -170,7 +180,25 @@ func (s *Service) Close() error {
 	if s.oci != nil {
 		err = errors.Join(err, s.oci.Close())
 	}
-	return err
+	return errors.Join(err, s.lock.Close())
+}
+
+// ErrInUse is returned by New when another process has the state directory.
+var ErrInUse = errors.New("state directory is in use")
+
+// lockDir makes a state directory ours until the file is closed.
+func lockDir(dir string) (*os.File, error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := awaitFree(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w by another process: %s", ErrInUse, dir), f.Close())
+	}
+	return f, nil
 }
 
 // Import stores the images of an OCI or docker archive: Wasm ones here, others

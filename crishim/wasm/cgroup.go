@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -54,6 +55,29 @@ func (m *Manager) hierarchies() []string {
 		}
 	}
 	return out
+}
+
+// canMakeCgroups says whether this user may make cgroups for guests: root may,
+// others below what was delegated to them.
+func (m *Manager) canMakeCgroups() bool {
+	if os.Geteuid() == 0 {
+		return true
+	}
+	for _, h := range m.hierarchies() {
+		for dir := path.Join("/", m.opts.CgroupParent); ; dir = path.Dir(dir) {
+			at := filepath.Join(h, dir)
+			if _, err := os.Stat(at); err == nil {
+				if unix.Access(at, unix.W_OK) == nil {
+					return true
+				}
+				break
+			}
+			if dir == "/" {
+				break
+			}
+		}
+	}
+	return false
 }
 
 func (m *Manager) cgroupExists(cg string) bool {

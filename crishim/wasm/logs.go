@@ -178,11 +178,17 @@ func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
 	if err != nil || n <= 0 {
 		return false
 	}
+	full := pipeFull(s.w)
 	seen, err := readFull(s.r, s.buf[:n])
 	if err != nil || seen == 0 {
 		return false
 	}
 	taken := p.write(in.stream, s.buf[:seen], last)
+	if taken == 0 && (full || pipeFull(fd)) {
+		// No end of line and no room for one: users with many pipes get them
+		// of two pages, less than the longest line.
+		taken = p.writePiece(in.stream, s.buf[:seen])
+	}
 	if taken == 0 {
 		return false
 	}
@@ -235,6 +241,15 @@ func (p *logPump) write(stream string, data []byte, last bool) (taken int) {
 		p.append(out, len(out))
 	}
 	return taken
+}
+
+// writePiece appends data as a piece of a line. The caller holds the scratch.
+func (p *logPump) writePiece(stream string, data []byte) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	head := fmt.Sprintf("%s %s P ", p.now().UTC().Format(time.RFC3339Nano), stream)
+	p.append(append(append([]byte(head), data...), '\n'), len(data))
+	return len(data)
 }
 
 // append writes whole lines. On a full disk lines are dropped, not the guest
@@ -335,6 +350,13 @@ func tee(from, to, n int) (int64, error) {
 			return got, err
 		}
 	}
+}
+
+// pipeFull says whether a pipe, whose writing end fd is, has no room.
+func pipeFull(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 0
 }
 
 // readFull reads until buf is full or the pipe is empty.

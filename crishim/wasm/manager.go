@@ -71,6 +71,7 @@ type Manager struct {
 	opts    Options
 	log     *slog.Logger
 	bootID  string
+	cgroups bool // may be made here
 	scratch logScratch
 	wg      sync.WaitGroup // watchers of running containers
 	closing chan struct{}
@@ -119,6 +120,9 @@ func New(ctx context.Context, opts Options) (*Manager, error) {
 		return nil, fmt.Errorf("wasm state: boot ID: %w", err)
 	}
 	m.bootID = strings.TrimSpace(string(boot))
+	if m.cgroups = m.canMakeCgroups(); !m.cgroups {
+		m.log.Info("this user can't make cgroups: guests have no limits but that of their linear memory")
+	}
 	if err := m.scratch.open(); err != nil {
 		return nil, fmt.Errorf("wasm state: %w", err)
 	}

@@ -43,8 +43,11 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 		Dir: filepath.Join(m.containerDir(id), bundleDir), ID: cfg.GetMetadata().GetName(),
 		Module: img.Module.Path, Digest: img.Module.Digest.String(), Name: img.Module.Name,
 		WorkingDir: first(cfg.GetWorkingDir(), img.WorkingDir), NetNS: p.netns,
-		Cgroup: path.Join(p.cgroup, id), Stdin: cfg.GetStdin(),
+		Stdin:      cfg.GetStdin(),
 		NotifyTerm: cfg.GetAnnotations()[AnnotationNotifyTerm] == "true",
+	}
+	if m.cgroups {
+		spec.Cgroup = path.Join(p.cgroup, id)
 	}
 	setArgs(&spec, cfg, img)
 	setEnv(&spec, p, cfg, img)

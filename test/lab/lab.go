@@ -108,6 +108,9 @@ func buildPath(t testing.TB, name, pkg string) string {
 		}
 		programs.dir, programs.err = dir, map[string]error{}
 	}
+	if dir := os.Getenv("CORACLE_LAB_BIN"); dir != "" { // built before, for users who can't
+		return filepath.Join(dir, name)
+	}
 	path := filepath.Join(programs.dir, name)
 	if _, done := programs.err[name]; !done {
 		cmd := exec.Command("go", "build", "-o", path, pkg)
