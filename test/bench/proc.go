@@ -11,7 +11,9 @@ import (
 	"strings"
 )
 
-// memory is what smaps_rollup says of a process, in MiB.
+// memory is what smaps_rollup says of a process, in MiB. private is what the
+// kernel can't take back: clean pages of the executable are not in it, whether
+// or not another process maps them too.
 type memory struct{ rss, pss, private, anonymous float64 }
 
 func memoryOf(pid int) (memory, error) {
@@ -34,7 +36,7 @@ func memoryOf(pid int) (memory, error) {
 			m.rss += kb / 1024
 		case "Pss:":
 			m.pss += kb / 1024
-		case "Private_Clean:", "Private_Dirty:":
+		case "Private_Dirty:":
 			m.private += kb / 1024
 		case "Anonymous:":
 			m.anonymous += kb / 1024
@@ -111,7 +113,7 @@ func wireOf(pid int) (wire, error) {
 	return w, s.Err()
 }
 
-// children lists the processes whose parent is pid, or that run exe, by pid.
+// pidsOf lists the processes that run the program exe.
 func pidsOf(exe string) ([]int, error) {
 	links, err := filepath.Glob("/proc/[0-9]*/exe")
 	if err != nil {
