@@ -28,6 +28,7 @@ func TestOCIAndMixedPods(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	removeCgroups(t, "/coracle-test-oci")
 	ctd := lab.StartContainerdIn(t, dir, reg.HostsDir, true)
 	n := newNode(t, func(c *crishim.Config) {
 		c.ContainerdSocket, c.RegistryHosts = ctd.Socket(), reg.HostsDir
@@ -239,6 +240,14 @@ func TestOCIAndMixedPods(t *testing.T) {
 			t.Error("no event after containerd came back")
 		}
 		n.removeAll() // while there is a containerd to do it
+	})
+}
+
+func removeCgroups(t *testing.T, parent string) {
+	t.Cleanup(func() {
+		for _, cg := range cgroupsNamed(parent) {
+			_ = os.Remove(cg)
+		}
 	})
 }
 
