@@ -35,13 +35,13 @@ func probeModule(t testing.TB) []byte {
 // node is a Service with what tests need around it.
 type node struct {
 	*crishim.Service
-	t    *testing.T
+	t    testing.TB
 	cfg  crishim.Config
 	logs string
 	n    int
 }
 
-func newNode(t *testing.T, change func(*crishim.Config)) *node {
+func newNode(t testing.TB, change func(*crishim.Config)) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cor-*")
 	if err != nil {
@@ -69,7 +69,7 @@ func newNode(t *testing.T, change func(*crishim.Config)) *node {
 }
 
 // in makes a subtest the one that fails.
-func (n *node) in(t *testing.T) {
+func (n *node) in(t testing.TB) {
 	outer := n.t
 	n.t = t
 	t.Cleanup(func() { n.t = outer })
@@ -110,7 +110,7 @@ func (n *node) removeAll() {
 
 // testWriter writes to the test's log, and to nowhere after its end.
 type testWriter struct {
-	t    *testing.T
+	t    testing.TB
 	mu   sync.Mutex
 	done bool
 }
