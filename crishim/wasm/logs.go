@@ -343,11 +343,13 @@ func cutTornLine(path string) error {
 	return f.Truncate(keep)
 }
 
-func tee(from, to, n int) (int64, error) {
+// tee returns how many bytes it copied. On 32-bit ARM x/sys makes an int64 of
+// two registers, the second of which the kernel never set.
+func tee(from, to, n int) (int, error) {
 	for {
 		got, err := unix.Tee(from, to, n, unix.SPLICE_F_NONBLOCK)
 		if err != syscall.EINTR {
-			return got, err
+			return int(int32(got)), err
 		}
 	}
 }
