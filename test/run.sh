@@ -60,7 +60,7 @@ integration() {
 arm() {
   command -v qemu-arm-static >/dev/null || { echo "qemu-arm-static is missing"; return 1; }
   local list
-  list=$("$go" list ./edgelet/... ./boards/... ./controlplane/api/... | grep -v /testdata/) || return 1
+  list=$("$go" list ./edgelet/... ./boards/... ./controlplane/api/... ./crishim/wasm | grep -v /testdata/) || return 1
   CGO_ENABLED=0 GOARCH=arm GOARM=6 gotest arm -p 2 -timeout 20m -exec "qemu-arm-static -cpu arm1176" $list
 }
 

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/log"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -33,6 +34,7 @@ func main() {
 	flag.IntVar(&b.pods, "pods", 10, "how many pods for the memory of a pod")
 	flag.DurationVar(&b.window, "window", 5*time.Minute, "how long idle processes are watched")
 	flag.Parse()
+	_ = log.SetLevel("error") // the registry client warns of media types that it doesn't know
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := b.run(ctx); err != nil {
