@@ -196,6 +196,37 @@ func TestKilledWhileWriting(t *testing.T) {
 	}
 }
 
+func TestFullDisk(t *testing.T) {
+	disk := t.TempDir()
+	if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=64m"); err != nil {
+		t.Skipf("needs root, to mount a small tmpfs: %v", err)
+	}
+	t.Cleanup(func() { syscall.Unmount(disk, syscall.MNT_DETACH) })
+	dir := filepath.Join(disk, "data")
+	p := begin(t, dir)
+	time.Sleep(2 * time.Second) // what the start writes
+	filler := filepath.Join(disk, "filler")
+	if err := os.WriteFile(filler, make([]byte, 64<<20), 0o600); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("fill the disk: %v", err)
+	}
+	maps := p.client.CoreV1().ConfigMaps("default")
+	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "c"}}
+	_, err := maps.Create(t.Context(), cm, metav1.CreateOptions{})
+	if err == nil || !strings.Contains(err.Error(), "no space left for etcd in "+filepath.Join(dir, "etcd")) || !strings.Contains(err.Error(), "free some space") {
+		t.Errorf("write to a full disk: %v", err)
+	}
+	if _, err := maps.List(t.Context(), metav1.ListOptions{}); err != nil {
+		t.Errorf("read on a full disk: %v", err)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "write after space was freed", func() error {
+		_, err := maps.Create(t.Context(), cm, metav1.CreateOptions{})
+		return err
+	})
+}
+
 func noPartFailed(t *testing.T, p *process) {
 	t.Helper()
 	for line := range strings.Lines(p.log.String()) {

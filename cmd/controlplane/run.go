@@ -52,7 +52,8 @@ func run(ctx context.Context, o options, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer listeners.close()
+	// From here on the parts own the listeners; should one of the next steps fail,
+	// the process ends and they with it.
 	keys, err := apiKeys(authority, o)
 	if err != nil {
 		return err

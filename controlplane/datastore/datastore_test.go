@@ -102,7 +102,7 @@ func tmpfs(t *testing.T, size string) string {
 }
 
 func TestFullDiskRefusesWritesAndGoesOnByItself(t *testing.T) {
-	dir := tmpfs(t, "32m")
+	dir := tmpfs(t, "36m")
 	s := open(t, Config{Dir: dir})
 	kv := s.Client().KV
 	if _, err := kv.Put(t.Context(), "a", "1"); err != nil {
@@ -122,8 +122,17 @@ func TestFullDiskRefusesWritesAndGoesOnByItself(t *testing.T) {
 	if resp, err := kv.Get(t.Context(), "a"); err != nil || string(resp.Kvs[0].Value) != "1" {
 		t.Errorf("read on a full disk: %v", err)
 	}
+	if _, err := kv.Delete(t.Context(), "a"); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("delete on a disk without a byte: %v", err)
+	}
+	if err := os.Truncate(filler, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Put(t.Context(), "a", "2"); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("write to a nearly full disk: %v", err)
+	}
 	if _, err := kv.Delete(t.Context(), "a"); err != nil {
-		t.Errorf("delete on a full disk: %v", err)
+		t.Errorf("delete on a nearly full disk: %v", err)
 	}
 	os.Remove(filler)
 	if _, err := kv.Put(t.Context(), "a", "3"); err != nil {

@@ -47,6 +47,10 @@ func (s *Store) openEmbedded(ctx context.Context, cfg Config) (*clientv3.Client,
 	if err != nil {
 		return nil, err
 	}
+	if err := freeSpace(cfg.Dir, walSegment)(true); err != nil {
+		unlock()
+		return nil, err
+	}
 	logger := newLogger(cfg.Logger, func(message string) { s.fail(cfg.Dir, message) })
 	started := make(chan struct{})
 	var etcd *embed.Etcd

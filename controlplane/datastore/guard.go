@@ -26,13 +26,18 @@ func (s *Store) Written() Written {
 	return Written{Transactions: s.counters.transactions.Load(), Bytes: s.counters.bytes.Load()}
 }
 
-// spaceCheck is nil if there is room for a write.
-type spaceCheck func() error
+// spaceCheck is nil if there is room for a write that puts, or only deletes.
+type spaceCheck func(puts bool) error
 
-// freeSpace checks that reserve bytes are free in dir's file system. etcd
-// itself ends the process when a write to its log fails, so it must not come to that.
+// freeSpace checks that reserve bytes are free in dir's file system, and a
+// quarter of it for deletions, which are the way out. etcd itself ends the
+// process when a write fails, so it must not come to that.
 func freeSpace(dir string, reserve int64) spaceCheck {
-	return func() error {
+	return func(puts bool) error {
+		reserve := reserve
+		if !puts {
+			reserve /= 4
+		}
 		var st syscall.Statfs_t
 		if err := syscall.Statfs(dir, &st); err != nil {
 			return nil // nothing known, nothing refused
@@ -51,8 +56,8 @@ type NoSpaceError struct {
 }
 
 func (e *NoSpaceError) Error() string {
-	return fmt.Sprintf("%v in %s: %d MiB are free and %d MiB are kept back; free some space on that file system, writes then work again by themselves",
-		ErrNoSpace, e.Dir, e.Free>>20, e.Reserve>>20)
+	return fmt.Sprintf("%v in %s: %.1f MiB are free, %d MiB are needed: free some space on that file system (df -h %[2]s), then writes work again by themselves",
+		ErrNoSpace, e.Dir, float64(e.Free)/(1<<20), e.Reserve>>20)
 }
 
 func (e *NoSpaceError) Unwrap() error { return ErrNoSpace }
@@ -106,8 +111,8 @@ func (g *guardedKV) write(ops ...clientv3.Op) error {
 	if !writes {
 		return nil
 	}
-	if puts && g.space != nil {
-		if err := g.space(); err != nil {
+	if g.space != nil {
+		if err := g.space(puts); err != nil {
 			return err
 		}
 	}
