@@ -47,6 +47,7 @@ lint() {
   local unformatted
   unformatted=$(git ls-files "*.go" | xargs "$("$go" env GOROOT)/bin/gofmt" -l) || return 1
   [ -z "$unformatted" ] || { echo "gofmt would change: $unformatted"; return 1; }
+  examples/build.sh check || return 1
   CGO_ENABLED=0 "$go" vet ./... || return 1
   CGO_ENABLED=0 GOFLAGS="$GOFLAGS" staticcheck -tags grpcnotrace ./...
 }
