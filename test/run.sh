@@ -51,7 +51,9 @@ lint() {
   CGO_ENABLED=0 "$go" vet ./... || return 1
   CGO_ENABLED=0 GOFLAGS="$GOFLAGS" staticcheck -tags grpcnotrace ./...
 }
-unit_race() { CGO_ENABLED=1 gotest unit-race -race -timeout 20m $(packages race); }
+# The two example modules that are too large to be committed.
+large_examples() { PATH=$("$go" env GOROOT)/bin:$PATH examples/build.sh config && examples/build.sh python; }
+unit_race() { large_examples && CGO_ENABLED=1 gotest unit-race -race -timeout 20m $(packages race); }
 unit_plain() { CGO_ENABLED=0 gotest unit -p 1 -timeout 20m $(packages plain); }
 integration() {
   make -s build || return 1
