@@ -12,7 +12,7 @@ failures = args[:1] == ["--failures"]
 passed = failed = skipped = 0
 skips = []
 for name in args[1:] if failures else args:
-    output, packages = {}, {}
+    output, packages, ended = {}, {}, set()
     for line in open(name, encoding="utf-8", errors="replace"):
         try:
             e = json.loads(line)
@@ -21,12 +21,18 @@ for name in args[1:] if failures else args:
             continue
         key = (e.get("Package", e.get("ImportPath", "")), e.get("Test"))
         action = e["Action"]
+        if action in ("pass", "fail", "skip"):
+            ended.add(key)
         if action in ("output", "build-output"):
             output.setdefault(key, []).append(e["Output"])
         elif key[1] is None:
             if action == "fail" or action == "build-fail":
                 packages[key[0]] = e.get("Elapsed", 0)
                 if failures:
+                    # What was said by tests that never ended, if the process did.
+                    for (package, test), said in output.items():
+                        if package == key[0] and test and (package, test) not in ended:
+                            print(f"{test} did not end:\n", "".join(said[-60:]), sep="")
                     print("".join(output.get(key, [])[-60:]))
             elif action == "pass" and failures:
                 print(f"ok    {key[0]}  {e.get('Elapsed', 0):.1f}s")

@@ -32,14 +32,19 @@ func settle(ctx context.Context) {
 }
 
 // bridgeKlog makes Kubernetes' log ours: its errors and warnings are warnings
-// here, its chatter is debug. What it ends the process for is said first.
-func bridgeKlog(logger *slog.Logger, verbosity int) {
+// here, its chatter is debug. What it ends the process for is said first; but
+// upstream's start hooks end it, too, if ctx ends before they are done.
+func bridgeKlog(ctx context.Context, logger *slog.Logger, verbosity int) {
 	fs := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(fs)
 	fs.Set("v", strconv.Itoa(verbosity))
 	last := &atomic.Pointer[string]{}
 	klog.SetLogger(logr.FromSlogHandler(demote{logger.Handler(), last}))
 	klog.OsExit = func(code int) {
+		if ctx.Err() != nil {
+			logger.Info("controlplane stopped before it was ready")
+			os.Exit(0)
+		}
 		if message := last.Load(); message != nil {
 			logger.Error("controlplane stopped", "err", *message)
 		}

@@ -26,7 +26,7 @@ const (
 // run is the whole life of the process: it returns when ctx ends or a part
 // fails for good. It ends what it started in the reverse order.
 func run(ctx context.Context, o options, logger *slog.Logger) error {
-	bridgeKlog(logger, o.klogLevel)
+	bridgeKlog(ctx, logger, o.klogLevel)
 	tuneMemory()
 	runPath := filepath.Join(o.dataDir, "run", "controlplane.json")
 	if err := os.MkdirAll(filepath.Dir(runPath), 0o700); err != nil {

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +48,10 @@ var server *running
 func TestMain(m *testing.M) {
 	code := 1
 	klog.SetLogger(logr.Discard())
+	klog.OsExit = func(code int) { // a start hook of upstream's that failed, or was interrupted
+		fmt.Fprintf(os.Stderr, "klog ends the process: %s\n", debug.Stack())
+		os.Exit(code)
+	}
 	func() {
 		dir, err := os.MkdirTemp("", "coracle-apiserver-*")
 		if err != nil {

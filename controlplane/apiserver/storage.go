@@ -93,7 +93,11 @@ func (g *storageGetter) decorate(
 	indexers *cache.Indexers,
 ) (storage.Interface, factory.DestroyFunc, error) {
 	versioner := storage.APIObjectVersioner{}
-	raw, err := etcd3.New(g.store.Client(), g.store.Compactor(), config.Codec, newFunc, newListFunc, config.Prefix, resourcePrefix,
+	client := g.store.Client()
+	if cached[config.GroupResource] {
+		client = g.store.ClientWithStream(config.GroupResource.String())
+	}
+	raw, err := etcd3.New(client, g.store.Compactor(), config.Codec, newFunc, newListFunc, config.Prefix, resourcePrefix,
 		config.GroupResource, identity.NewEncryptCheckTransformer(), config.LeaseManagerConfig, etcd3.NewDefaultDecoder(config.Codec, versioner), versioner)
 	if err != nil {
 		return nil, nil, err

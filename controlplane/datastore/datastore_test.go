@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"k8s.io/apiserver/pkg/server/egressselector"
@@ -146,4 +147,42 @@ func TestStartOnAFullDiskSaysSo(t *testing.T) {
 	if !errors.Is(err, ErrNoSpace) || !strings.Contains(err.Error(), dir) {
 		t.Fatalf("err = %v", err)
 	}
+}
+
+// A cache's progress must not wait for the watches of others: a watch of what
+// comes next is what keeps etcd from telling it.
+func TestStreamsHaveProgressOfTheirOwn(t *testing.T) {
+	s := open(t, Config{Dir: t.TempDir()})
+	put, err := s.Client().KV.Put(t.Context(), "/registry/a", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := put.Header.Revision
+	ctx := clientv3.WithRequireLeader(t.Context())
+	watch := func(c clientv3.Watcher, from int64) clientv3.WatchChan {
+		ch := c.Watch(ctx, "/registry/", clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithCreatedNotify())
+		if r := <-ch; !r.Created {
+			t.Fatalf("no watch: %+v", r)
+		}
+		return ch
+	}
+	watch(s.Client(), now+1)
+	watch(s.ClientWithStream("b"), now+1)
+	mine := s.ClientWithStream("a")
+	ch := watch(mine, now)
+	<-ch // the put itself
+	for range 100 {
+		if err := mine.RequestProgress(ctx); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case r := <-ch:
+			if !r.IsProgressNotify() || r.Header.Revision != now {
+				t.Fatalf("%+v", r)
+			}
+			return
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	t.Fatal("no progress was told in five seconds")
 }
