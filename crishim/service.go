@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/crishim/images"
+	"github.com/coracle-edge/coracle/crishim/network"
 	"github.com/coracle-edge/coracle/crishim/oci"
 	"github.com/coracle-edge/coracle/crishim/wasm"
 	"github.com/coracle-edge/coracle/wasmruntime"
@@ -142,7 +143,7 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 		CgroupParent: cfg.CgroupParent, Logger: cfg.Logger, Now: cfg.Now,
 	}
 	if cfg.CNIConfDir != "" && os.Geteuid() == 0 {
-		opts.Network = &wasm.CNI{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs, Logger: cfg.Logger}
+		opts.Network = &network.CNI{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs}
 	}
 	if cfg.ContainerdSocket != "" {
 		if s.oci, err = oci.New(cfg.ContainerdSocket, cfg.Logger); err != nil {

@@ -96,6 +96,7 @@ func (s *Server) newKubernetes(auth *authentication, st *storages, resources *se
 			return nil, fmt.Errorf("group %q: %w", p.GroupName(), err)
 		}
 	}
+	slimRoutes(server.Handler.GoRestfulContainer)
 	return server, s.addHooks(server, auth)
 }
 

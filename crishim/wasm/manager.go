@@ -35,6 +35,16 @@ type ForeignSandbox struct {
 	Ready        bool
 }
 
+// Network attaches pods to a network. network.CNI implements it.
+type Network interface {
+	// Configured says whether there is a network to attach to.
+	Configured() bool
+	// Attach returns the pod's addresses, the first of them its primary one.
+	Attach(ctx context.Context, id, netns string, cfg *runtimeapi.PodSandboxConfig) ([]string, error)
+	// Detach can be repeated; an empty netns is one that is gone.
+	Detach(ctx context.Context, id, netns string, cfg *runtimeapi.PodSandboxConfig) error
+}
+
 // Options configure a Manager. Dir and Runtime are required.
 type Options struct {
 	// Dir holds the records and the containers' bundles.

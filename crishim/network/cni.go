@@ -1,36 +1,33 @@
-package wasm
+package network
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync"
 
 	"github.com/containerd/go-cni"
+	"github.com/containernetworking/cni/libcni"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Network attaches pods to a network. CNI implements it.
-type Network interface {
-	// Configured says whether there is a network to attach to.
-	Configured() bool
-	// Attach returns the pod's addresses, the first of them its primary one.
-	Attach(ctx context.Context, id, netns string, cfg *runtimeapi.PodSandboxConfig) ([]string, error)
-	// Detach can be repeated; an empty netns is one that is gone.
-	Detach(ctx context.Context, id, netns string, cfg *runtimeapi.PodSandboxConfig) error
-}
-
 // CNI attaches pods by the first configuration of a folder, which is read
-// again for each pod.
+// again for each pod. Where that asks for nothing but what this package can do
+// itself, no plugin is run: see bridge.
 type CNI struct {
 	ConfDir string
 	BinDirs []string
-	Logger  *slog.Logger
+
+	masqueraded sync.Map // of subnets whose rule is known to be there
 }
+
+// ifName is the pod's interface, as go-cni and so containerd name it.
+const ifName = "eth0"
 
 // Configured says whether the folder holds a configuration.
 func (c *CNI) Configured() bool {
@@ -53,8 +50,32 @@ func (c *CNI) load() (cni.CNI, error) {
 	return n, nil
 }
 
-// Attach runs the plugins' ADD.
+// builtIn is the bridge that serves this pod, nil if plugins must.
+func (c *CNI) builtIn(cfg *runtimeapi.PodSandboxConfig) *bridge {
+	if len(portMappings(cfg)) > 0 {
+		return nil
+	}
+	files, err := libcni.ConfFiles(c.ConfDir, []string{".conf", ".conflist", ".json"})
+	if err != nil || len(files) == 0 {
+		return nil
+	}
+	sort.Strings(files)
+	raw, err := os.ReadFile(files[0])
+	if err != nil {
+		return nil
+	}
+	return parseBridge(raw)
+}
+
+// Attach gives the pod its interface and returns its addresses.
 func (c *CNI) Attach(ctx context.Context, id, netns string, cfg *runtimeapi.PodSandboxConfig) ([]string, error) {
+	if b := c.builtIn(cfg); b != nil {
+		ip, err := b.attach(id, netns, &c.masqueraded)
+		if err != nil {
+			return nil, err
+		}
+		return []string{ip}, nil
+	}
 	n, err := c.load()
 	if err != nil {
 		return nil, err
@@ -87,8 +108,12 @@ func (c *CNI) Attach(ctx context.Context, id, netns string, cfg *runtimeapi.PodS
 
 func isIPv4(s string) bool { return net.ParseIP(s).To4() != nil }
 
-// Detach runs the plugins' DEL.
+// Detach takes back what Attach gave, and can be repeated. An empty netns is
+// one that is gone.
 func (c *CNI) Detach(ctx context.Context, id, netns string, cfg *runtimeapi.PodSandboxConfig) error {
+	if b := c.builtIn(cfg); b != nil {
+		return b.detach(id)
+	}
 	n, err := c.load()
 	if err != nil {
 		return err
@@ -105,6 +130,17 @@ func (c *CNI) options(id string, cfg *runtimeapi.PodSandboxConfig) []cni.Namespa
 		"K8S_POD_NAMESPACE": md.GetNamespace(), "K8S_POD_NAME": md.GetName(), "K8S_POD_UID": md.GetUid(),
 		"K8S_POD_INFRA_CONTAINER_ID": id, "IgnoreUnknown": "1",
 	}), cni.WithCapability("io.kubernetes.cri.pod-annotations", cfg.GetAnnotations())}
+	if ports := portMappings(cfg); len(ports) > 0 {
+		opts = append(opts, cni.WithCapabilityPortMap(ports))
+	}
+	if dns := cfg.GetDnsConfig(); dns != nil {
+		opts = append(opts, cni.WithCapabilityDNS(cni.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()}))
+	}
+	return opts
+}
+
+// portMappings are those of the pod that concern the host.
+func portMappings(cfg *runtimeapi.PodSandboxConfig) []cni.PortMapping {
 	var ports []cni.PortMapping
 	for _, pm := range cfg.GetPortMappings() {
 		if pm.GetHostPort() <= 0 {
@@ -115,11 +151,5 @@ func (c *CNI) options(id string, cfg *runtimeapi.PodSandboxConfig) []cni.Namespa
 			Protocol: strings.ToLower(pm.GetProtocol().String()), HostIP: pm.GetHostIp(),
 		})
 	}
-	if len(ports) > 0 {
-		opts = append(opts, cni.WithCapabilityPortMap(ports))
-	}
-	if dns := cfg.GetDnsConfig(); dns != nil {
-		opts = append(opts, cni.WithCapabilityDNS(cni.DNS{Servers: dns.GetServers(), Searches: dns.GetSearches(), Options: dns.GetOptions()}))
-	}
-	return opts
+	return ports
 }
