@@ -27,15 +27,29 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build up down test unit integration arm lint bench generate dist clean help
+.PHONY: build programs boards up down test unit integration arm lint bench generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-build: ## the programs for this machine, into ./bin
+build: programs boards ## everything: this machine's programs, and those of boards and servers
+
+programs: ## the programs for this machine, into ./bin
 	@$(GO) build -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
 
-up: build ## a whole cluster on this machine, with the hello example (NODES=N, DETACH=1, DATA_DIR=)
+# Where each program is meant to run.
+boards: ## static programs for boards and servers, into ./bin/OS-ARCH
+	@for p in amd64 arm64 arm-7 arm-6 riscv64; do \
+	  arch=$${p%-*} v=$${p#*-}; [ $$v != $$p ] || v=; \
+	  GOOS=linux GOARCH=$$arch GOARM=$$v $(GO) build -ldflags '$(LDFLAGS)' \
+	    -o bin/linux-$$arch$${v:+v$$v}/ ./cmd/edgelet ./cmd/crishim ./cmd/wasmrunner; \
+	done
+	@for arch in amd64 arm64; do \
+	  GOOS=linux GOARCH=$$arch $(GO) build -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/ ./cmd/coracle ./cmd/controlplane; \
+	done
+	@ls -l bin/linux-*
+
+up: programs ## a whole cluster on this machine, with the hello example (NODES=N, DETACH=1, DATA_DIR=)
 	@bin/coracle up --data-dir $(DATA_DIR) --nodes $(NODES) $(if $(DETACH),--detach)
 
 down: ## stop it; the data stays
@@ -47,27 +61,12 @@ test: ## everything: lint, unit tests, integration tests, edgelet on ARM
 lint unit integration arm:
 	@test/run.sh $@
 
-bench: build ## this system's figures beside its peers', into .coracle/bench/bench.jsonl
+bench: programs ## this system's figures beside its peers', into .coracle/bench/bench.jsonl
 	@$(GO) run ./test/bench --bin bin --go $(abspath $(GO))
 
 generate: ## protobuf code and example modules, again
 	@$(GO) generate ./controlplane/api/...
 	@examples/build.sh
-
-# Where each program is meant to run.
-dist: ## static programs for boards and servers, into ./bin/OS-ARCH
-	@for p in amd64 arm64 arm-7 arm-6 riscv64; do \
-	  arch=$${p%-*} v=$${p#*-}; [ $$v != $$p ] || v=; \
-	  for c in edgelet crishim wasmrunner; do \
-	    GOOS=linux GOARCH=$$arch GOARM=$$v $(GO) build -ldflags '$(LDFLAGS)' -o bin/linux-$$arch$${v:+v$$v}/ ./cmd/$$c; \
-	  done; \
-	done
-	@for arch in amd64 arm64; do \
-	  for c in coracle controlplane; do \
-	    GOOS=linux GOARCH=$$arch $(GO) build -ldflags '$(LDFLAGS)' -o bin/linux-$$arch/ ./cmd/$$c; \
-	  done; \
-	done
-	@ls -l bin/linux-*
 
 clean:
 	@rm -rf bin

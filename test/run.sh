@@ -1,5 +1,5 @@
 #!/bin/bash
-# run.sh [lint|unit|integration|arm]...: the tests, all of them by default. Every
+# run.sh [build|lint|unit|integration|arm]...: the tests, all of them by default. Every
 # step is run, whatever became of the one before; the last line counts what
 # passed, failed and was skipped, and each skipped test is named with its reason.
 set -uo pipefail
@@ -10,7 +10,7 @@ go=$PWD/test/go
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 steps=("$@")
-[ $# -gt 0 ] || steps=(lint unit integration arm)
+[ $# -gt 0 ] || steps=(lint build unit integration arm)
 failed_steps=()
 
 # These start the real API server: integration tests, timed by etcd and kubectl,
@@ -56,7 +56,7 @@ large_examples() { PATH=$("$go" env GOROOT)/bin:$PATH examples/build.sh config &
 unit_race() { large_examples && CGO_ENABLED=1 gotest unit-race -race -timeout 20m $(packages race); }
 unit_plain() { CGO_ENABLED=0 gotest unit -p 1 -timeout 20m $(packages plain); }
 integration() {
-  make -s build || return 1
+  make -s programs || return 1
   CGO_ENABLED=0 gotest e2e -timeout 40m ./test/e2e
 }
 # The agent's packages, built for the oldest boards and run by emulation.
@@ -71,6 +71,7 @@ test/setup.sh || exit 1
 for s in "${steps[@]}"; do
   case $s in
     lint) step lint lint ;;
+    build) step build make -s build ;;
     unit) step unit-race unit_race && step unit unit_plain ;;
     integration) step integration integration ;;
     arm) step arm arm ;;

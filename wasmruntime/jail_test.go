@@ -3,9 +3,12 @@ package wasmruntime_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -63,6 +66,9 @@ func TestWalls(t *testing.T) {
 		}
 		check(t, g, with(map[string]string{"Uid": strings.TrimSpace(strings.Repeat(id+" ", 4))}))
 		t.Logf("%q", g.Walls())
+		if root, err := os.Readlink(fmt.Sprintf("/proc/%d/root", g.PID())); slices.Contains(g.Walls(), "chroot") && err == nil && root == "/" {
+			t.Errorf("its root is %s", root)
+		}
 	})
 	if !isRoot() {
 		t.Log("users can be set by root only")
@@ -79,6 +85,52 @@ func TestWalls(t *testing.T) {
 		g := start(t, rt, wasmruntime.Spec{Module: module("sleep"), AllowRoot: true})
 		check(t, g, with(map[string]string{"Uid": "0 0 0 0", "CapBnd": none}))
 	})
+}
+
+// An ordinary user's guests are shut in as root's are, by a user namespace, or
+// have landlock alone where the kernel refuses it.
+func TestWallsOfAnOrdinaryUser(t *testing.T) {
+	if !isRoot() {
+		t.Skip("becoming an ordinary user needs root")
+	}
+	dir, err := os.MkdirTemp("", "ordinary")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	// Where the test's programs are, only root may look.
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for from, to := range map[string]string{self: "test", runnerPath: "wasmrunner"} {
+		if out, err := exec.Command("cp", "-L", from, filepath.Join(dir, to)).CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+	}
+	if out, err := exec.Command("cp", "-r", "testdata", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	run := func() string {
+		cmd := exec.Command(filepath.Join(dir, "test"), "-test.v", "-test.run", "^TestWalls$/^default$")
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "WASMRUNNER="+filepath.Join(dir, "wasmrunner"), "TMPDIR="+dir, "HOME="+dir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65531, Gid: 65531}}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	out := run()
+	if exec.Command("setpriv", "--reuid=65531", "--regid=65531", "--clear-groups", "unshare", "-r", "true").Run() != nil {
+		t.Logf("the kernel lets ordinary users have no user namespaces: %s", out)
+	} else if !strings.Contains(out, `"chroot"`) {
+		t.Errorf("not shut in:\n%s", out)
+	}
 }
 
 // fields are those of /proc/PID/stat from the third on.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -39,10 +40,12 @@ type Process struct {
 
 	done chan struct{}
 	exit ExitStatus
+
+	userNamespaces *atomic.Bool // the runtime's
 }
 
 func newProcess(r *Runtime, spec Spec) *Process {
-	p := &Process{spec: spec, log: r.log, now: r.opts.Now, done: make(chan struct{})}
+	p := &Process{spec: spec, log: r.log, userNamespaces: &r.userNamespaces, now: r.opts.Now, done: make(chan struct{})}
 	if spec.Cgroup != "" {
 		g, err := cgroup.Open(r.opts.CgroupRoot, spec.Cgroup)
 		if err != nil {

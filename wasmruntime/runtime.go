@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,8 +73,9 @@ type Options struct {
 // Runtime starts guests and compiles their modules. It is safe for concurrent
 // use.
 type Runtime struct {
-	opts Options
-	log  *slog.Logger
+	opts           Options
+	log            *slog.Logger
+	userNamespaces atomic.Bool // of guests, if this is an ordinary user; until the kernel refuses
 
 	mu        sync.Mutex
 	engine    cache.Engine // what the runner said; zero: not asked yet
@@ -120,6 +122,7 @@ func New(opts Options) (*Runtime, error) {
 		opts.Now = time.Now
 	}
 	r := &Runtime{opts: opts, log: opts.Logger, compiling: map[string]*compilation{}, compileSlot: make(chan struct{}, 1)}
+	r.userNamespaces.Store(mayHaveUserNamespace())
 	return r, r.prepareCache()
 }
 

@@ -137,10 +137,21 @@ func (p *Process) spawn(path string, status *os.File, args ...string) error {
 		files = []*os.File{os.Stdin, os.Stdout, os.Stderr, status}
 	}
 	pidfd := -1
-	proc, err := os.StartProcess(path, append([]string{path}, args...), &os.ProcAttr{
+	attr := &os.ProcAttr{
 		Dir: "/", Env: []string{"GOMAXPROCS=1", "GOTRACEBACK=none"}, Files: files,
 		Sys: &syscall.SysProcAttr{Setsid: !p.spec.InheritStdio, PidFD: &pidfd},
-	})
+	}
+	plain := *attr.Sys
+	if p.userNamespaces.Load() {
+		inUserNamespace(attr.Sys)
+	}
+	proc, err := os.StartProcess(path, append([]string{path}, args...), attr)
+	if err != nil && attr.Sys.Cloneflags != 0 && noUserNamespace(err) {
+		p.userNamespaces.Store(false)
+		p.log.Info("guests have no user namespace of their own: the kernel refuses it to ordinary users", "err", err)
+		attr.Sys = &plain
+		proc, err = os.StartProcess(path, append([]string{path}, args...), attr)
+	}
 	if err != nil {
 		return err
 	}

@@ -110,6 +110,11 @@ func newCluster(t *testing.T, args ...string) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return newClusterIn(t, dir, args...)
+}
+
+func newClusterIn(t *testing.T, dir string, args ...string) *cluster {
+	t.Helper()
 	c, err := startCluster(dir, args...)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -123,6 +128,14 @@ func newCluster(t *testing.T, args ...string) *cluster {
 		t.Fatal(err)
 	}
 	return c
+}
+
+func readable(file string) bool {
+	f, err := os.Open(file)
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
 }
 
 // logs shows the end of each process's log.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -104,6 +106,72 @@ func TestKill(t *testing.T) {
 				t.Errorf("guests were restarted: %v, before %v", now, guests)
 			}
 		})
+	}
+}
+
+// The same with an external broker, set up as an operator would.
+func TestKillOfAnExternalBroker(t *testing.T) {
+	program, err := exec.LookPath("mosquitto")
+	if err != nil {
+		if program = "/usr/sbin/mosquitto"; !readable(program) {
+			t.Skip("no mosquitto on this machine (apt-get install mosquitto)")
+		}
+	}
+	dir, err := os.MkdirTemp("", "coracle-e2e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { // mosquitto becomes a user of its own
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	l.Close()
+	data, conf := filepath.Join(dir, "data"), filepath.Join(dir, "mosquitto")
+	if out, err := coracle("broker", "mosquitto", conf, "--data-dir", data, "--listen", "127.0.0.1", "--port", port); err != nil || !strings.Contains(out, "--mqtt-url=mqtts://127.0.0.1:"+port) {
+		t.Fatal(err, out)
+	}
+	var broker *exec.Cmd
+	start := func() {
+		broker = exec.Command(program, "-c", filepath.Join(conf, "mosquitto.conf"))
+		broker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := broker.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kill := func() {
+		_ = broker.Process.Kill()
+		_ = broker.Wait()
+	}
+	start()
+	t.Cleanup(func() { kill() })
+	c := newClusterIn(t, data, "--nodes=2", "--controlplane-arg=--mqtt-url=mqtts://127.0.0.1:"+port)
+	c.apply(t, "default", fmt.Sprintf(twenty, push(t, c, cModule(t, "ticker"), "ticker")))
+	before, guests := c.running(t, 20), c.guests(t)
+
+	stop := c.writer(t.Context(), "broker")
+	kill()
+	// An apply while there is no way to any node.
+	c.apply(t, "default", wasmPod("meanwhile", "localhost:5443/test/ticker:v1"))
+	time.Sleep(3 * time.Second)
+	for _, node := range c.state.Nodes {
+		if got := c.must(t, "get", "node", node, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`); got != "True" {
+			t.Errorf("%s was called away with the broker: Ready is %s", node, got)
+		}
+	}
+	start()
+	c.settle(t, stop())
+	c.must(t, "wait", "--for=jsonpath={.status.phase}=Running", "pod/meanwhile", "--timeout=60s")
+	c.must(t, "delete", "pod", "meanwhile", "--timeout=60s")
+	if after := c.running(t, 20); !maps.Equal(before, after) {
+		t.Errorf("containers were replaced: %v, before %v", after, before)
+	}
+	if now := c.guests(t); !maps.Equal(guests, now) {
+		t.Errorf("guests were restarted: %v, before %v", now, guests)
 	}
 }
 

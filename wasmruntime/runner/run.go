@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -248,13 +249,15 @@ func (s *stage) jailAndExec() error {
 				cfg.GID = bundle.DefaultUID
 			}
 		}
-		s.order.Entry = "/"
 	} else if err := unix.Chdir("/"); err != nil {
 		return err
 	}
 	walls, err := jail.Enter(cfg)
 	if err != nil {
 		return err
+	}
+	if slices.Contains(walls, "chroot") {
+		s.order.Entry = "/"
 	}
 	s.order.Walls = append(s.order.Walls, walls...)
 	handover, err := put(s.order)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -56,7 +57,7 @@ func (n *node) run(ctx context.Context) error {
 func (n *node) startContainerd(ctx context.Context) (*oci.Private, error) {
 	p, err := oci.StartPrivate(ctx, oci.PrivateConfig{
 		Dir: filepath.Join(n.layout.Node(n.name), "containerd"), Name: n.name,
-		Subnet:        netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 42, byte(n.index), 0}), 24),
+		Subnet:        podSubnet(n.layout.Root, n.index),
 		RegistryHosts: n.hostsDir, Logger: n.options.Logger,
 	})
 	if err != nil {
@@ -64,6 +65,14 @@ func (n *node) startContainerd(ctx context.Context) (*oci.Private, error) {
 	}
 	pid := fmt.Sprintf("%d %s\n", p.PID(), startTime(p.PID()))
 	return p, writeFile(n.layout.pidFile("containerd-"+n.name), []byte(pid), 0o644)
+}
+
+// podSubnet is the n-th node's. It depends on the data folder, too: two clusters
+// of one machine share its routes.
+func podSubnet(root string, n int) netip.Prefix {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(root))
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(128 + h.Sum32()%128), byte(n), 0}), 24)
 }
 
 // keepContainerd starts containerd again whenever it ends, until ctx does.
