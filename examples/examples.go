@@ -1,6 +1,3 @@
-// Package examples holds the programs that show what Coracle runs. Each folder
-// has its source, its module and its manifest; this file gives `coracle up` the
-// one that it applies.
 package examples
 
 import _ "embed"

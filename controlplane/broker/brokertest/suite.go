@@ -1,5 +1,3 @@
-// Package brokertest is the conformance suite of the brokers that carry the fleet
-// link, with a throw-away PKI and a real mosquitto for tests.
 package brokertest
 
 import (
