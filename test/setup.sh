@@ -8,7 +8,7 @@ STATICCHECK=v0.8.2
 declare -A package=(
   [containerd]=containerd [runc]=runc [mosquitto]=mosquitto [nft]=nftables [iptables]=iptables [ip]=iproute2
   [qemu-arm-static]=qemu-user-static [clang]=clang [wasm-ld]=lld [wat2wasm]=wabt [strace]=strace [busybox]=busybox-static
-  [mkfs.ext4]=e2fsprogs [curl]=curl [jq]=jq [setpriv]=util-linux [npm]=npm
+  [mkfs.ext4]=e2fsprogs [curl]=curl [jq]=jq [setpriv]=util-linux [npm]=npm [python3]=python3
 )
 missing=()
 for c in "${!package[@]}"; do
@@ -29,4 +29,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 if ! bin/tools/staticcheck -version 2>/dev/null | grep -q "${STATICCHECK#v}"; then
   GOBIN=$PWD/bin/tools GOFLAGS=-trimpath test/go install "honnef.co/go/tools/cmd/staticcheck@$STATICCHECK"
+fi
+# Some tests want the real kubectl; Debian has none, Kubernetes' module has.
+if ! command -v kubectl >/dev/null && ! [ -x bin/tools/kubectl ]; then
+  CGO_ENABLED=0 GOFLAGS="-trimpath -tags=grpcnotrace -buildvcs=false" test/go build -o bin/tools/kubectl k8s.io/kubernetes/cmd/kubectl
 fi

@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,25 +19,24 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.etcd.io/etcd/server/v3/embed"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-edge/coracle/test/lab"
 )
 
-// TestMain lets the test binary be the program, or an etcd, so that they can be killed.
+// TestMain lets the test binary be the program, so that it can be killed.
 func TestMain(m *testing.M) {
 	if os.Getenv("CORACLE_TEST_CONTROLPLANE") != "" {
 		main()
 		return
 	}
-	if dir := os.Getenv("CORACLE_TEST_ETCD"); dir != "" {
-		etcdMain(dir, os.Getenv("CORACLE_TEST_ETCD_URL"))
-		return
-	}
-	os.Exit(m.Run())
+	code := m.Run()
+	lab.Cleanup()
+	os.Exit(code)
 }
 
 // process is a running control plane.
@@ -234,61 +232,20 @@ func TestFullDisk(t *testing.T) {
 	})
 }
 
-// etcdMain is an etcd that listens at endpoint.
-func etcdMain(dir, endpoint string) {
-	c := embed.NewConfig()
-	listen, _ := url.Parse(endpoint)
-	c.Dir = dir
-	c.ListenPeerUrls = nil
-	c.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:2380"}}
-	c.InitialCluster = c.InitialClusterFromName(c.Name)
-	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{*listen}, []url.URL{*listen}
-	c.EnableGRPCGateway = false
-	c.LogLevel = "error"
-	e, err := embed.StartEtcd(c)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	<-e.Err()
-}
-
 func TestExternalEtcdKilledAlone(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	endpoint := "http://" + free.Addr().String()
-	free.Close()
-	etcdDir := t.TempDir()
-	startEtcd := func() *exec.Cmd {
-		cmd := exec.Command(self)
-		cmd.Env = append(os.Environ(), "CORACLE_TEST_ETCD="+etcdDir, "CORACLE_TEST_ETCD_URL="+endpoint)
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-		return cmd
-	}
-	etcd := startEtcd()
-	p := begin(t, t.TempDir(), "--etcd-endpoints", endpoint)
+	etcd := lab.StartEtcd(t)
+	p := begin(t, t.TempDir(), "--etcd-endpoints", etcd.URL)
 	maps := p.client.CoreV1().ConfigMaps("default")
 	if _, err := maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "before"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	etcd.Process.Kill()
-	etcd.Wait()
+	etcd.Kill()
 	short, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	if _, err := maps.Create(short, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "during"}}, metav1.CreateOptions{}); err == nil {
 		t.Error("a write was acknowledged without etcd")
 	}
-	startEtcd()
+	etcd.Start()
 	wait(t, "write after etcd came back", func() error {
 		_, err := maps.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "after"}}, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) { // the try before was done, its answer lost

@@ -27,7 +27,7 @@ func upCommand() *cobra.Command {
 			o.Logger = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 			hello := func(s up.State) error {
 				if noHello {
-					fmt.Fprintf(out, "The cluster is at %s\n\n    export KUBECONFIG=%s\n\n", s.API, up.Layout{Root: o.DataDir}.Kubeconfig())
+					fmt.Fprint(out, up.Layout{Root: o.DataDir}.Reach(s))
 					return nil
 				}
 				return up.Hello(ctx, o, s, out)

@@ -32,8 +32,13 @@ func main() {
 	flag.StringVar(&b.goTool, "go", "go", "the Go command, for the sizes of programs for boards")
 	flag.IntVar(&b.starts, "starts", 100, "how many pods are started for the latency")
 	flag.IntVar(&b.pods, "pods", 10, "how many pods for the memory of a pod")
+	flag.IntVar(&b.nodes, "nodes", 1, "how many nodes there are while the idle control plane is watched")
 	flag.DurationVar(&b.window, "window", 5*time.Minute, "how long idle processes are watched")
 	flag.Parse()
+	if b.window < minWindow {
+		fmt.Fprintf(os.Stderr, "bench: --window %s: an idle node speaks once a minute, so at least %s\n", b.window, minWindow)
+		os.Exit(2)
+	}
 	_ = log.SetLevel("error") // the registry client warns of media types that it doesn't know
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -47,12 +52,16 @@ type bench struct {
 	bin, out     string
 	goTool       string
 	starts, pods int
+	nodes        int
 	window       time.Duration
 
 	report Report
 	layout up.Layout
 	client kubernetes.Interface
 }
+
+// minWindow has two keepalives of a node in it.
+const minWindow = 2 * time.Minute
 
 // settle is how long a process is left alone before its memory is read.
 const settle = 15 * time.Second
@@ -69,7 +78,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	b.layout = up.Layout{Root: dir}
 	// Pages of a program that was just built are dirty, and count as private.
 	syscall.Sync()
-	if err := b.coracle(ctx, "up", "--detach", "--no-example", "--data-dir", dir, "--registry-address", "127.0.0.1:0"); err != nil {
+	if err := b.coracle(ctx, "up", "--detach", "--no-example", "--data-dir", dir, "--registry-address", "127.0.0.1:0", "--nodes", strconv.Itoa(b.nodes)); err != nil {
 		return err
 	}
 	defer func() {
@@ -171,20 +180,24 @@ func (b *bench) readiness(ctx context.Context) error {
 	if err := p.Kill(); err != nil {
 		return err
 	}
-	var started time.Time
+	var ready time.Time
 	if err := b.until(ctx, "the control plane is ready again", func() bool {
-		if started.IsZero() {
-			if now, err := b.pid("controlplane"); err == nil && now != pid {
-				started = time.Now()
-			}
-			time.Sleep(5 * time.Millisecond)
+		i, err := os.Stat(info)
+		if err == nil {
+			ready = i.ModTime()
 		}
-		_, err := os.Stat(info)
 		return err == nil
 	}); err != nil {
 		return err
 	}
-	b.report.AddMarked("control plane: start to ready", time.Since(started).Seconds(), "s", "upstream prototype 1.5-2.2", 3)
+	if pid, err = b.pid("controlplane"); err != nil {
+		return err
+	}
+	started, err := startOf(pid)
+	if err != nil {
+		return err
+	}
+	b.report.AddMarked("control plane: start to ready", ready.Sub(started).Seconds(), "s", "upstream prototype 1.5-2.2", 3)
 	return nil
 }
 
@@ -248,9 +261,12 @@ func (b *bench) idle(ctx context.Context) error {
 		perHour := (now - s.written) * hour
 		onWire := (w.sent + w.received - s.wire.sent - s.wire.received) * hour
 		if n == "controlplane" {
-			b.report.AddMarked("control plane: written to disk, idle", perHour/1e6, "MB/h", "upstream 190; k3s 21-37", 1)
+			b.report.AddMarked(fmt.Sprintf("control plane: written to disk, idle, nodes: %d", b.nodes), perHour/1e6, "MB/h", "upstream 190; k3s 21-37", 1)
 			b.report.Add("control plane: on its sockets, idle", onWire/1e3, "KB/h", "-")
 		} else {
+			if w.segments == s.wire.segments {
+				return fmt.Errorf("%s said nothing in %s: it has lost its connection", n, b.window)
+			}
 			b.report.AddMarked("edgelet: written to disk, idle", perHour, "B/h", "k3s 21-37 MB/h", 0)
 			b.report.AddMarked("edgelet: on the wire, idle, TLS included", onWire*24/1e3, "KB/day", "kubelet and kube-proxy 14500; KubeEdge 150000", 350)
 			b.report.Add("edgelet: TCP segments, idle", (w.segments-s.wire.segments)*hour*24, "per day", "-")
@@ -327,6 +343,10 @@ func (b *bench) podMemory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	plane, err := b.pid("controlplane")
+	if err != nil {
+		return err
+	}
 	time.Sleep(settle)
 	before, err := memoryOf(pid)
 	if err != nil {
@@ -349,6 +369,10 @@ func (b *bench) podMemory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	planeAfter, err := memoryOf(plane)
+	if err != nil {
+		return err
+	}
 	runners, err := pidsOf(filepath.Join(b.bin, "wasmrunner"))
 	if err != nil {
 		return err
@@ -367,6 +391,9 @@ func (b *bench) podMemory(ctx context.Context) error {
 	n := float64(b.pods)
 	b.report.Add(fmt.Sprintf("edgelet: RSS, %d Wasm pods", b.pods), after.rss, "MiB", "kubelet and kube-proxy with 10 pods 168")
 	b.report.Add(fmt.Sprintf("edgelet: private, %d Wasm pods", b.pods), after.private, "MiB", "-")
+	b.report.Add(fmt.Sprintf("edgelet: anonymous, %d Wasm pods", b.pods), after.anonymous, "MiB", "-")
+	b.report.Add(fmt.Sprintf("control plane: RSS, %d Wasm pods", b.pods), planeAfter.rss, "MiB", "-")
+	b.report.Add(fmt.Sprintf("control plane: anonymous, %d Wasm pods", b.pods), planeAfter.anonymous, "MiB", "-")
 	b.report.AddMarked("a Wasm pod: PSS, its runner and edgelet's share", (pss+after.pss-before.pss)/n, "MiB", "runwasi shims 16-67; containerd shim 5.7", 2)
 	b.report.Add("a Wasm pod: PSS, its runner alone", pss/n, "MiB", "-")
 	return nil
@@ -382,7 +409,7 @@ func (b *bench) sizes(ctx context.Context) error {
 	for _, t := range []struct{ name, arch, arm string }{{"arm64", "arm64", ""}, {"armv6", "arm", "6"}} {
 		for _, program := range []string{"edgelet", "wasmrunner"} {
 			file := filepath.Join(dir, program+"-"+t.name)
-			cmd := exec.CommandContext(ctx, b.goTool, "build", "-ldflags", "-s -w", "-o", file, "./cmd/"+program)
+			cmd := exec.CommandContext(ctx, b.goTool, "build", "-trimpath", "-tags=grpcnotrace", "-buildvcs=false", "-ldflags", "-s -w", "-o", file, "./cmd/"+program)
 			cmd.Env = append(os.Environ(), "GOOS=linux", "CGO_ENABLED=0", "GOARCH="+t.arch, "GOARM="+t.arm)
 			if text, err := cmd.CombinedOutput(); err != nil {
 				return fmt.Errorf("build %s for %s: %w\n%s", program, t.name, err, text)

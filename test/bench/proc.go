@@ -3,12 +3,16 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // memory is what smaps_rollup says of a process, in MiB. private is what the
@@ -111,6 +115,25 @@ func wireOf(pid int) (wire, error) {
 		}
 	}
 	return w, s.Err()
+}
+
+// startOf is when a process began, to a hundredth of a second (proc(5), stat).
+func startOf(pid int) (time.Time, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return time.Time{}, err
+	}
+	f := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	ticks, err := strconv.ParseInt(f[19], 10, 64)
+	if err != nil {
+		return time.Time{}, err
+	}
+	var now, boot unix.Timespec
+	if err := errors.Join(unix.ClockGettime(unix.CLOCK_REALTIME, &now), unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot)); err != nil {
+		return time.Time{}, err
+	}
+	const perSecond = 100 // USER_HZ, on all architectures that Go runs on
+	return time.Unix(0, now.Nano()-boot.Nano()+ticks*int64(time.Second)/perSecond), nil
 }
 
 // pidsOf lists the processes that run the program exe.

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-edge/coracle/cmd/coracle/up"
+	"github.com/coracle-edge/coracle/test/lab"
 )
 
 // cluster is one `coracle up` on a data folder of its own.
@@ -40,6 +41,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(dir)
+		defer lab.Cleanup()
 		if shared, err = startCluster(dir, "--nodes=2"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			logs(os.Stderr, dir)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/coracle-edge/coracle/test/lab"
 )
 
 const twenty = `
@@ -35,13 +38,29 @@ spec:
       - {name: main, image: %q}
 `
 
+// onOCI is a deployment of containers for containerd, where one runs.
+const onOCI = `
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: oci}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: oci}}
+  template:
+    metadata: {labels: {app: oci}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - {name: main, image: "example.org/busybox:1", imagePullPolicy: Never, command: [sleep, "3600"]}
+`
+
 // running waits until the deployment's pods all run, and returns the container
 // of each by the pod's name.
-func (c *cluster) running(t *testing.T, want int) map[string]string {
+func (c *cluster) running(t *testing.T, app string, want int) map[string]string {
 	t.Helper()
 	var ids map[string]string
 	eventually(t, 90*time.Second, func() error {
-		l, err := c.client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=twenty"})
+		l, err := c.client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=" + app})
 		if err != nil {
 			return err
 		}
@@ -82,30 +101,90 @@ func (c *cluster) writer(ctx context.Context, prefix string) (stop func() []stri
 	return func() []string { cancel(); wg.Wait(); return stored }
 }
 
-// Killing any process of the cluster, while pods run and writes are under way,
-// loses nothing that was acknowledged and restarts no guest.
+// importBusybox gives the nodes an image for containerd; false where none runs.
+func (c *cluster) importBusybox(t *testing.T) bool {
+	t.Helper()
+	archive := filepath.Join(t.TempDir(), "busybox.tar")
+	if err := os.WriteFile(archive, lab.Archive(lab.Busybox(t), "example.org/busybox:1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range c.state.Nodes {
+		if !readable(filepath.Join(c.dir, "run", "containerd-"+node+".pid")) {
+			return false
+		}
+		if out, err := coracle("image", "import", "--node-dir", c.layout.Node(node), archive); err != nil {
+			t.Fatal(err, out)
+		}
+	}
+	return true
+}
+
+// Killing any process of the cluster, while pods run, writes are under way and a
+// deployment is being rolled out, loses nothing that was acknowledged and
+// restarts nothing.
 func TestKill(t *testing.T) {
 	c := newCluster(t, "--nodes=2")
-	c.apply(t, "default", fmt.Sprintf(twenty, push(t, c, cModule(t, "ticker"), "ticker")))
-	before := c.running(t, 20)
-	guests := c.guests(t)
+	image := push(t, c, cModule(t, "ticker"), "ticker")
+	c.apply(t, "default", fmt.Sprintf(twenty, image))
+	oci := c.importBusybox(t)
+	all := func() map[string]string {
+		ids := c.running(t, "twenty", 20)
+		if oci {
+			maps.Copy(ids, c.running(t, "oci", 4))
+		}
+		return ids
+	}
+	if oci {
+		c.apply(t, "default", onOCI)
+	}
+	before, guests := all(), c.guests(t)
 	for _, victim := range []string{"controlplane", "board-1", "containerd-board-1"} {
 		t.Run(victim, func(t *testing.T) {
-			if _, err := os.Stat(filepath.Join(c.dir, "run", victim+".pid")); err != nil {
+			if !readable(filepath.Join(c.dir, "run", victim+".pid")) {
 				t.Skipf("%s does not run here", victim)
 			}
 			stop := c.writer(t.Context(), victim)
-			time.Sleep(200 * time.Millisecond)
+			c.apply(t, "default", strings.NewReplacer("twenty", "more", "replicas: 20", "replicas: 5").Replace(fmt.Sprintf(twenty, image)))
+			time.Sleep(100 * time.Millisecond)
 			c.kill(t, victim)
-			time.Sleep(time.Second)
 			c.settle(t, stop())
-			if after := c.running(t, 20); !maps.Equal(before, after) {
+			more := c.running(t, "more", 5)
+			if after := all(); !maps.Equal(before, after) {
 				t.Errorf("containers were replaced: %v, before %v", after, before)
 			}
-			if now := c.guests(t); !maps.Equal(guests, now) {
-				t.Errorf("guests were restarted: %v, before %v", now, guests)
+			now := c.guests(t)
+			for pid := range guests {
+				if !now[pid] {
+					t.Errorf("guest %d is gone", pid)
+				}
 			}
+			if len(now) != len(guests)+len(more) {
+				t.Errorf("%d guests, %d before the kill and %d new pods", len(now), len(guests), len(more))
+			}
+			c.must(t, "delete", "deployment", "more", "--timeout=60s")
+			c.must(t, "wait", "pods", "-l", "app=more", "--for=delete", "--timeout=60s")
 		})
+	}
+}
+
+// An external etcd, killed alone and started again: nothing stops, nothing is
+// lost, and the cluster settles.
+func TestKillOfAnExternalEtcd(t *testing.T) {
+	etcd := lab.StartEtcd(t)
+	c := newCluster(t, "--nodes=2", "--controlplane-arg=--etcd-endpoints="+etcd.URL)
+	c.apply(t, "default", fmt.Sprintf(twenty, push(t, c, cModule(t, "ticker"), "ticker")))
+	before, guests := c.running(t, "twenty", 20), c.guests(t)
+	stop := c.writer(t.Context(), "etcd")
+	time.Sleep(200 * time.Millisecond)
+	etcd.Kill()
+	time.Sleep(3 * time.Second) // the API has no answer meanwhile
+	etcd.Start()
+	c.settle(t, stop())
+	if after := c.running(t, "twenty", 20); !maps.Equal(before, after) {
+		t.Errorf("containers were replaced: %v, before %v", after, before)
+	}
+	if now := c.guests(t); !maps.Equal(guests, now) {
+		t.Errorf("guests were restarted: %v, before %v", now, guests)
 	}
 }
 
@@ -151,7 +230,7 @@ func TestKillOfAnExternalBroker(t *testing.T) {
 	t.Cleanup(func() { kill() })
 	c := newClusterIn(t, data, "--nodes=2", "--controlplane-arg=--mqtt-url=mqtts://127.0.0.1:"+port)
 	c.apply(t, "default", fmt.Sprintf(twenty, push(t, c, cModule(t, "ticker"), "ticker")))
-	before, guests := c.running(t, 20), c.guests(t)
+	before, guests := c.running(t, "twenty", 20), c.guests(t)
 
 	stop := c.writer(t.Context(), "broker")
 	kill()
@@ -167,7 +246,7 @@ func TestKillOfAnExternalBroker(t *testing.T) {
 	c.settle(t, stop())
 	c.must(t, "wait", "--for=jsonpath={.status.phase}=Running", "pod/meanwhile", "--timeout=60s")
 	c.must(t, "delete", "pod", "meanwhile", "--timeout=60s")
-	if after := c.running(t, 20); !maps.Equal(before, after) {
+	if after := c.running(t, "twenty", 20); !maps.Equal(before, after) {
 		t.Errorf("containers were replaced: %v, before %v", after, before)
 	}
 	if now := c.guests(t); !maps.Equal(guests, now) {
@@ -204,9 +283,10 @@ func (c *cluster) settle(t *testing.T, stored []string) {
 // With the control plane gone, an edgelet that is started anew, its guests dead
 // as after a power cut, runs every pod again out of what is on its disk.
 func TestBootWithoutAControlPlane(t *testing.T) {
-	c := newCluster(t)
+	c := newCluster(t, "--no-example")
+	c.must(t, "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
 	c.apply(t, "default", fmt.Sprintf(twenty, push(t, c, cModule(t, "ticker"), "ticker")))
-	c.running(t, 20)
+	pods := slices.Sorted(maps.Keys(c.running(t, "twenty", 20)))
 	args := c.commandLine(t, "board-1")
 
 	// As a power cut: the supervisor first, so that it starts nothing again.
@@ -237,7 +317,7 @@ func TestBootWithoutAControlPlane(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	eventually(t, 30*time.Second, func() error {
-		if n := len(c.guests(t)); n < 20 {
+		if n := len(c.guests(t)); n != 20 {
 			return fmt.Errorf("%d of 20 guests run", n)
 		}
 		return nil
@@ -260,11 +340,18 @@ func TestBootWithoutAControlPlane(t *testing.T) {
 		t.Fatal("the state is the old one")
 	}
 	l, err := c.client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=twenty"})
-	if err != nil || len(l.Items) != 20 {
-		t.Fatalf("%d pods, %v", len(l.Items), err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var now []string
+	for _, p := range l.Items {
+		now = append(now, p.Name)
+	}
+	if slices.Sort(now); !slices.Equal(pods, now) {
+		t.Fatalf("pods %v, before %v", now, pods)
 	}
 	eventually(t, 90*time.Second, func() error {
-		if n := len(c.guests(t)); n < 20 {
+		if n := len(c.guests(t)); n != 20 {
 			return fmt.Errorf("%d of 20 guests run", n)
 		}
 		return nil

@@ -4,9 +4,13 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,6 +97,12 @@ func TestLogs(t *testing.T) {
 	if out := shared.must(t, "logs", "-n", ns, "ticker", "--since=1h", "--timestamps"); !strings.Contains(out, "Z tick 1") {
 		t.Errorf("--timestamps gave %q", out)
 	}
+	// Older lines are not shown; newer ones are.
+	all := shared.must(t, "logs", "-n", ns, "ticker")
+	time.Sleep(2 * time.Second)
+	if out := shared.must(t, "logs", "-n", ns, "ticker", "--since=1s"); strings.Contains(out, "tick 1\n") || !strings.Contains(out, "tick ") {
+		t.Errorf("--since=1s gave %q, all was %q before", out, all)
+	}
 	out, err := shared.kubectl("", "logs", "-n", ns, "ticker", "--previous")
 	if err == nil || !strings.Contains(out, "previous terminated container") {
 		t.Errorf("--previous of a container that never ended: %v %q", err, out)
@@ -140,10 +150,10 @@ func TestExamples(t *testing.T) {
 		args                  []string // by this command
 	}{
 		{"http", "http.wasm", "pod.yaml", []string{"Running"}, []string{"get", "pod", "http"}},
-		{"config", "config.wasm", "pod.yaml", []string{"blue"}, []string{"logs", "config"}},
+		{"config", "config.wasm", "pod.yaml", []string{"file colour = blue"}, []string{"logs", "config"}},
 		{"deployment", "", "deployment.yaml", []string{"3/3"}, []string{"get", "deployment"}},
 		{"job", "primes.wasm", "job.yaml", []string{"Complete"}, []string{"get", "job"}},
-		{"python", "python.wasm", "pod.yaml", []string{"Python"}, []string{"logs", "python"}},
+		{"python", "python.wasm", "pod.yaml", []string{"Python 3", "hello world"}, []string{"logs", "python"}},
 	} {
 		t.Run(e.dir, func(t *testing.T) {
 			dir, err := filepath.Abs(filepath.Join("../../examples", e.dir))
@@ -160,12 +170,26 @@ func TestExamples(t *testing.T) {
 			t.Log(shared.shows(t, 90*time.Second, e.words, append(e.args, "-n", ns)...))
 		})
 	}
+	// The server answers, on the pod's own address or on that of its node.
+	ip := shared.must(t, "get", "pod", "-n", ns, "http", "-o", "jsonpath={.status.podIP}")
+	eventually(t, 20*time.Second, func() error {
+		resp, err := http.Get("http://" + net.JoinHostPort(ip, "8080") + "/")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+		if err == nil && (resp.StatusCode != http.StatusOK || !strings.Contains(string(body), "Hello from WebAssembly over HTTP")) {
+			err = fmt.Errorf("%s: %s", resp.Status, body)
+		}
+		return err
+	})
 }
 
-// containerState waits until a pod's status has all the words.
+// containerState waits until the state of a pod's container has all the words.
 func (c *cluster) containerState(t *testing.T, ns, pod string, words ...string) {
 	t.Helper()
-	c.shows(t, 60*time.Second, words, "get", "pod", "-n", ns, pod, "-o", "jsonpath={.status}")
+	c.shows(t, 60*time.Second, words, "get", "pod", "-n", ns, pod, "-o", "jsonpath={.status.containerStatuses[0].state}")
 }
 
 func TestWrongManifestIsRefusedInUpstreamsWords(t *testing.T) {
@@ -187,23 +211,29 @@ func TestBadModules(t *testing.T) {
 		words      []string
 	}{
 		{"exit3", wat(t, `(module (import "wasi_snapshot_preview1" "proc_exit" (func $x (param i32))) (memory (export "memory") 1) (func (export "_start") i32.const 3 call $x))`),
-			[]string{`"exitCode":3`, `"reason":"Error"`}},
+			[]string{"terminated", `"exitCode":3`, `"reason":"Error"`}},
 		{"trap", wat(t, `(module (memory (export "memory") 1) (func (export "_start") unreachable))`),
-			[]string{`"reason":"Error"`, "unreachable"}},
+			[]string{"terminated", `"reason":"Error"`, "unreachable"}},
 		{"unknown-import", wat(t, `(module (import "env" "launch_missiles" (func)) (memory (export "memory") 1) (func (export "_start")))`),
-			[]string{"env", "launch_missiles"}},
+			[]string{"waiting", "unknown-import.wasm", "unknown import env.launch_missiles"}},
 		// A section that claims more entries than there are bytes left kills a
 		// decoder that trusts it.
-		{"bomb", module(t, []byte("\x00asm\x01\x00\x00\x00\x01\x05\xff\xff\xff\xff\x0f")), []string{"section"}},
-		{"component", module(t, []byte("\x00asm\x0d\x00\x01\x00")), []string{"component"}},
+		{"bomb", module(t, []byte("\x00asm\x01\x00\x00\x00\x01\x05\xff\xff\xff\xff\x0f")), []string{"waiting", "bomb.wasm", "section"}},
+		{"component", module(t, []byte("\x00asm\x0d\x00\x01\x00")), []string{"waiting", "component", "component"}},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			pod := strings.Replace(wasmPod(m.name, push(t, shared, m.file, m.name)), "spec:", "spec:\n  restartPolicy: Never", 1)
-			before := shared.pid(t, "board-1")
+			agents := func() (pids []int) {
+				for _, node := range shared.state.Nodes {
+					pids = append(pids, shared.pid(t, node))
+				}
+				return pids
+			}
+			before := agents()
 			shared.apply(t, ns, pod)
 			shared.containerState(t, ns, m.name, m.words...)
-			if now := shared.pid(t, "board-1"); now != before {
-				t.Errorf("edgelet died of it")
+			if now := agents(); !slices.Equal(now, before) {
+				t.Errorf("an edgelet died of it: %v, before %v", now, before)
 			}
 		})
 	}
@@ -224,9 +254,15 @@ func TestPodThatFitsNowhere(t *testing.T) {
 
 func TestPodRestartsWithBackOff(t *testing.T) {
 	ns := shared.namespace(t)
-	m := wat(t, `(module (import "wasi_snapshot_preview1" "proc_exit" (func $x (param i32))) (memory (export "memory") 1) (func (export "_start") i32.const 1 call $x))`)
+	m := wat(t, `(module (import "wasi_snapshot_preview1" "proc_exit" (func $x (param i32)))
+		(import "wasi_snapshot_preview1" "fd_write" (func $w (param i32 i32 i32 i32) (result i32)))
+		(memory (export "memory") 1) (data (i32.const 16) "last words\0a") (data (i32.const 0) "\10\00\00\00\0b\00\00\00")
+		(func (export "_start") (drop (call $w (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))) i32.const 1 call $x))`)
 	shared.apply(t, ns, wasmPod("crash", push(t, shared, m, "crash")))
-	shared.containerState(t, ns, "crash", "CrashLoopBackOff", `"restartCount":1`)
+	shared.shows(t, 60*time.Second, []string{"CrashLoopBackOff", `"restartCount":1`}, "get", "pod", "-n", ns, "crash", "-o", "jsonpath={.status.containerStatuses[0]}")
+	if out := shared.must(t, "logs", "-n", ns, "crash", "--previous"); out != "last words\n" {
+		t.Errorf("--previous gave %q", out)
+	}
 }
 
 // A pod that is deleted goes away at once, and so does its process.

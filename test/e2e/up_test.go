@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +26,63 @@ func TestUpShowsWhatANewcomerNeeds(t *testing.T) {
 		if !strings.Contains(shared.output, want) {
 			t.Errorf("`coracle up` did not print %q:\n%s", want, shared.output)
 		}
+	}
+}
+
+// In the foreground, with three nodes and on a machine whose ports are taken: the
+// screen says so within a minute, and Ctrl-C ends everything.
+func TestUpInTheForeground(t *testing.T) {
+	if l, err := net.Listen("tcp", ":6443"); err == nil { // else somebody has it
+		defer l.Close()
+	}
+	dir, err := os.MkdirTemp("", "coracle-e2e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	cmd := exec.Command(filepath.Join(binDir(), "coracle"), "up", "--data-dir", dir, "--nodes=3")
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	watchdog := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
+	defer watchdog.Stop()
+	var screen strings.Builder
+	lines := bufio.NewScanner(stdout)
+	for lines.Scan() {
+		fmt.Fprintln(&screen, lines.Text())
+		if strings.HasPrefix(lines.Text(), "It runs until Ctrl-C") {
+			break
+		}
+	}
+	took := time.Since(began)
+	for _, want := range []string{"port 6443 was taken: the API is at https://127.0.0.1:", "node/board-3", "pod/hello", "Hello from WebAssembly", "status-stored", "It runs until Ctrl-C"} {
+		if !strings.Contains(screen.String(), want) {
+			t.Errorf("the screen lacks %q", want)
+		}
+	}
+	if took > time.Minute {
+		t.Errorf("it took %v", took)
+	}
+	if t.Failed() {
+		t.Log(screen.String())
+		logs(os.Stderr, dir)
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	rest, _ := io.ReadAll(stdout)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after Ctrl-C: %v\n%s", err, rest)
+	}
+	c := &cluster{dir: dir}
+	if n := len(c.guests(t)); n > 0 {
+		t.Errorf("%d guests run on", n)
 	}
 }
 

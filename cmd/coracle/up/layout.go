@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Layout names everything a local cluster keeps below its data folder.
@@ -30,6 +31,21 @@ type State struct {
 	Nodes []string `json:"nodes"`
 	// HostsDir is the registry hosts directory that leads to the local registry.
 	HostsDir string `json:"hostsDir"`
+	// Moved has a line for each port that was taken, and what was taken instead.
+	Moved []string `json:"moved,omitempty"`
+}
+
+// Reach tells a person how to reach the cluster.
+func (l Layout) Reach(s State) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "The cluster is at %s\n\n    export KUBECONFIG=%s\n\n", s.API, l.Kubeconfig())
+	for _, line := range s.Moved {
+		fmt.Fprintln(&b, line)
+	}
+	if len(s.Moved) > 0 {
+		fmt.Fprintln(&b)
+	}
+	return b.String()
 }
 
 // ErrNotUp is returned when no cluster runs from the data folder.

@@ -44,7 +44,7 @@ func (n *node) run(ctx context.Context) error {
 	case errors.Is(err, oci.ErrCannotRun):
 		fmt.Fprintf(n.options.Notice, "%s runs Wasm pods only: %v\n", n.name, err)
 	case err != nil:
-		return fmt.Errorf("%s: %w", n.name, err)
+		fmt.Fprintf(n.options.Notice, "%s runs Wasm pods only, its containerd doesn't start: %v\n", n.name, err)
 	default:
 		n.containerd = first
 		runtime.Go(func() { n.keepContainerd(runtimeCtx, first) })

@@ -68,7 +68,7 @@ func Hello(ctx context.Context, o Options, s State, out io.Writer) error {
 		return fmt.Errorf("the hello pod does not run: %w", err)
 	}
 
-	fmt.Fprintf(out, "\nThe cluster is at %s\n\n    export KUBECONFIG=%s\n\n", s.API, l.Kubeconfig())
+	fmt.Fprintf(out, "\n%s", l.Reach(s))
 	for _, args := range [][]string{
 		{"kubectl", "get", "nodes,pods", "-o", "wide"},
 		{"kubectl", "logs", "hello"},

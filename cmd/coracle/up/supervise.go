@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -129,7 +131,7 @@ func Supervise(ctx context.Context, o Options, ready func(State) error) error {
 		return err
 	}
 
-	state := State{PID: os.Getpid(), API: ep.API, HostsDir: reg.HostsDir()}
+	state := State{PID: os.Getpid(), API: ep.API, HostsDir: reg.HostsDir(), Moved: moved(o, ep, regListener.Addr().String())}
 	for i := 1; i <= max(1, o.Nodes); i++ {
 		n := &node{name: fmt.Sprintf("board-%d", i), index: i, layout: l, options: o, client: client, hostsDir: reg.HostsDir()}
 		state.Nodes = append(state.Nodes, n.name)
@@ -148,6 +150,25 @@ func Supervise(ctx context.Context, o Options, ready func(State) error) error {
 		return err
 	}
 	return nil
+}
+
+// moved says which addresses aren't the usual ones, because those were taken.
+func moved(o Options, ep endpoints, registryAddress string) []string {
+	var out []string
+	usual := func(what, port, address string) {
+		if u, err := url.Parse(address); err == nil && u.Port() != "" && u.Port() != port {
+			out = append(out, fmt.Sprintf("port %s was taken: %s is at %s", port, what, address))
+		}
+	}
+	if len(o.ControlPlaneArgs) == 0 { // the operator's own choice needs no word
+		usual("the API", "6443", ep.API)
+		usual("the fleet endpoint", "6444", ep.Fleet)
+		usual("the MQTT broker", "8883", ep.MQTT)
+	}
+	if _, port, err := net.SplitHostPort(o.RegistryAddress); err == nil && port != "0" {
+		usual("the registry (still called "+registry.Name+" by nodes and `coracle image push`)", port, "https://"+registryAddress)
+	}
+	return out
 }
 
 // takeLock holds the data folder for as long as the returned file is open.
