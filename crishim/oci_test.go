@@ -228,17 +228,21 @@ func TestOCIAndMixedPods(t *testing.T) {
 			}
 			return ""
 		})
-		// Its events come again too.
+		// Its events come again too, within the pause between two attempts.
 		events := n.Events(t.Context())
-		time.Sleep(200 * time.Millisecond)
-		if _, err := n.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
-			t.Fatal(err)
-		}
-		select {
-		case <-events:
-		case <-time.After(10 * time.Second):
-			t.Error("no event after containerd came back")
-		}
+		attempt := 0
+		eventually(t, func() string {
+			attempt++
+			c := shell(busybox, "true")
+			c.Metadata.Name = fmt.Sprint("event-", attempt)
+			n.start(sb, pod, c)
+			select {
+			case <-events:
+				return ""
+			case <-time.After(time.Second):
+				return "no event after containerd came back"
+			}
+		})
 		n.removeAll() // while there is a containerd to do it
 	})
 }

@@ -489,10 +489,12 @@ func TestForgedAndReplayedMessagesChangeNothing(t *testing.T) {
 	c.tap.mu.Lock()
 	down, up := slices.Clone(c.tap.down), slices.Clone(c.tap.up)
 	c.tap.mu.Unlock()
+	with := b.store.Version()
 	if err := c.client.CoreV1().Pods("default").Delete(ctx, "one", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	b.hasPods(t)
+	eventually(t, "the order is carried out", func() bool { return b.store.Version() != with })
 	version, written := b.store.Version(), b.store.Written()
 	refused := b.link.Counters().RefusedCount()
 
