@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/link"
 	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/tunnel"
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 // linkStatus is where the admin socket finds the link.
@@ -41,7 +42,7 @@ func (a *agent) runLink(ctx context.Context) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
 		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs,
-		Features: features(), AgentVersion: version(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
+		Features: features(), AgentVersion: version.String(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {
 		return err

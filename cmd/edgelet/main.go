@@ -19,6 +19,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 func main() {
@@ -42,7 +44,7 @@ type options struct {
 	maxPods                                           int64
 	logMaxSize                                        int64
 	logMaxFiles                                       int
-	stopPods, verbose                                 bool
+	stopPods, verbose, version                        bool
 }
 
 func parse(args []string) (*options, error) {
@@ -71,6 +73,7 @@ func parse(args []string) (*options, error) {
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
 	fs.BoolVar(&o.stopPods, "stop-pods", false, "stop the pods when the agent is told to end; otherwise they outlive it")
 	fs.BoolVar(&o.verbose, "v", false, "log what is done")
+	fs.BoolVar(&o.version, "version", false, "print the version and end")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -102,6 +105,10 @@ func mainErr(args []string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if o.version {
+		fmt.Println(version.Node())
+		return nil
 	}
 	tuneMemory()
 	level := slog.LevelInfo

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -28,6 +27,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 // stopPodsTimeout bounds --stop-pods: the longest graces are cut.
@@ -83,7 +83,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 	if err := a.buildPods(); err != nil {
 		return err
 	}
-	log.Info("edgelet", "version", version(), "node", a.name, "data", o.dataDir, "boot", a.state.BootSeq(), "standalone", o.standalone)
+	log.Info("edgelet", "version", version.String(), "node", a.name, "data", o.dataDir, "boot", a.state.BootSeq(), "standalone", o.standalone)
 	err = a.runParts(ctx)
 	if o.stopPods && err == nil {
 		// ctx is over; the runtime is not.
@@ -202,7 +202,7 @@ func (a *agent) openRuntime(ctx context.Context) (func() error, error) {
 	shim, err := crishim.New(ctx, crishim.Config{
 		StateDir: filepath.Join(a.o.dataDir, "crishim"), RunnerPath: a.o.runner, ContainerdSocket: a.o.containerd,
 		CNIConfDir: a.o.cniConfDir, CNIBinDirs: split(a.o.cniBinDir), RegistryHosts: a.o.registryHosts,
-		Version: version(), Logger: a.log, Now: a.now,
+		Version: version.Semantic(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {
 		return nil, err
@@ -218,7 +218,7 @@ func (a *agent) buildNode() (err error) {
 	}
 	machine := boards.This(a.o.dataDir)
 	machine.Floor = a.state.TimeFloor()
-	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport, AgentVersion: version(),
+	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
 		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), Log: a.log, Now: a.now}
 	if ips := split(a.o.nodeIP); len(ips) > 0 {
 		c.IPs = func() []string { return ips }
@@ -265,12 +265,6 @@ func (a *agent) podToken(_ context.Context, r volumes.TokenRequest) (string, tim
 	return token, expires, err
 }
 
-// features are what this agent can do that another may not.
-func features() []string { return []string{"sidecars", "static-pods", "wasm"} }
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return strings.TrimPrefix(info.Main.Version, "v")
-	}
-	return "0.0.0"
-}
+// features are what this agent can do that another may not, in the form of
+// status.declaredFeatures.
+func features() []string { return []string{"Sidecars", "StaticPods", "Wasm"} }
