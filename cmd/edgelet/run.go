@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -221,9 +222,16 @@ func (a *agent) buildNode() (err error) {
 	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
 		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), Log: a.log, Now: a.now}
 	if ips := split(a.o.nodeIP); len(ips) > 0 {
+		for _, ip := range ips {
+			if _, err := netip.ParseAddr(ip); err != nil {
+				return fmt.Errorf("--node-ip: %w; give IP addresses of this board, with commas between them", err)
+			}
+		}
 		c.IPs = func() []string { return ips }
 	}
-	a.node, err = node.New(c)
+	if a.node, err = node.New(c); errors.Is(err, node.ErrLabel) {
+		return fmt.Errorf("--node-labels: %w", err)
+	}
 	return err
 }
 

@@ -106,6 +106,9 @@ func New(c Config) (*Node, error) {
 			return nil, fmt.Errorf("node: feature %q: the API server takes names such as Wasm or Coracle/wasm only", f)
 		}
 	}
+	if err := checkLabels(c.Labels); err != nil {
+		return nil, err
+	}
 	c.Features = features.Declare(c.Features...)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -342,21 +345,17 @@ func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error, pressu
 func (n *Node) labels(oci bool) map[string]string {
 	l := n.board.Labels()
 	l[v1.LabelHostname] = strings.ToLower(n.Config.Name)
+	maps.DeleteFunc(l, func(_, v string) bool { return v == "" }) // a label that says nothing
 	maps.Copy(l, n.Config.Labels)
 	// These are facts, whatever an administrator says.
 	l[v1.LabelOSStable], l[v1.LabelArchStable] = "linux", runtime.GOARCH
-	l["beta.kubernetes.io/os"], l["beta.kubernetes.io/arch"] = "linux", runtime.GOARCH
+	l[labelBetaOS], l[labelBetaArch] = "linux", runtime.GOARCH
 	l[LabelWasm] = "true"
 	l[LabelOCI] = "absent"
 	if oci {
 		l[LabelOCI] = "present"
 	}
 	l[LabelRoot] = fmt.Sprintf("%t", n.Root)
-	for k, v := range l {
-		if v == "" {
-			delete(l, k)
-		}
-	}
 	return l
 }
 

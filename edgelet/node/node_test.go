@@ -302,7 +302,7 @@ func FuzzHugepages(f *testing.F) {
 // be otherwise.
 func TestLabelsOfAnAdministrator(t *testing.T) {
 	n, err := New(Config{Name: "Board", Runtime: &fakeRuntime{}, Machine: boards.Machine{Root: pi()},
-		Labels: map[string]string{v1.LabelHostname: "other", "site": "north", v1.LabelArchStable: "pdp11", v1.LabelOSStable: "unix", LabelWasm: "false",
+		Labels: map[string]string{v1.LabelHostname: "other", "site": "north", "spare": "", v1.LabelArchStable: "pdp11", v1.LabelOSStable: "unix", LabelWasm: "false",
 			"node.kubernetes.io/instance-type": "mine"}})
 	if err != nil {
 		t.Fatal(err)
@@ -313,6 +313,9 @@ func TestLabelsOfAnAdministrator(t *testing.T) {
 		if l[k] != want {
 			t.Errorf("label %s = %q, want %q", k, l[k], want)
 		}
+	}
+	if _, has := l["spare"]; !has {
+		t.Error("a label without a value is a label")
 	}
 }
 
