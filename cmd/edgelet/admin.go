@@ -67,6 +67,9 @@ func (a *agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	if l := a.link.Load(); l != nil {
 		out["link"] = l.of()
 	}
+	if r := a.refused.Load(); r != nil {
+		out["joinRefused"] = r
+	}
 	views := []podView{}
 	for _, p := range a.pods.Pods() {
 		views = append(views, podView{p.Namespace, p.Name, p.UID, string(p.Status.Phase), p.Static})

@@ -56,27 +56,6 @@ func (a *agent) runLink(ctx context.Context) error {
 	return g.Wait()
 }
 
-// ensureJoined returns the node's identity, joining with --join if it has none.
-// It returns nil, nil when ctx ended first.
-func (a *agent) ensureJoined(ctx context.Context) (*identity.Identity, error) {
-	if id := a.id.Load(); id != nil && a.o.join == "" {
-		return id, nil
-	}
-	line, err := enrollment.ParseLine(a.o.join)
-	if err != nil {
-		return nil, fmt.Errorf("--join: %w", err)
-	}
-	id, err := identity.Join(ctx, identity.JoinOptions{Options: a.identityOptions(), Line: line, NodeName: a.name})
-	if ctx.Err() != nil {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	a.id.Store(id)
-	return id, nil
-}
-
 // renewExpired renews when the broker says that the certificate expired: a board
 // without a clock doesn't know by itself.
 func (a *agent) renewExpired(ctx context.Context, id *identity.Identity, l *link.Link) {

@@ -34,6 +34,7 @@ func main() {
 type options struct {
 	dataDir, nodeName, nodeIP string
 	join                      string
+	joinRetry                 time.Duration
 	standalone                bool
 
 	runner, containerd, cniConfDir, cniBinDir, registryHosts string
@@ -54,6 +55,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
 	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
 	fs.StringVar(&o.join, "join", "", "the line that `coracle token create` printed; needed once")
+	fs.DurationVar(&o.joinRetry, "join-retry", time.Minute, "the first pause before a refused join line is tried again, if this node has pods to look after; it doubles up to an hour")
 	fs.BoolVar(&o.standalone, "standalone", false, "no control plane: static pods, and what was ordered before")
 	fs.StringVar(&o.runner, "runner", "", "the wasmrunner program; default: beside this one")
 	fs.StringVar(&o.containerd, "containerd", "", "containerd's socket; empty: no OCI containers")
@@ -87,6 +89,9 @@ func parse(args []string) (*options, error) {
 	o.dataDir = dir
 	if o.standalone && o.join != "" {
 		return nil, errors.New("--standalone and --join exclude each other")
+	}
+	if o.joinRetry <= 0 {
+		return nil, fmt.Errorf("--join-retry %s: a pause must be longer than nothing", o.joinRetry)
 	}
 	if o.runner == "" {
 		exe, err := os.Executable()

@@ -47,6 +47,10 @@ type agent struct {
 	node    *node.Node
 	pods    *pods.Manager
 	link    atomic.Pointer[linkStatus]
+	refused atomic.Pointer[refusal] // of the join line; nil if it wasn't
+
+	staticPods atomic.Int64  // in the folder; -1 before it was read
+	staticRead chan struct{} // closed once it was
 }
 
 // containerRuntime is what all users of the runtime need together.
@@ -57,7 +61,8 @@ type containerRuntime interface {
 }
 
 func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
-	a := &agent{o: o, log: log}
+	a := &agent{o: o, log: log, staticRead: make(chan struct{})}
+	a.staticPods.Store(-1)
 	for _, dir := range []string{"", "pods", "pods-logs", "run"} {
 		if err := os.MkdirAll(filepath.Join(o.dataDir, dir), 0o755); err != nil {
 			return fmt.Errorf("making the data folder: %w", err)
@@ -101,10 +106,10 @@ func (a *agent) runParts(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.pods.Run(ctx) })
 	if a.o.staticPods != "" {
-		folder := &static.Folder{Path: a.o.staticPods, NodeName: a.name, Set: a.pods.SetStatic, Log: a.log}
+		folder := &static.Folder{Path: a.o.staticPods, NodeName: a.name, Set: a.setStatic, Log: a.log}
 		g.Go(func() error { return folder.Run(ctx) })
 	} else {
-		a.pods.SetStatic(nil)
+		a.setStatic(nil)
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
 	g.Go(func() error { return a.serveAdmin(ctx) })
