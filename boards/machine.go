@@ -66,6 +66,12 @@ func (m Machine) Detect() Board {
 // Detect reads what the machine with this root is.
 func Detect(root fs.FS) Board { return Machine{Root: root}.Detect() }
 
+// DataStorage is what lies behind the data folder, without looking at anything else.
+func (m Machine) DataStorage() Storage {
+	m = m.defaults()
+	return tree{m.Root}.storage(m.DataDir)
+}
+
 // RaspberryPi says whether the board is one.
 func (b *Board) RaspberryPi() bool {
 	return len(b.Compatible) > 0 && strings.HasPrefix(b.Compatible[0], "raspberrypi,")

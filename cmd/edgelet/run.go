@@ -68,7 +68,8 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 			return fmt.Errorf("making the data folder: %w", err)
 		}
 	}
-	if a.state, err = state.Open(filepath.Join(o.dataDir, "state.db"), state.Options{Logger: log, Unseal: a.unseal}); err != nil {
+	if a.state, err = state.Open(filepath.Join(o.dataDir, "state.db"), state.Options{
+		Logger: log, Unseal: a.unseal, Disk: boards.This(o.dataDir).DataStorage().String()}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.state.Close()) }()
