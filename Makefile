@@ -16,6 +16,7 @@ DETACH   ?=
 GO := test/go
 
 LDFLAGS := -s -w \
+  -X github.com/coracle-edge/coracle/internal/version.linked=$(VERSION) \
   -X k8s.io/component-base/version.gitVersion=$(KUBERNETES)+coracle-$(VERSION) \
   -X k8s.io/component-base/version.gitMajor=1 \
   -X k8s.io/component-base/version.gitMinor=36 \

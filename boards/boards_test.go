@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,7 +24,7 @@ func machine(t testing.TB, board, goarch string) Machine {
 
 // goarch of each board's system.
 var goarch = map[string]string{
-	"pi-zero": "arm", "pi-3b-plus": "arm64", "pi-4b": "arm64", "pi-5": "arm64", "visionfive-2": "riscv64", "pc": "amd64",
+	"pi-zero": "arm", "pi-3b-plus": "arm64", "pi-4b": "arm64", "pi-5": "arm64", "visionfive-2": "riscv64", "nuc": "amd64", "pc": "amd64",
 }
 
 func TestDetect(t *testing.T) {
@@ -39,7 +40,8 @@ func TestDetect(t *testing.T) {
 		{"pi-4b", "raspberry-pi-4-model-b", "bcm2711", "Cortex-A72", "aarch64", "v8", 4, true, "", SD, "mmcblk0"},
 		{"pi-5", "raspberry-pi-5-model-b", "bcm2712", "Cortex-A76", "aarch64", "v8", 4, true, "rpi-rtc", NVMe, "nvme0n1"},
 		{"visionfive-2", "starfive-visionfive-2", "jh7110", "sifive,u74-mc", "riscv64", "", 4, true, "starfive-rtc", EMMC, "mmcblk0"},
-		{"pc", "intel-client-systems-nuc8i5beh", "", "Intel(R) Core(TM) i5-8259U CPU @ 2.30GHz", "x86_64", "", 8, true, "rtc_cmos", NVMe, "nvme0n1"},
+		{"pc", "generic-amd64", "", "AMD EPYC", "x86_64", "", 2, true, "", Virtual, "vda"},
+		{"nuc", "intel-client-systems-nuc8i5beh", "", "Intel(R) Core(TM) i5-8259U CPU @ 2.30GHz", "x86_64", "", 8, true, "rtc_cmos", NVMe, "nvme0n1"},
 	} {
 		t.Run(c.board, func(t *testing.T) {
 			b := machine(t, c.board, goarch[c.board]).Detect()
@@ -248,7 +250,7 @@ func TestThrottlingFromHwmon(t *testing.T) {
 }
 
 func TestStorageBehindThePath(t *testing.T) {
-	m := machine(t, "pc", "amd64")
+	m := machine(t, "nuc", "amd64")
 	m.DataDir = "/mnt/my disk/coracle"
 	s := m.Detect().Storage
 	if s.Kind != USB || s.Device != "sda" || s.FileSystem != "btrfs" || s.Mount != "/mnt/my disk" {
@@ -320,20 +322,35 @@ func TestThisMachine(t *testing.T) {
 	if _, ok := r.Get("space"); !ok {
 		t.Error("space unknown")
 	}
+	// A recording of it is the same board.
+	var recorded bytes.Buffer
+	if err := m.Record(&recorded); err != nil {
+		t.Fatal(err)
+	}
+	again := m
+	again.Root = parseTree(recorded.String())
+	// The serial number is left out, on purpose.
+	known, copied := b.Labels(), again.Detect()
+	delete(known, LabelPrefix+"serial")
+	labels := copied.Labels()
+	delete(labels, LabelPrefix+"serial")
+	if !maps.Equal(known, labels) {
+		t.Errorf("recorded: %v\nthis machine: %v", labels, known)
+	}
 }
 
 func TestFeaturesSwitchedOff(t *testing.T) {
-	pc := load(t, "pc")
-	f, _ := Doctor(pc, "/").Get(UserNamespaces)
+	nuc := load(t, "nuc")
+	f, _ := Doctor(nuc, "/").Get(UserNamespaces)
 	if f.What != string(Off) || f.Fix == nil || f.Fix.New != "kernel.apparmor_restrict_unprivileged_userns = 0" {
 		t.Errorf("Ubuntu's restriction: %+v %+v", f, f.Fix)
 	}
-	pc["proc/sys/kernel/unprivileged_userns_clone"].Data = []byte("0\n")
-	if f, _ = Doctor(pc, "/").Get(UserNamespaces); f.Fix == nil || f.Fix.New != "kernel.unprivileged_userns_clone = 1" {
+	nuc["proc/sys/kernel/unprivileged_userns_clone"].Data = []byte("0\n")
+	if f, _ = Doctor(nuc, "/").Get(UserNamespaces); f.Fix == nil || f.Fix.New != "kernel.unprivileged_userns_clone = 1" {
 		t.Errorf("Debian's switch: %+v %+v", f, f.Fix)
 	}
-	pc["sys/kernel/security/lsm"].Data = []byte("capability,apparmor")
-	f, _ = Doctor(pc, "/").Get(Landlock)
+	nuc["sys/kernel/security/lsm"].Data = []byte("capability,apparmor")
+	f, _ = Doctor(nuc, "/").Get(Landlock)
 	if f.What != string(Off) || f.Fix == nil || f.Fix.New != `GRUB_CMDLINE_LINUX="lsm=landlock,capability,apparmor"` {
 		t.Errorf("landlock: %+v %+v", f, f.Fix)
 	}
@@ -353,7 +370,7 @@ func TestUbuntuOnPiNeedsExtraModules(t *testing.T) {
 }
 
 func FuzzParsers(f *testing.F) {
-	for _, name := range []string{"pi-zero", "pc", "visionfive-2"} {
+	for _, name := range []string{"pi-zero", "pc", "nuc", "visionfive-2"} {
 		root := load(f, name)
 		f.Add(string(root["proc/self/mountinfo"].Data), string(root["proc/cpuinfo"].Data), "50005", "0x09 0x03", "lsm=a b")
 	}

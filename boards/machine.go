@@ -21,11 +21,14 @@ type Machine struct {
 	// Space returns the free and total bytes of the file system at a path; nil
 	// leaves space unchecked.
 	Space func(path string) (free, total uint64, err error)
+	// Inodes returns the free and total number of inodes there; both are 0 where a
+	// file system makes them as it goes (btrfs, vfat). Nil leaves them unchecked.
+	Inodes func(path string) (free, total uint64, err error)
 }
 
 // This is the machine that runs the program.
 func This(dataDir string) Machine {
-	return Machine{Root: os.DirFS("/"), DataDir: dataDir, Space: space}
+	return Machine{Root: os.DirFS("/"), DataDir: dataDir, Space: space, Inodes: inodes}
 }
 
 // Board is what a machine is. It doesn't change while the machine runs, except
@@ -62,6 +65,12 @@ func (m Machine) Detect() Board {
 
 // Detect reads what the machine with this root is.
 func Detect(root fs.FS) Board { return Machine{Root: root}.Detect() }
+
+// DataStorage is what lies behind the data folder, without looking at anything else.
+func (m Machine) DataStorage() Storage {
+	m = m.defaults()
+	return tree{m.Root}.storage(m.DataDir)
+}
 
 // RaspberryPi says whether the board is one.
 func (b *Board) RaspberryPi() bool {

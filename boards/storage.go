@@ -1,6 +1,7 @@
 package boards
 
 import (
+	"fmt"
 	"io/fs"
 	"path"
 	"strconv"
@@ -33,6 +34,14 @@ type Storage struct {
 	ReadOnly   bool
 	Bytes      uint64 // of the disk
 	dir        string // in the root, of the disk
+}
+
+// String names the storage in messages: "mmcblk0 (ext4 mounted on /)".
+func (s Storage) String() string {
+	if s.Mount == "" {
+		return "unknown storage"
+	}
+	return fmt.Sprintf("%s (%s mounted on %s)", firstOf(s.Device, s.Kind), firstOf(s.FileSystem, "?"), s.Mount)
 }
 
 // storage finds the disk behind an absolute path by the mount table.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -21,10 +22,15 @@ func doctorCommand() *cobra.Command {
 				return machine.Record(cmd.OutOrStdout())
 			}
 			report := machine.Doctor()
-			if output == "json" {
-				return report.WriteJSON(cmd.OutOrStdout())
+			write := report.WriteText
+			switch output {
+			case "":
+			case "json":
+				write = report.WriteJSON
+			default:
+				return fmt.Errorf("--output %s: the doctor writes text, or with -o json data", output)
 			}
-			if err := report.WriteText(cmd.OutOrStdout()); err != nil {
+			if err := write(cmd.OutOrStdout()); err != nil {
 				return err
 			}
 			if report.Count(boards.Fail) > 0 {

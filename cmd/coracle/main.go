@@ -15,6 +15,7 @@ import (
 	kubectl "k8s.io/kubectl/pkg/cmd"
 
 	"github.com/coracle-edge/coracle/cmd/coracle/up"
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 func main() {
@@ -34,6 +35,7 @@ func root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "coracle",
 		Short:         "Kubernetes for boards",
+		Version:       version.Node(), // adds --version
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}

@@ -31,7 +31,7 @@ token serves the first key that uses it and no other; it expires.`,
 			if err != nil {
 				return err
 			}
-			o.Node = args[0]
+			o.Node, o.Wait = args[0], 15*time.Second
 			line, err := join.CreateToken(cmd.Context(), client, o)
 			if err != nil {
 				return err

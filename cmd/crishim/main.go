@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -20,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coracle-edge/coracle/crishim"
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 func main() {
@@ -41,11 +41,16 @@ func run(args []string) error {
 	hosts := fs.String("registry-hosts", "/etc/containerd/certs.d", "registry hosts directory (hosts.toml)")
 	cgroup := fs.String("cgroup-parent", "", "cgroup of pods that name none; default: /coracle")
 	verbose := fs.Bool("v", false, "log what is done")
+	show := fs.Bool("version", false, "print the version and end")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
 		}
 		return err
+	}
+	if *show {
+		fmt.Println(version.String())
+		return nil
 	}
 	if *runner == "" {
 		exe, err := os.Executable()
@@ -64,7 +69,7 @@ func run(args []string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	cfg := crishim.Config{
 		StateDir: *state, RunnerPath: *runner, ContainerdSocket: *containerd, CNIConfDir: *cniConf,
-		RegistryHosts: *hosts, CgroupParent: *cgroup, Version: version(), Logger: log,
+		RegistryHosts: *hosts, CgroupParent: *cgroup, Version: version.Semantic(), Logger: log,
 	}
 	if *cniBin != "" {
 		cfg.CNIBinDirs = strings.Split(*cniBin, ",")
@@ -99,11 +104,4 @@ func run(args []string) error {
 		return nil
 	})
 	return errors.Join(g.Wait(), svc.Close())
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return info.Main.Version
-	}
-	return "0.1.0"
 }

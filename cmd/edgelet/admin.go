@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coracle-edge/coracle/crishim"
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 // serveAdmin serves the node's owner, and nobody else, on a socket in the data
@@ -61,10 +62,13 @@ type podView struct {
 
 func (a *agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	written := a.state.Written()
-	out := map[string]any{"node": a.name, "version": version(), "boot": a.state.BootSeq(), "order": a.state.Version().String(),
+	out := map[string]any{"node": a.name, "version": version.String(), "boot": a.state.BootSeq(), "order": a.state.Version().String(),
 		"flash": map[string]int64{"commits": written.Commits, "bytes": written.Bytes, "syncs": written.Syncs}}
 	if l := a.link.Load(); l != nil {
 		out["link"] = l.of()
+	}
+	if r := a.refused.Load(); r != nil {
+		out["joinRefused"] = r
 	}
 	views := []podView{}
 	for _, p := range a.pods.Pods() {

@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/link"
 	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/tunnel"
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 // linkStatus is where the admin socket finds the link.
@@ -41,7 +42,7 @@ func (a *agent) runLink(ctx context.Context) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
 		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs,
-		Features: features(), AgentVersion: version(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
+		Features: features(), AgentVersion: version.String(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {
 		return err
@@ -53,27 +54,6 @@ func (a *agent) runLink(ctx context.Context) error {
 	g.Go(func() error { return l.Run(ctx) })
 	g.Go(func() error { a.renewExpired(ctx, id, l); return nil })
 	return g.Wait()
-}
-
-// ensureJoined returns the node's identity, joining with --join if it has none.
-// It returns nil, nil when ctx ended first.
-func (a *agent) ensureJoined(ctx context.Context) (*identity.Identity, error) {
-	if id := a.id.Load(); id != nil && a.o.join == "" {
-		return id, nil
-	}
-	line, err := enrollment.ParseLine(a.o.join)
-	if err != nil {
-		return nil, fmt.Errorf("--join: %w", err)
-	}
-	id, err := identity.Join(ctx, identity.JoinOptions{Options: a.identityOptions(), Line: line, NodeName: a.name})
-	if ctx.Err() != nil {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	a.id.Store(id)
-	return id, nil
 }
 
 // renewExpired renews when the broker says that the certificate expired: a board

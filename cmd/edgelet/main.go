@@ -19,6 +19,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 func main() {
@@ -32,6 +34,7 @@ func main() {
 type options struct {
 	dataDir, nodeName, nodeIP string
 	join                      string
+	joinRetry                 time.Duration
 	standalone                bool
 
 	runner, containerd, cniConfDir, cniBinDir, registryHosts string
@@ -42,7 +45,7 @@ type options struct {
 	maxPods                                           int64
 	logMaxSize                                        int64
 	logMaxFiles                                       int
-	stopPods, verbose                                 bool
+	stopPods, verbose, version                        bool
 }
 
 func parse(args []string) (*options, error) {
@@ -52,6 +55,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
 	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
 	fs.StringVar(&o.join, "join", "", "the line that `coracle token create` printed; needed once")
+	fs.DurationVar(&o.joinRetry, "join-retry", time.Minute, "the first pause before a refused join line is tried again, if this node has pods to look after; it doubles up to an hour")
 	fs.BoolVar(&o.standalone, "standalone", false, "no control plane: static pods, and what was ordered before")
 	fs.StringVar(&o.runner, "runner", "", "the wasmrunner program; default: beside this one")
 	fs.StringVar(&o.containerd, "containerd", "", "containerd's socket; empty: no OCI containers")
@@ -71,6 +75,7 @@ func parse(args []string) (*options, error) {
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
 	fs.BoolVar(&o.stopPods, "stop-pods", false, "stop the pods when the agent is told to end; otherwise they outlive it")
 	fs.BoolVar(&o.verbose, "v", false, "log what is done")
+	fs.BoolVar(&o.version, "version", false, "print the version and end")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
@@ -84,6 +89,9 @@ func parse(args []string) (*options, error) {
 	o.dataDir = dir
 	if o.standalone && o.join != "" {
 		return nil, errors.New("--standalone and --join exclude each other")
+	}
+	if o.joinRetry <= 0 {
+		return nil, fmt.Errorf("--join-retry %s: a pause must be longer than nothing", o.joinRetry)
 	}
 	if o.runner == "" {
 		exe, err := os.Executable()
@@ -102,6 +110,10 @@ func mainErr(args []string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if o.version {
+		fmt.Println(version.Node())
+		return nil
 	}
 	tuneMemory()
 	level := slog.LevelInfo

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -28,6 +28,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 // stopPodsTimeout bounds --stop-pods: the longest graces are cut.
@@ -46,6 +47,10 @@ type agent struct {
 	node    *node.Node
 	pods    *pods.Manager
 	link    atomic.Pointer[linkStatus]
+	refused atomic.Pointer[refusal] // of the join line; nil if it wasn't
+
+	staticPods atomic.Int64  // in the folder; -1 before it was read
+	staticRead chan struct{} // closed once it was
 }
 
 // containerRuntime is what all users of the runtime need together.
@@ -56,13 +61,15 @@ type containerRuntime interface {
 }
 
 func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
-	a := &agent{o: o, log: log}
+	a := &agent{o: o, log: log, staticRead: make(chan struct{})}
+	a.staticPods.Store(-1)
 	for _, dir := range []string{"", "pods", "pods-logs", "run"} {
 		if err := os.MkdirAll(filepath.Join(o.dataDir, dir), 0o755); err != nil {
 			return fmt.Errorf("making the data folder: %w", err)
 		}
 	}
-	if a.state, err = state.Open(filepath.Join(o.dataDir, "state.db"), state.Options{Logger: log, Unseal: a.unseal}); err != nil {
+	if a.state, err = state.Open(filepath.Join(o.dataDir, "state.db"), state.Options{
+		Logger: log, Unseal: a.unseal, Disk: boards.This(o.dataDir).DataStorage().String()}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.state.Close()) }()
@@ -83,7 +90,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 	if err := a.buildPods(); err != nil {
 		return err
 	}
-	log.Info("edgelet", "version", version(), "node", a.name, "data", o.dataDir, "boot", a.state.BootSeq(), "standalone", o.standalone)
+	log.Info("edgelet", "version", version.String(), "node", a.name, "data", o.dataDir, "boot", a.state.BootSeq(), "standalone", o.standalone)
 	err = a.runParts(ctx)
 	if o.stopPods && err == nil {
 		// ctx is over; the runtime is not.
@@ -100,10 +107,10 @@ func (a *agent) runParts(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.pods.Run(ctx) })
 	if a.o.staticPods != "" {
-		folder := &static.Folder{Path: a.o.staticPods, NodeName: a.name, Set: a.pods.SetStatic, Log: a.log}
+		folder := &static.Folder{Path: a.o.staticPods, NodeName: a.name, Set: a.setStatic, Log: a.log}
 		g.Go(func() error { return folder.Run(ctx) })
 	} else {
-		a.pods.SetStatic(nil)
+		a.setStatic(nil)
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
 	g.Go(func() error { return a.serveAdmin(ctx) })
@@ -202,7 +209,7 @@ func (a *agent) openRuntime(ctx context.Context) (func() error, error) {
 	shim, err := crishim.New(ctx, crishim.Config{
 		StateDir: filepath.Join(a.o.dataDir, "crishim"), RunnerPath: a.o.runner, ContainerdSocket: a.o.containerd,
 		CNIConfDir: a.o.cniConfDir, CNIBinDirs: split(a.o.cniBinDir), RegistryHosts: a.o.registryHosts,
-		Version: version(), Logger: a.log, Now: a.now,
+		Version: version.Semantic(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {
 		return nil, err
@@ -218,12 +225,19 @@ func (a *agent) buildNode() (err error) {
 	}
 	machine := boards.This(a.o.dataDir)
 	machine.Floor = a.state.TimeFloor()
-	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport, AgentVersion: version(),
+	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
 		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), Log: a.log, Now: a.now}
 	if ips := split(a.o.nodeIP); len(ips) > 0 {
+		for _, ip := range ips {
+			if _, err := netip.ParseAddr(ip); err != nil {
+				return fmt.Errorf("--node-ip: %w; give IP addresses of this board, with commas between them", err)
+			}
+		}
 		c.IPs = func() []string { return ips }
 	}
-	a.node, err = node.New(c)
+	if a.node, err = node.New(c); errors.Is(err, node.ErrLabel) {
+		return fmt.Errorf("--node-labels: %w", err)
+	}
 	return err
 }
 
@@ -265,12 +279,6 @@ func (a *agent) podToken(_ context.Context, r volumes.TokenRequest) (string, tim
 	return token, expires, err
 }
 
-// features are what this agent can do that another may not.
-func features() []string { return []string{"sidecars", "static-pods", "wasm"} }
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
-		return strings.TrimPrefix(info.Main.Version, "v")
-	}
-	return "0.0.0"
-}
+// features are what this agent can do that another may not, in the form of
+// status.declaredFeatures.
+func features() []string { return []string{"Sidecars", "StaticPods", "Wasm"} }

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,7 +31,25 @@ type machine struct {
 	dir  string
 	args []string
 	cmd  *exec.Cmd
-	log  bytes.Buffer
+	log  syncBuffer
+}
+
+// syncBuffer is read while the agent writes.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }
 
 func newMachine(t testing.TB, args ...string) *machine {
@@ -62,13 +81,19 @@ func newMachine(t testing.TB, args ...string) *machine {
 
 func (m *machine) start() {
 	m.t.Helper()
-	m.cmd = exec.Command(lab.Program(m.t, "edgelet"), append([]string{"--standalone", "--data-dir", m.dir, "--node-name", "board",
-		"--static-pods", filepath.Join(m.dir, "static"), "--runner", lab.Program(m.t, "wasmrunner"), "--cni-conf-dir", filepath.Join(m.dir, "none")}, m.args...)...)
+	m.launch("--standalone")
+	m.eventually("the admin socket", func() error { _, err := m.status(); return err })
+}
+
+// launch starts the agent without waiting for it.
+func (m *machine) launch(args ...string) {
+	m.t.Helper()
+	m.cmd = exec.Command(lab.Program(m.t, "edgelet"), append(append([]string{"--data-dir", m.dir, "--node-name", "board",
+		"--static-pods", filepath.Join(m.dir, "static"), "--runner", lab.Program(m.t, "wasmrunner"), "--cni-conf-dir", filepath.Join(m.dir, "none")}, m.args...), args...)...)
 	m.cmd.Stderr = &m.log
 	if err := m.cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
-	m.eventually("the admin socket", func() error { _, err := m.status(); return err })
 }
 
 func (m *machine) stop(sig syscall.Signal) {
@@ -116,8 +141,10 @@ func (m *machine) client() *http.Client {
 }
 
 type status struct {
-	Pods []podView `json:"pods"`
-	Boot uint64    `json:"boot"`
+	Pods        []podView       `json:"pods"`
+	Boot        uint64          `json:"boot"`
+	Link        json.RawMessage `json:"link"`
+	JoinRefused *refusal        `json:"joinRefused"`
 }
 
 func (m *machine) status() (*status, error) {

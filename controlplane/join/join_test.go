@@ -222,6 +222,45 @@ func TestJoinEndToEnd(t *testing.T) {
 	}
 }
 
+// A control plane that has just started publishes its endpoint a moment after it
+// answers.
+func TestTokenOfAClusterThatJustStarts(t *testing.T) {
+	client := newClient()
+	_, err := join.CreateToken(t.Context(), client, join.TokenOptions{Node: "pi-1"})
+	if !errors.Is(err, join.ErrNoEndpoint) {
+		t.Fatalf("without an endpoint: %v, want ErrNoEndpoint", err)
+	}
+	short, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := join.CreateToken(short, client, join.TokenOptions{Node: "pi-1", Wait: time.Hour}); err == nil {
+		t.Error("it didn't end with its context")
+	}
+	asked := make(chan struct{})
+	var once sync.Once
+	client.PrependReactor("get", "configmaps", func(clienttesting.Action) (bool, runtime.Object, error) {
+		once.Do(func() { close(asked) })
+		return false, nil, nil
+	})
+	type answer struct {
+		line enrollment.Line
+		err  error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		line, err := join.CreateToken(t.Context(), client, join.TokenOptions{Node: "pi-1", Wait: time.Minute})
+		answers <- answer{line, err}
+	}()
+	<-asked
+	endpoint := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: noderecord.Namespace, Name: "coracle-fleet-endpoint"},
+		Data: map[string]string{"urls": `["https://127.0.0.1:1"]`, "ca-hash": strings.Repeat("ab", 32)}}
+	if _, err := client.CoreV1().ConfigMaps(noderecord.Namespace).Create(t.Context(), endpoint, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-answers; a.err != nil || a.line.URLs[0] != "https://127.0.0.1:1" {
+		t.Errorf("%+v", a)
+	}
+}
+
 func TestTokenIsStoredHashed(t *testing.T) {
 	c := start(t)
 	line := c.token("pi-1")

@@ -62,6 +62,9 @@ type TokenOptions struct {
 	// URLs and CAHash of the fleet endpoint; empty means what the cluster published.
 	URLs   []string
 	CAHash string
+	// Wait is how long to wait for the cluster to publish its endpoint: it answers
+	// a moment before it does.
+	Wait time.Duration
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 }
@@ -84,7 +87,7 @@ func CreateToken(ctx context.Context, client kubernetes.Interface, opts TokenOpt
 		now = opts.Now
 	}
 	if len(opts.URLs) == 0 || opts.CAHash == "" {
-		urls, hash, err := publishedEndpoint(ctx, client)
+		urls, hash, err := awaitEndpoint(ctx, client, opts.Wait)
 		if err != nil {
 			return line, err
 		}
@@ -233,6 +236,21 @@ func publishEndpoint(ctx context.Context, client kubernetes.Interface, urls []st
 		return fmt.Errorf("publish the fleet endpoint: %w", err)
 	}
 	return nil
+}
+
+// awaitEndpoint is publishedEndpoint, asked again for a while.
+func awaitEndpoint(ctx context.Context, client kubernetes.Interface, wait time.Duration) (urls []string, caHash string, err error) {
+	for end := time.Now().Add(wait); ; {
+		urls, caHash, err = publishedEndpoint(ctx, client)
+		if err == nil || !apierrors.IsNotFound(err) || !time.Now().Before(end) {
+			return urls, caHash, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, "", err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 func publishedEndpoint(ctx context.Context, client kubernetes.Interface) (urls []string, caHash string, err error) {

@@ -281,17 +281,39 @@ func (m *Manager) finish(c *container, proc *wasmruntime.Process, logs *logPump)
 	m.emit(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
 
-// saveContainer writes the record of a container's end. A full disk is no
-// reason to forget the end now; after a restart the runner's record says it.
+// saveContainer writes the record of a container's end. A full disk is no reason
+// to forget it: it is written as soon as that can be, or a restart of the agent
+// would find that the container ended in a way that nobody knows.
 func (m *Manager) saveContainer(c *container) {
+	err := m.trySave(c)
+	if err == nil {
+		return
+	}
+	m.log.Error("container's record can't be written, trying again", "container", c.id, "err", err)
+	m.wg.Go(func() {
+		for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
+			select {
+			case <-m.closing:
+				_ = m.trySave(c)
+				return
+			case <-time.After(wait):
+			}
+			if m.trySave(c) == nil {
+				m.log.Info("container's record is written now", "container", c.id)
+				return
+			}
+		}
+	})
+}
+
+// trySave writes the record unless the container was removed.
+func (m *Manager) trySave(c *container) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.removed {
-		return
+		return nil
 	}
-	if err := writeRecord(filepath.Join(m.containerDir(c.id), recordFile), &c.rec, false); err != nil {
-		m.log.Error("container's record can't be written", "container", c.id, "err", err)
-	}
+	return writeRecord(filepath.Join(m.containerDir(c.id), recordFile), &c.rec, false)
 }
 
 // StopContainer ends a guest: SIGTERM, after grace SIGKILL. It returns when

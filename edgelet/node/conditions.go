@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	// diskFloorPercent of the data folder's file system is kept free, and inodes
-	// half as many, as a kubelet's hard eviction thresholds.
+	// diskFloorPercent of the bytes and inodeFloorPercent of the inodes of the data
+	// folder's file system are kept free, as by a kubelet's hard eviction thresholds
+	// nodefs.available and nodefs.inodesFree.
 	diskFloorPercent  = 10
 	inodeFloorPercent = 5
 	pidFloorPercent   = 5
@@ -50,14 +51,22 @@ func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error, p
 		}
 		out = append(out, c)
 	}
-	pressed := func(t v1.NodeConditionType, now1 bool, bad, good, badMessage, goodMessage string) {
-		if now1 {
-			n.pressure[t] = now
-		}
+	pressed := func(t v1.NodeConditionType, why, bad, good, badMessage, goodMessage string) {
 		since, ever := n.pressure[t]
-		if ever && now.Sub(since) < pressureTransition {
+		was := ever && now.Sub(since) < pressureTransition
+		if why != "" {
+			if !was {
+				n.Log.Warn("the node runs short", "condition", t, "why", why)
+			}
+			n.pressure[t], was = now, true
+		}
+		if was {
 			add(t, true, bad, badMessage)
 			return
+		}
+		if ever {
+			n.Log.Info("the node has enough again", "condition", t)
+			delete(n.pressure, t)
 		}
 		add(t, false, good, goodMessage)
 	}
@@ -70,7 +79,7 @@ func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error, p
 	for _, c := range n.readings {
 		add(v1.NodeConditionType(c.Type), c.Status, c.Reason, c.Message)
 	}
-	if why := notReady(status, runtimeErr); why != "" {
+	if why := notReady(status, runtimeErr, n.capacity()); why != "" {
 		add(v1.NodeReady, false, "KubeletNotReady", why)
 	} else {
 		add(v1.NodeReady, true, "KubeletReady", "kubelet is posting ready status")
@@ -80,15 +89,15 @@ func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error, p
 
 // notReady says why no pod can run, or nothing. That containerd is away doesn't
 // make a board unready: Wasm goes on, and a label says it.
-func notReady(status *runtimeapi.StatusResponse, err error) string {
+func notReady(status *runtimeapi.StatusResponse, err error, capacity v1.ResourceList) string {
+	var why, missing []string
 	if err != nil {
-		return fmt.Sprintf("container runtime is down: %v", err)
+		why = append(why, fmt.Sprintf("container runtime is down: %v", err))
 	}
-	var why []string
 	for _, t := range []struct{ condition, message string }{
 		{runtimeapi.RuntimeReady, "container runtime not ready"}, {runtimeapi.NetworkReady, "container runtime network not ready"},
 	} {
-		found := false
+		found := err != nil // it can't say
 		for _, c := range status.GetStatus().GetConditions() {
 			if c.Type != t.condition {
 				continue
@@ -101,6 +110,14 @@ func notReady(status *runtimeapi.StatusResponse, err error) string {
 		if !found {
 			why = append(why, fmt.Sprintf("%s: no %s in its status", t.message, t.condition))
 		}
+	}
+	for _, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory, v1.ResourcePods, v1.ResourceEphemeralStorage} {
+		if _, has := capacity[name]; !has {
+			missing = append(missing, string(name))
+		}
+	}
+	if len(missing) > 0 {
+		why = append(why, "missing node capacity for resources: "+strings.Join(missing, ", "))
 	}
 	switch len(why) {
 	case 0:

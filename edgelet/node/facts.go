@@ -13,24 +13,21 @@ import (
 
 // facts don't change while the machine runs.
 type facts struct {
-	memory, disk            int64 // bytes
+	memory                  int64 // bytes
 	cpus                    int
 	machineID, systemUUID   string
 	bootID, kernel, osImage string
 	maxPIDs                 int64
 }
 
-// spaceFunc returns the free and total bytes of the file system at a path.
-type spaceFunc = func(string) (free, total uint64, err error)
-
-func readFacts(root fs.FS, dataDir string, space spaceFunc) facts {
+func readFacts(root fs.FS, cores int) facts {
 	f := facts{
-		cpus:       runtime.NumCPU(),
+		cpus:       cores,
 		memory:     meminfo(root)["MemTotal"],
 		machineID:  firstLine(root, "etc/machine-id"),
 		bootID:     firstLine(root, "proc/sys/kernel/random/boot_id"),
 		kernel:     firstLine(root, "proc/sys/kernel/osrelease"),
-		systemUUID: strings.ToLower(firstLine(root, "sys/class/dmi/id/product_uuid")),
+		systemUUID: firstLine(root, "sys/class/dmi/id/product_uuid"),
 		osImage:    osRelease(root),
 	}
 	if f.machineID == "" {
@@ -42,10 +39,8 @@ func readFacts(root fs.FS, dataDir string, space spaceFunc) facts {
 	if f.systemUUID == "" {
 		f.systemUUID = f.machineID
 	}
-	if space != nil {
-		if _, total, err := space(dataDir); err == nil {
-			f.disk = int64(total)
-		}
+	if f.cpus == 0 {
+		f.cpus = runtime.NumCPU()
 	}
 	f.maxPIDs, _ = strconv.ParseInt(firstLine(root, "proc/sys/kernel/pid_max"), 10, 64)
 	return f
@@ -71,7 +66,7 @@ func meminfo(root fs.FS) map[string]int64 {
 	for s.Scan() {
 		name, rest, ok := strings.Cut(s.Text(), ":")
 		fields := strings.Fields(rest)
-		if !ok || len(fields) == 0 || (name != "MemTotal" && name != "MemAvailable") {
+		if !ok || len(fields) == 0 || (name != "MemTotal" && name != "MemAvailable" && name != "SwapTotal") {
 			continue
 		}
 		if kb, err := strconv.ParseInt(fields[0], 10, 64); err == nil {
@@ -94,31 +89,6 @@ func osRelease(root fs.FS) string {
 		}
 	}
 	return "Linux"
-}
-
-// pressure is what is short now.
-type pressure struct{ memory, disk, pids bool }
-
-func readPressure(root fs.FS, dataDir string, space spaceFunc, f facts) pressure {
-	var p pressure
-	if m := meminfo(root); m["MemTotal"] > 0 {
-		if available, ok := m["MemAvailable"]; ok {
-			p.memory = available < memoryFloor(m["MemTotal"])
-		}
-	}
-	if space != nil {
-		if free, total, err := space(dataDir); err == nil && total > 0 {
-			p.disk = free < total/100*diskFloorPercent
-		}
-	}
-	// The fourth field of loadavg is RUNNING/TOTAL tasks.
-	if fields := strings.Fields(firstLine(root, "proc/loadavg")); len(fields) > 3 && f.maxPIDs > 0 {
-		_, total, _ := strings.Cut(fields[3], "/")
-		if n, err := strconv.ParseInt(total, 10, 64); err == nil {
-			p.pids = f.maxPIDs-n < f.maxPIDs/100*pidFloorPercent
-		}
-	}
-	return p
 }
 
 // hostIPs returns the addresses of the interface with the default route, else

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"runtime"
 	"slices"
-	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -20,10 +19,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/boards"
+	"github.com/coracle-edge/coracle/controlplane/api/features"
+	"github.com/coracle-edge/coracle/internal/version"
 )
-
-// KubernetesVersion is what this agent implements.
-const KubernetesVersion = "v1.36.3"
 
 // Labels of our own.
 const (
@@ -43,6 +41,7 @@ const (
 	boardPeriod    = 30 * time.Second
 	imagePeriod    = 5 * time.Minute
 	maxImages      = 50 // as a kubelet reports
+	maxNames       = 5  // of an image, as a kubelet reports
 	callTimeout    = 10 * time.Second
 )
 
@@ -60,9 +59,7 @@ type Config struct {
 	Runtime Runtime
 	// Report is handed the protobuf of a v1.Node when it changed; may be nil.
 	Report func(raw []byte) error
-	// AgentVersion comes behind the Kubernetes version, as in v1.36.3+coracle-0.1.0.
-	AgentVersion string
-	// Labels are added to those found.
+	// Labels are added to those found, and count more than they do.
 	Labels map[string]string
 	// IPs are the node's addresses; if empty they are looked for.
 	IPs func() []string
@@ -71,8 +68,8 @@ type Config struct {
 	MaxPods int64
 	// Reserved is kept from pods, beside what eviction keeps free.
 	Reserved v1.ResourceList
-	// Features are named in an annotation: a pod that needs another one is not for
-	// this node.
+	// Features are declared in the status: a pod that needs another one is not for
+	// this node. See [features.Valid] for their form.
 	Features []string
 	Log      *slog.Logger
 	Now      func() time.Time
@@ -84,27 +81,35 @@ type Node struct {
 	Config
 	board boards.Board
 
-	mu         sync.Mutex
-	facts      facts
-	object     *v1.Node // as last reported
-	reported   []byte
-	images     []v1.ContainerImage
-	imagesRead time.Time
-	readings   []boards.Condition
-	boardRead  time.Time
-	version    *runtimeapi.VersionResponse
-	pressure   map[v1.NodeConditionType]time.Time // when it was last seen
-	changed    chan struct{}
-}
+	facts facts
 
-// AnnotationFeatures lists what this node's agent can do, comma separated.
-const AnnotationFeatures = "coracle.dev/features"
+	mu             sync.Mutex
+	amounts        amounts
+	object         *v1.Node // as last reported
+	reported       []byte
+	images         []v1.ContainerImage
+	imagesRead     time.Time
+	readings       []boards.Condition
+	boardRead      time.Time
+	runtimeVersion *runtimeapi.VersionResponse
+	pressure       map[v1.NodeConditionType]time.Time // when it was last seen
+	changed        chan struct{}
+}
 
 // New looks at the machine and returns a Node that knows its capacity.
 func New(c Config) (*Node, error) {
 	if c.Name == "" || c.Runtime == nil || c.Machine.Root == nil {
 		return nil, errors.New("node: Name, Machine and Runtime are required")
 	}
+	for _, f := range c.Features {
+		if !features.Valid(f) {
+			return nil, fmt.Errorf("node: feature %q: the API server takes names such as Wasm or Coracle/wasm only", f)
+		}
+	}
+	if err := checkLabels(c.Labels); err != nil {
+		return nil, err
+	}
+	c.Features = features.Declare(c.Features...)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -118,7 +123,8 @@ func New(c Config) (*Node, error) {
 		c.MaxPods = DefaultMaxPods
 	}
 	n := &Node{Config: c, board: c.Machine.Detect(), pressure: map[v1.NodeConditionType]time.Time{}, changed: make(chan struct{}, 1)}
-	n.facts = readFacts(c.Machine.Root, c.Machine.DataDir, c.Machine.Space)
+	n.facts = readFacts(c.Machine.Root, n.board.CPU.Cores)
+	n.amounts = readAmounts(&n.Machine, amounts{})
 	if c.IPs == nil {
 		n.IPs = func() []string { return hostIPs(c.Machine.Root) }
 	}
@@ -157,34 +163,60 @@ func (n *Node) Labels() map[string]string {
 	return n.labels(false)
 }
 
-// Capacity is what the machine has.
+// DeclaredFeatures are what this node can do by name, sorted.
+func (n *Node) DeclaredFeatures() []string { return n.Features }
+
+// Capacity is what the machine has. What can't be told isn't in it.
 func (n *Node) Capacity() v1.ResourceList {
-	return v1.ResourceList{
-		v1.ResourceCPU:              *resource.NewQuantity(int64(n.facts.cpus), resource.DecimalSI),
-		v1.ResourceMemory:           *resource.NewQuantity(n.facts.memory, resource.BinarySI),
-		v1.ResourceEphemeralStorage: *resource.NewQuantity(n.facts.disk, resource.BinarySI),
-		v1.ResourcePods:             *resource.NewQuantity(n.MaxPods, resource.DecimalSI),
-	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.capacity()
 }
 
 // Allocatable is what pods may have of it.
 func (n *Node) Allocatable() v1.ResourceList {
-	out := n.Capacity()
-	sub := func(name v1.ResourceName, bytes int64) {
-		q := out[name]
-		q.Sub(*resource.NewQuantity(bytes, resource.BinarySI))
-		if q.Sign() < 0 {
-			q = *resource.NewQuantity(0, resource.BinarySI)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.allocatable()
+}
+
+// capacity needs n.mu.
+func (n *Node) capacity() v1.ResourceList {
+	out := v1.ResourceList{
+		v1.ResourceCPU:    *resource.NewQuantity(int64(n.facts.cpus), resource.DecimalSI),
+		v1.ResourceMemory: *resource.NewQuantity(n.facts.memory, resource.BinarySI),
+		v1.ResourcePods:   *resource.NewQuantity(n.MaxPods, resource.DecimalSI),
+	}
+	if n.amounts.disk > 0 {
+		out[v1.ResourceEphemeralStorage] = *resource.NewQuantity(n.amounts.disk, resource.BinarySI)
+	}
+	for size, bytes := range n.amounts.hugepages {
+		out[hugepageResource(size)] = *resource.NewQuantity(bytes, resource.BinarySI)
+	}
+	return out
+}
+
+// allocatable needs n.mu.
+func (n *Node) allocatable() v1.ResourceList {
+	out := n.capacity()
+	sub := func(name v1.ResourceName, by resource.Quantity) {
+		q, has := out[name]
+		if !has {
+			return
+		}
+		if q.Sub(by); q.Sign() < 0 {
+			q.Set(0)
 		}
 		out[name] = q
 	}
-	sub(v1.ResourceMemory, memoryFloor(n.facts.memory))
-	sub(v1.ResourceEphemeralStorage, n.facts.disk/100*diskFloorPercent)
+	sub(v1.ResourceMemory, *resource.NewQuantity(memoryFloor(n.facts.memory), resource.BinarySI))
+	sub(v1.ResourceEphemeralStorage, *resource.NewQuantity(n.amounts.disk*diskFloorPercent/100, resource.BinarySI))
 	for name, r := range n.Reserved {
-		if q, ok := out[name]; ok {
-			q.Sub(r)
-			out[name] = q
-		}
+		sub(name, r)
+	}
+	// What lies in the pools of huge pages is nobody's ordinary memory.
+	for _, bytes := range n.amounts.hugepages {
+		sub(v1.ResourceMemory, *resource.NewQuantity(bytes, resource.BinarySI))
 	}
 	return out
 }
@@ -230,8 +262,8 @@ func (n *Node) Look(ctx context.Context) error {
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	status, runtimeErr := n.Runtime.Status(call, &runtimeapi.StatusRequest{})
-	if n.version == nil && runtimeErr == nil {
-		n.version, runtimeErr = n.Runtime.Version(call, &runtimeapi.VersionRequest{})
+	if n.runtimeVersion == nil && runtimeErr == nil {
+		n.runtimeVersion, runtimeErr = n.Runtime.Version(call, &runtimeapi.VersionRequest{})
 	}
 	n.mu.Lock()
 	readImages := n.imagesRead.IsZero() || now.Sub(n.imagesRead) > imagePeriod
@@ -243,14 +275,17 @@ func (n *Node) Look(ctx context.Context) error {
 			n.mu.Unlock()
 		}
 	}
+	amounts := n.amounts
 	if n.boardRead.IsZero() || now.Sub(n.boardRead) > boardPeriod {
 		r := n.Machine.Read(&n.board)
 		n.readings, n.boardRead = r.Conditions(), now
+		amounts = readAmounts(&n.Machine, amounts)
 	}
-	pressure := readPressure(n.Machine.Root, n.Machine.DataDir, n.Machine.Space, n.facts)
+	pressure := readPressure(&n.Machine, n.board.Storage, n.facts)
 
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.amounts = amounts
 	object := n.build(status, runtimeErr, pressure, now)
 	raw, err := object.Marshal()
 	if err != nil {
@@ -274,14 +309,10 @@ func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error, pressu
 			oci = c.Status
 		}
 	}
-	o := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Config.Name, Labels: n.labels(oci), Annotations: map[string]string{}}}
-	if len(n.Features) > 0 {
-		f := slices.Clone(n.Features)
-		sort.Strings(f)
-		o.Annotations[AnnotationFeatures] = strings.Join(f, ",")
-	}
+	o := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Config.Name, Labels: n.labels(oci)}}
 	s := &o.Status
-	s.Capacity, s.Allocatable = n.Capacity(), n.Allocatable()
+	s.Capacity, s.Allocatable = n.capacity(), n.allocatable()
+	s.DeclaredFeatures = n.Features
 	for _, ip := range n.IPs() {
 		s.Addresses = append(s.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip})
 	}
@@ -290,10 +321,13 @@ func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error, pressu
 	s.NodeInfo = v1.NodeSystemInfo{
 		MachineID: n.facts.machineID, SystemUUID: n.facts.systemUUID, BootID: n.facts.bootID,
 		KernelVersion: n.facts.kernel, OSImage: n.facts.osImage, OperatingSystem: "linux", Architecture: runtime.GOARCH,
-		KubeletVersion: KubernetesVersion + "+coracle-" + n.version1(),
+		KubeletVersion: version.Node(),
 	}
-	if n.version != nil {
-		s.NodeInfo.ContainerRuntimeVersion = n.version.RuntimeName + "://" + n.version.RuntimeVersion
+	if n.runtimeVersion != nil {
+		s.NodeInfo.ContainerRuntimeVersion = n.runtimeVersion.RuntimeName + "://" + n.runtimeVersion.RuntimeVersion
+	}
+	if n.amounts.swap > 0 {
+		s.NodeInfo.Swap = &v1.NodeSwapStatus{Capacity: ptr(n.amounts.swap)}
 	}
 	s.Images = n.images
 	for _, h := range status.GetRuntimeHandlers() {
@@ -308,30 +342,20 @@ func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error, pressu
 	return o
 }
 
-func (n *Node) version1() string {
-	if n.AgentVersion == "" {
-		return "0.0.0"
-	}
-	return n.AgentVersion
-}
-
 func (n *Node) labels(oci bool) map[string]string {
 	l := n.board.Labels()
-	maps.Copy(l, n.Config.Labels)
 	l[v1.LabelHostname] = strings.ToLower(n.Config.Name)
+	maps.DeleteFunc(l, func(_, v string) bool { return v == "" }) // a label that says nothing
+	maps.Copy(l, n.Config.Labels)
+	// These are facts, whatever an administrator says.
 	l[v1.LabelOSStable], l[v1.LabelArchStable] = "linux", runtime.GOARCH
-	l["beta.kubernetes.io/os"], l["beta.kubernetes.io/arch"] = "linux", runtime.GOARCH
+	l[labelBetaOS], l[labelBetaArch] = "linux", runtime.GOARCH
 	l[LabelWasm] = "true"
 	l[LabelOCI] = "absent"
 	if oci {
 		l[LabelOCI] = "present"
 	}
 	l[LabelRoot] = fmt.Sprintf("%t", n.Root)
-	for k, v := range l {
-		if v == "" {
-			delete(l, k)
-		}
-	}
 	return l
 }
 
@@ -350,12 +374,12 @@ func nodeImages(list []*runtimeapi.Image) []v1.ContainerImage {
 	})
 	var out []v1.ContainerImage
 	for _, img := range list[:min(len(list), maxImages)] {
-		names := slices.Concat(img.RepoDigests, img.RepoTags)
+		// Each kind sorted, because a runtime may list them otherwise every time.
+		names := slices.Concat(slices.Sorted(slices.Values(img.RepoDigests)), slices.Sorted(slices.Values(img.RepoTags)))
 		if len(names) == 0 {
 			continue
 		}
-		sort.Strings(names)
-		out = append(out, v1.ContainerImage{Names: names[:min(len(names), 5)], SizeBytes: int64(img.Size)})
+		out = append(out, v1.ContainerImage{Names: names[:min(len(names), maxNames)], SizeBytes: int64(img.Size)})
 	}
 	return out
 }

@@ -1,8 +1,13 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"io/fs"
+	"log/slog"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -10,9 +15,11 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/boards"
+	"github.com/coracle-edge/coracle/internal/version"
 )
 
 type fakeRuntime struct {
@@ -62,7 +69,7 @@ func testNode(t *testing.T, rt Runtime, root fstest.MapFS) (*Node, *[]*v1.Node) 
 	t.Helper()
 	var reports []*v1.Node
 	free := uint64(8 << 30)
-	n, err := New(Config{Name: "board", Runtime: rt, IPs: func() []string { return []string{"192.0.2.1"} }, Features: []string{"b", "a"},
+	n, err := New(Config{Name: "board", Runtime: rt, IPs: func() []string { return []string{"192.0.2.1"} }, Features: []string{"Wasm", "Sidecars", "Wasm"},
 		Machine: boards.Machine{Root: root, DataDir: "/data", Space: func(string) (uint64, uint64, error) { return free, 10 << 30, nil }},
 		Report: func(raw []byte) error {
 			o := new(v1.Node)
@@ -111,12 +118,12 @@ func TestNodeLooksAsAKubeletsDoes(t *testing.T) {
 		t.Errorf("memory %d, allocatable %d", mem, alloc)
 	}
 	i := o.Status.NodeInfo
-	if i.KubeletVersion != "v1.36.3+coracle-0.0.0" || i.ContainerRuntimeVersion != "coracle://0.1" || i.OSImage != "Raspberry Pi OS" ||
+	if i.KubeletVersion != "v1.36.3+coracle-"+version.String() || i.ContainerRuntimeVersion != "coracle://0.1" || i.OSImage != "Raspberry Pi OS" ||
 		i.BootID != "boot-1" || i.SystemUUID != "0000abcd" || i.KernelVersion != "6.6.51-v8" {
 		t.Errorf("%+v", i)
 	}
-	if o.Status.Images[0].Names[0] != "y:1" || o.Annotations[AnnotationFeatures] != "a,b" || o.Status.Addresses[0].Address != "192.0.2.1" {
-		t.Errorf("%+v %+v", o.Status.Images, o.Annotations)
+	if o.Status.Images[0].Names[0] != "y:1" || o.Status.Addresses[0].Address != "192.0.2.1" {
+		t.Errorf("%+v %+v", o.Status.Images, o.Status.Addresses)
 	}
 }
 
@@ -161,6 +168,173 @@ func TestOnlyWhatMattersIsReported(t *testing.T) {
 			t.Error("label")
 		}
 	})
+}
+
+// What a pod may require by name is where the scheduler looks for it, in the form
+// that the API server takes.
+func TestFeaturesAreDeclared(t *testing.T) {
+	n, reports := testNode(t, &fakeRuntime{}, pi())
+	if err := n.Look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"Sidecars", "Wasm"}
+	if got := (*reports)[0].Status.DeclaredFeatures; !slices.Equal(got, want) {
+		t.Errorf("declared %q, want %q", got, want)
+	}
+	if got := n.DeclaredFeatures(); !slices.Equal(got, want) {
+		t.Errorf("told to admission: %q, want %q", got, want)
+	}
+	_, err := New(Config{Name: "board", Runtime: &fakeRuntime{}, Machine: boards.Machine{Root: pi()}, Features: []string{"static-pods"}})
+	if err == nil || !strings.Contains(err.Error(), `"static-pods"`) {
+		t.Errorf("a name that the API server refuses: %v", err)
+	}
+}
+
+func TestDiskPressure(t *testing.T) {
+	const total = 10 << 30
+	type answer struct {
+		free, total uint64
+		err         error
+	}
+	for name, c := range map[string]struct {
+		space, inodes answer
+		want          string // in the log; empty: no pressure
+	}{
+		"all well":            {answer{total / 2, total, nil}, answer{600, 1000, nil}, ""},
+		"at the threshold":    {answer{total / 10, total, nil}, answer{50, 1000, nil}, ""},
+		"space":               {answer{total/10 - 1, total, nil}, answer{600, 1000, nil}, "1023 MiB of 10240 MiB space free on mmcblk0 (ext4 mounted on /), where /data is; less than 10 %"},
+		"inodes":              {answer{total / 2, total, nil}, answer{49, 1000, nil}, "49 of 1000 inodes free on mmcblk0 (ext4 mounted on /), where /data is; less than 5 %"},
+		"inodes as it goes":   {answer{total / 2, total, nil}, answer{0, 0, nil}, ""},
+		"nothing can be told": {answer{0, 0, errors.New("EIO")}, answer{0, 0, errors.New("EIO")}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := pi()
+			root["proc/self/mountinfo"] = file("1 0 179:2 / / rw - ext4 /dev/mmcblk0p2 rw\n")
+			root["sys/dev/block/179:2"] = &fstest.MapFile{Mode: fs.ModeSymlink, Data: []byte("../../devices/mmcblk0/mmcblk0p2")}
+			root["sys/devices/mmcblk0/mmcblk0p2/partition"] = file("2\n")
+			var log bytes.Buffer
+			n, err := New(Config{Name: "board", Runtime: &fakeRuntime{}, Log: slog.New(slog.NewTextHandler(&log, nil)), IPs: func() []string { return nil },
+				Machine: boards.Machine{Root: root, DataDir: "/data",
+					Space:  func(string) (uint64, uint64, error) { return c.space.free, c.space.total, c.space.err },
+					Inodes: func(string) (uint64, uint64, error) { return c.inodes.free, c.inodes.total, c.inodes.err }}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := n.Look(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			got := cond(n.Object(), v1.NodeDiskPressure)
+			if want := v1.ConditionFalse; c.want == "" && (got.Status != want || got.Reason != "KubeletHasNoDiskPressure" || log.Len() > 0) {
+				t.Errorf("%+v, log %s", got, &log)
+			}
+			if c.want != "" && (got.Status != v1.ConditionTrue || got.Reason != "KubeletHasDiskPressure" || strings.Count(log.String(), c.want) != 1) {
+				t.Errorf("%+v, log %s, want %q in it once", got, &log, c.want)
+			}
+		})
+	}
+}
+
+func TestHugepages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const dir = "sys/kernel/mm/hugepages/"
+		root := pi()
+		root[dir+"hugepages-2048kB/nr_hugepages"] = file("16\n")
+		root[dir+"hugepages-64kB/nr_hugepages"] = file("0\n")
+		root[dir+"hugepages-1048576kB/nr_hugepages"] = file("what\n")
+		root[dir+"hugepages-kB/nr_hugepages"] = file("1\n")
+		n, _ := testNode(t, &fakeRuntime{}, root)
+		check := func(name v1.ResourceName, capacity, allocatable string) {
+			t.Helper()
+			for list, want := range map[*v1.ResourceList]string{ptr(n.Capacity()): capacity, ptr(n.Allocatable()): allocatable} {
+				q, has := (*list)[name]
+				if got := q.String(); has && got != want || !has && want != "" {
+					t.Errorf("%s: %q (%t), want %q", name, got, has, want)
+				}
+			}
+		}
+		check("hugepages-2Mi", "32Mi", "32Mi")
+		check("hugepages-64Ki", "0", "0")
+		check("hugepages-1Gi", "", "")
+		// The pool is no ordinary memory any more: 512 MiB less a tenth, less it.
+		check("memory", "512Mi", "449629389")
+		// An administrator reserves more while the node runs.
+		root[dir+"hugepages-2048kB/nr_hugepages"] = file("32\n")
+		for range 2 {
+			time.Sleep(time.Minute)
+			if err := n.Look(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check("hugepages-2Mi", "64Mi", "64Mi")
+		// Without the whole of it there is nothing left, not less than nothing.
+		root[dir+"hugepages-2048kB/nr_hugepages"] = file("256\n")
+		time.Sleep(time.Minute)
+		if err := n.Look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		check("memory", "512Mi", "0")
+	})
+}
+
+func FuzzHugepages(f *testing.F) {
+	f.Add("hugepages-2048kB", "16\n")
+	f.Add("hugepages-9223372036854775807kB", "9223372036854775807")
+	f.Add("hugepages--4kB", "-1")
+	f.Fuzz(func(t *testing.T, name, n string) {
+		path := "sys/kernel/mm/hugepages/" + name + "/nr_hugepages"
+		if !fs.ValidPath(path) {
+			return
+		}
+		for size, bytes := range hugepages(fstest.MapFS{path: file(n)}) {
+			if size <= 0 || bytes < 0 || bytes > maxHugepages {
+				t.Errorf("%q %q: %d bytes of %d", name, n, bytes, size)
+			}
+			if _, err := resource.ParseQuantity(strings.TrimPrefix(string(hugepageResource(size)), v1.ResourceHugePagesPrefix)); err != nil {
+				t.Errorf("%q: %v", name, err)
+			}
+		}
+	})
+}
+
+// An administrator's labels count more than what was found, but for what can't
+// be otherwise.
+func TestLabelsOfAnAdministrator(t *testing.T) {
+	n, err := New(Config{Name: "Board", Runtime: &fakeRuntime{}, Machine: boards.Machine{Root: pi()},
+		Labels: map[string]string{v1.LabelHostname: "other", "site": "north", "spare": "", v1.LabelArchStable: "pdp11", v1.LabelOSStable: "unix", LabelWasm: "false",
+			"node.kubernetes.io/instance-type": "mine"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := n.Labels()
+	for k, want := range map[string]string{v1.LabelHostname: "other", "site": "north", v1.LabelArchStable: runtime.GOARCH, v1.LabelOSStable: "linux",
+		"beta.kubernetes.io/os": "linux", "beta.kubernetes.io/arch": runtime.GOARCH, LabelWasm: "true", "node.kubernetes.io/instance-type": "mine"} {
+		if l[k] != want {
+			t.Errorf("label %s = %q, want %q", k, l[k], want)
+		}
+	}
+	if _, has := l["spare"]; !has {
+		t.Error("a label without a value is a label")
+	}
+}
+
+func TestReservedIsNeverLessThanNothing(t *testing.T) {
+	n, err := New(Config{Name: "board", Runtime: &fakeRuntime{}, Machine: boards.Machine{Root: pi()},
+		Reserved: v1.ResourceList{"memory": resource.MustParse("1Ti"), "cpu": resource.MustParse("100m"), "ephemeral-storage": resource.MustParse("1Gi")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, c := n.Allocatable(), n.Capacity()
+	if got := a.Memory().Value(); got != 0 {
+		t.Errorf("memory %d", got)
+	}
+	if got := c.Cpu().MilliValue() - a.Cpu().MilliValue(); got != 100 {
+		t.Errorf("%d thousandths of a processor reserved", got)
+	}
+	if _, has := a[v1.ResourceEphemeralStorage]; has {
+		t.Error("a disk of unknown size has something to give")
+	}
 }
 
 func TestDefaultRoute(t *testing.T) {

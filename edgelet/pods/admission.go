@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-edge/coracle/controlplane/api/features"
 )
 
 // admit decides whether this node takes a pod it has not taken before. A pod
@@ -16,6 +18,9 @@ import (
 func (m *Manager) admit(w *worker, pod *v1.Pod) (reason, message string, ok bool) {
 	if pod.Spec.OS != nil && string(pod.Spec.OS.Name) != runtime.GOOS {
 		return "PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS", false
+	}
+	if missing := features.Missing(needs(pod), m.cfg.Node.DeclaredFeatures()); len(missing) > 0 {
+		return "PodFeatureUnsupported", "Pod requires node features that are not available: " + strings.Join(missing, ", "), false
 	}
 	if name, used, capacity, fits := m.fits(w, pod); !fits {
 		want := requests(pod)[name]
@@ -42,6 +47,33 @@ func (m *Manager) admit(w *worker, pod *v1.Pod) (reason, message string, ok bool
 	}
 	w.claim(pod)
 	return "", "", true
+}
+
+// Features that follow from a pod's spec: the part of upstream's list
+// (k8s.io/component-helpers/nodedeclaredfeatures) that concerns pods which are
+// new to a node. Without a refusal they would run as something else than what
+// was asked for.
+const (
+	featureRestartAll      = "RestartAllContainersOnContainerExits"
+	featureHostNetworkUser = "UserNamespacesHostNetworkSupport"
+)
+
+// needs are the features that a pod's node must have.
+func needs(pod *v1.Pod) []string {
+	need := features.Needed(pod.Annotations)
+	if pod.Spec.HostNetwork && pod.Spec.HostUsers != nil && !*pod.Spec.HostUsers {
+		need = append(need, featureHostNetworkUser)
+	}
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			if slices.ContainsFunc(list[i].RestartPolicyRules, func(r v1.ContainerRestartRule) bool {
+				return r.Action == v1.ContainerRestartRuleActionRestartAllContainers
+			}) {
+				return append(need, featureRestartAll)
+			}
+		}
+	}
+	return need
 }
 
 // unsupported names what a container asks for that no node of ours has yet.

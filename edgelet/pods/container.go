@@ -42,7 +42,7 @@ func (m *Manager) containerConfig(pod *v1.Pod, c *v1.Container, img images.Image
 		Stdin:       c.Stdin, StdinOnce: c.StdinOnce, Tty: c.TTY,
 		StopSignal: stopSignal(c),
 		Linux: &runtimeapi.LinuxContainerConfig{
-			Resources:       containerResources(pod, c, m.memoryCapacity()),
+			Resources:       containerResources(pod, c, m.memoryCapacity(), m.cfg.Node.Allocatable()),
 			SecurityContext: sc,
 		},
 	}

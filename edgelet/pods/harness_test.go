@@ -186,6 +186,9 @@ func (fakeNode) Allocatable() v1.ResourceList {
 }
 func (fakeNode) MemoryCapacity() int64 { return 512 << 20 }
 func (fakeNode) HostIPs() []string     { return []string{"192.0.2.7"} }
+func (fakeNode) DeclaredFeatures() []string {
+	return []string{"Sidecars", "Wasm"}
+}
 
 // noMounts keeps tests from needing root.
 type noMounts struct{}

@@ -13,6 +13,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"github.com/coracle-edge/coracle/controlplane/api/features"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/edgelet/pods/fakecri"
 	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
@@ -507,6 +508,16 @@ func TestAdmission(t *testing.T) {
 		"port": {func(p *v1.Pod) {
 			p.Spec.Containers[0].Ports = []v1.ContainerPort{{ContainerPort: 1, HostPort: 80, Protocol: v1.ProtocolTCP}}
 		}, "NodePorts", "free ports"},
+		"feature": {func(p *v1.Pod) {
+			p.Annotations = map[string]string{features.Annotation: "wasm, Teleport, GPIO"}
+		}, "PodFeatureUnsupported", "Pod requires node features that are not available: Teleport, GPIO"},
+		"rule that restarts all": {func(p *v1.Pod) {
+			p.Spec.Containers[0].RestartPolicyRules = []v1.ContainerRestartRule{{Action: v1.ContainerRestartRuleActionRestartAllContainers}}
+		}, "PodFeatureUnsupported", "RestartAllContainersOnContainerExits"},
+		"user namespace on the host's network": {func(p *v1.Pod) {
+			no := false
+			p.Spec.HostNetwork, p.Spec.HostUsers = true, &no
+		}, "PodFeatureUnsupported", "UserNamespacesHostNetworkSupport"},
 		"device": {func(p *v1.Pod) { p.Spec.Containers[0].VolumeDevices = []v1.VolumeDevice{{Name: "x"}} }, "UnexpectedAdmissionError", "volumeDevices"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -528,6 +539,16 @@ func TestAdmission(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAPodWhoseFeaturesAreHereRuns(t *testing.T) {
+	on(t, func(b *board) {
+		b.store.put(testPod("p", func(p *v1.Pod) { p.Annotations = map[string]string{features.Annotation: "wasm,Sidecars"} }))
+		synctest.Wait()
+		if s := b.store.status("uid-p"); s.Phase != v1.PodRunning {
+			t.Errorf("%s %s: %s", s.Phase, s.Reason, s.Message)
+		}
+	})
 }
 
 func TestActiveDeadline(t *testing.T) {

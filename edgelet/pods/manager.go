@@ -27,6 +27,8 @@ type Node interface {
 	Labels() map[string]string
 	Allocatable() v1.ResourceList
 	MemoryCapacity() int64
+	// DeclaredFeatures are what a pod may require of the node by name.
+	DeclaredFeatures() []string
 	// HostIPs are the node's addresses, the first one being its own; empty if it
 	// has none now.
 	HostIPs() []string

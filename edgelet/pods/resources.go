@@ -40,8 +40,8 @@ func linuxResources(cpuRequest, cpuLimit, memoryLimit *resource.Quantity) *runti
 }
 
 // containerResources are a container's limits for the runtime. capacity is the
-// node's memory in bytes, for the OOM score.
-func containerResources(pod *v1.Pod, c *v1.Container, capacity int64) *runtimeapi.LinuxContainerResources {
+// node's memory in bytes, for the OOM score; node is what it has for pods.
+func containerResources(pod *v1.Pod, c *v1.Container, capacity int64, node v1.ResourceList) *runtimeapi.LinuxContainerResources {
 	var request *resource.Quantity
 	if q, ok := c.Resources.Requests[v1.ResourceCPU]; ok {
 		request = &q
@@ -57,6 +57,7 @@ func containerResources(pod *v1.Pod, c *v1.Container, capacity int64) *runtimeap
 	}
 	r := linuxResources(request, cpu, memory)
 	r.OomScoreAdj = oomScore(pod, c, capacity)
+	r.HugepageLimits = hugepageLimits(pod, c, node)
 	return r
 }
 

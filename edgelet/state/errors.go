@@ -3,6 +3,7 @@ package state
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"syscall"
 )
 
@@ -33,9 +34,10 @@ func (s *Store) writeError(what string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
-		return fmt.Errorf("%s: %w on the file system of %s; free some space (edgelet keeps going with what it has and tries again): %w", what, ErrFull, s.path, err)
+		return fmt.Errorf("%s in %s: %w: %s; free some space there, %s is one place to look (edgelet keeps going with what it has and tries again): %w",
+			what, s.path, ErrFull, s.opts.Disk, filepath.Dir(s.path), err)
 	case errors.Is(err, syscall.EIO), errors.Is(err, syscall.EROFS):
-		return fmt.Errorf("%s: %w at %s; check the card or disk and its mount: %w", what, ErrDisk, s.path, err)
+		return fmt.Errorf("%s in %s: %w: %s; check the card or disk and its mount: %w", what, s.path, ErrDisk, s.opts.Disk, err)
 	}
 	return fmt.Errorf("%s in %s: %w", what, s.path, err)
 }

@@ -33,6 +33,8 @@ type Options struct {
 	// LockTimeout is how long Open waits for another process. 1 s if zero.
 	LockTimeout time.Duration
 	Logger      *slog.Logger
+	// Disk names what holds the file, for messages: "mmcblk0 (ext4 mounted on /)".
+	Disk string
 	// Now is the wall clock with a monotonic reading.
 	Now func() time.Time
 }
@@ -49,6 +51,9 @@ func (o *Options) defaults() {
 	}
 	if o.LockTimeout == 0 {
 		o.LockTimeout = time.Second
+	}
+	if o.Disk == "" {
+		o.Disk = "its file system"
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

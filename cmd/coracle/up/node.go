@@ -116,7 +116,7 @@ func (n *node) args(ctx context.Context) ([]string, error) {
 		"--stop-pods",
 	}
 	if _, err := os.Stat(filepath.Join(dir, "identity", "identity.json")); errors.Is(err, os.ErrNotExist) {
-		line, err := join.CreateToken(ctx, n.client, join.TokenOptions{Node: n.name, Life: time.Hour, Replace: true})
+		line, err := join.CreateToken(ctx, n.client, join.TokenOptions{Node: n.name, Life: time.Hour, Replace: true, Wait: readyTimeout})
 		if err != nil {
 			return nil, fmt.Errorf("join token for %s: %w", n.name, err)
 		}

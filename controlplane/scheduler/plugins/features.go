@@ -3,25 +3,21 @@ package plugins
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/version"
 	baseversion "k8s.io/component-base/version"
 	ndf "k8s.io/component-helpers/nodedeclaredfeatures"
-	"k8s.io/component-helpers/nodedeclaredfeatures/features"
+	upstream "k8s.io/component-helpers/nodedeclaredfeatures/features"
 
+	"github.com/coracle-edge/coracle/controlplane/api/features"
 	"github.com/coracle-edge/coracle/controlplane/scheduler/framework"
 )
 
-// FeaturesAnnotation of a pod lists, separated by commas, features that its
-// node must declare in status.declaredFeatures, beside those that follow from
-// its spec.
-const FeaturesAnnotation = "coracle.dev/requires-features"
-
 // Features refuses nodes that don't declare a feature that the pod needs
-// (KEP-5328), and names the feature.
+// (KEP-5328), by its spec or by its annotation [features.Annotation], and names
+// the feature.
 type Features struct {
 	known   []ndf.Feature
 	version *version.Version
@@ -30,7 +26,7 @@ type Features struct {
 // NewFeatures returns a Features that infers needs for the version of
 // Kubernetes that is linked.
 func NewFeatures() *Features {
-	return &Features{known: features.AllFeatures, version: version.MustParse(baseversion.DefaultKubeBinaryVersion + ".0")}
+	return &Features{known: upstream.AllFeatures, version: version.MustParse(baseversion.DefaultKubeBinaryVersion + ".0")}
 }
 
 func (*Features) Name() string { return "NodeDeclaredFeatures" }
@@ -63,12 +59,7 @@ func (f *Features) needs(pod *framework.Pod) []string {
 			need = append(need, feature.Name())
 		}
 	}
-	for name := range strings.SplitSeq(pod.Annotations[FeaturesAnnotation], ",") {
-		if name = strings.TrimSpace(name); name != "" {
-			need = append(need, name)
-		}
-	}
-	return need
+	return append(need, features.Needed(pod.Annotations)...)
 }
 
 type featureNeeds []string
@@ -80,12 +71,7 @@ func (need featureNeeds) Filter(_ context.Context, _ *framework.Pod, node *frame
 }
 
 func (need featureNeeds) on(node *v1.Node) *framework.Status {
-	var missing []string
-	for _, name := range need {
-		if !slices.Contains(node.Status.DeclaredFeatures, name) {
-			missing = append(missing, name)
-		}
-	}
+	missing := features.Missing(need, node.Status.DeclaredFeatures)
 	if len(missing) == 0 {
 		return nil
 	}

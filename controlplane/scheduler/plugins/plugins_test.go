@@ -13,6 +13,7 @@ import (
 	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-edge/coracle/controlplane/api/features"
 	"github.com/coracle-edge/coracle/controlplane/scheduler/framework"
 )
 
@@ -224,11 +225,16 @@ func TestSimpleFilters(t *testing.T) {
 		{"class missing", none, newPod("p", wasm), newNode("n", handlers("", "runc")), nil,
 			`runtimeclass "wasm" not found`, framework.Unresolvable},
 
-		{"feature declared", NewFeatures(), newPod("p", func(p *v1.Pod) { p.Annotations = map[string]string{FeaturesAnnotation: "GPIO"} }),
+		{"feature declared", NewFeatures(), newPod("p", func(p *v1.Pod) { p.Annotations = map[string]string{features.Annotation: "GPIO"} }),
 			newNode("n", func(n *v1.Node) { n.Status.DeclaredFeatures = []string{"Camera", "GPIO"} }), nil, "", 0},
-		{"feature missing", NewFeatures(), newPod("p", func(p *v1.Pod) { p.Annotations = map[string]string{FeaturesAnnotation: "GPIO, Camera, I2C"} }),
+		{"feature missing", NewFeatures(), newPod("p", func(p *v1.Pod) { p.Annotations = map[string]string{features.Annotation: "GPIO, Camera, I2C"} }),
 			newNode("n", func(n *v1.Node) { n.Status.DeclaredFeatures = []string{"Camera"} }), nil,
 			"node(s) didn't declare the required feature(s) GPIO, I2C", framework.Unresolvable},
+		// As an edgelet declares them, see its features().
+		{"feature in small letters", NewFeatures(), newPod("p", func(p *v1.Pod) { p.Annotations = map[string]string{features.Annotation: "wasm"} }),
+			newNode("n", func(n *v1.Node) { n.Status.DeclaredFeatures = []string{"Sidecars", "Wasm"} }), nil, "", 0},
+		{"node that declares nothing", NewFeatures(), newPod("p", func(p *v1.Pod) { p.Annotations = map[string]string{features.Annotation: "wasm"} }),
+			newNode("n"), nil, "node(s) didn't declare the required feature(s) wasm", framework.Unresolvable},
 		{"feature follows from the spec", NewFeatures(), newPod("p", func(p *v1.Pod) {
 			no := false
 			p.Spec.HostUsers, p.Spec.HostNetwork = &no, true
