@@ -31,12 +31,12 @@ func TestControllersAreUpstreamsDefaultOnes(t *testing.T) {
 		}
 	}
 
-	var have []string
+	var own, theirs []string
 	for _, o := range ours() {
 		if o.name == "node-controller" { // as upstream's service account for it; its flag has another name
 			o.name = "node-lifecycle-controller"
 		}
-		have = append(have, o.name)
+		own = append(own, o.name)
 	}
 	set, err := upstream.New(t.Context(), upstream.Deps{
 		Config:  func(string, ...string) *rest.Config { return &rest.Config{Host: "https://127.0.0.1:1"} },
@@ -47,17 +47,21 @@ func TestControllersAreUpstreamsDefaultOnes(t *testing.T) {
 	}
 	for _, c := range set.Controllers() {
 		if c.Name != "discovery-refresh" { // not a controller: a cache that upstream fills by polling
-			have = append(have, c.Name)
+			theirs = append(theirs, c.Name)
 		}
 	}
 
 	left := leftOut(t)
 	for _, name := range want {
-		if slices.Contains(have, name) == slices.Contains(left, name) {
+		runs := slices.Contains(own, name) || slices.Contains(theirs, name)
+		if runs == slices.Contains(left, name) {
 			t.Errorf("%s is on by default upstream: it must either run or be left out with a reason in RATIONALE.md", name)
 		}
+		if slices.Contains(own, name) && slices.Contains(theirs, name) {
+			t.Errorf("%s runs twice, ours and upstream's", name)
+		}
 	}
-	for _, name := range slices.Concat(have, left) {
+	for _, name := range slices.Concat(theirs, left) {
 		if !slices.Contains(want, name) {
 			t.Errorf("%s isn't one of those that are on by default upstream", name)
 		}
