@@ -31,8 +31,11 @@ import (
 // TestMain lets the test binary be the program, so that it can be killed.
 func TestMain(m *testing.M) {
 	if os.Getenv("CORACLE_TEST_CONTROLPLANE") != "" {
-		main()
-		return
+		kinds := ownKinds()
+		if dir := os.Getenv("CORACLE_TEST_KINDS"); dir != "" {
+			kinds = append(kinds, os.DirFS(dir))
+		}
+		os.Exit(start(os.Args[1:], kinds...))
 	}
 	code := m.Run()
 	lab.Cleanup()
@@ -99,10 +102,47 @@ func (p *process) end(t *testing.T, s os.Signal) error {
 	}
 }
 
+const buoys = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: buoys.kinds.test.coracle.dev}
+spec:
+  group: kinds.test.coracle.dev
+  scope: Cluster
+  names: {plural: buoys, kind: Buoy}
+  versions:
+  - {name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object}}}
+`
+
+// definition returns the buoys' definition, which must be served.
+func (p *process) definition(t *testing.T) *metav1.PartialObjectMetadata {
+	t.Helper()
+	get := func(path string) []byte {
+		data, err := p.client.RESTClient().Get().AbsPath(path).DoRaw(t.Context())
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		return data
+	}
+	get("/apis/kinds.test.coracle.dev/v1/buoys")
+	m := &metav1.PartialObjectMetadata{}
+	if err := json.Unmarshal(get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/buoys.kinds.test.coracle.dev"), m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
 func TestLifeOfAControlPlane(t *testing.T) {
+	kinds := t.TempDir()
+	if err := os.WriteFile(filepath.Join(kinds, "buoys.yaml"), []byte(buoys), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CORACLE_TEST_KINDS", kinds)
 	dir := t.TempDir()
 	p := begin(t, dir)
 	ctx := t.Context()
+
+	kind := p.definition(t) // is served as soon as the control plane is ready
 
 	if rc, err := p.client.NodeV1().RuntimeClasses().Get(ctx, "wasm", metav1.GetOptions{}); err != nil || rc.Handler != "wasm" {
 		t.Errorf("RuntimeClass wasm: %+v, %v", rc, err)
@@ -166,6 +206,9 @@ func TestLifeOfAControlPlane(t *testing.T) {
 	got, err := again.client.CoreV1().Namespaces().Get(ctx, ns.Name, metav1.GetOptions{})
 	if err != nil || got.UID != ns.UID {
 		t.Errorf("after the restart: %+v, %v", got, err)
+	}
+	if same := again.definition(t); same.UID != kind.UID || same.Generation != kind.Generation {
+		t.Errorf("the definition of a kind of its own after the restart: %+v, before: %+v", same, kind)
 	}
 	noPartFailed(t, again)
 }

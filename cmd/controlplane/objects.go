@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,12 +20,20 @@ import (
 // wasmHandler is the RuntimeClass, and its handler, that runs WebAssembly.
 const wasmHandler = "wasm"
 
-// ensureObjects makes what the control plane itself needs in the API: its
-// namespace, the roles of its parts, the RuntimeClass. It writes only what is
+// ownKinds are the manifests of the API's kinds that are ours, one file system per
+// group: the package controlplane/api/GROUP embeds its *.yaml beside its types. It
+// has none yet.
+func ownKinds() []fs.FS { return nil }
+
+// ensureObjects makes what the control plane itself needs in the API: its kinds,
+// its namespace, the roles of its parts, the RuntimeClass. It writes only what is
 // missing; a role that an administrator annotated against reconciling is left alone.
-func ensureObjects(ctx context.Context, server *apiserver.Server, logger *slog.Logger) error {
+func ensureObjects(ctx context.Context, server *apiserver.Server, kinds []fs.FS, logger *slog.Logger) error {
 	client, err := typedClient(server.ClientConfig("system:coracle:bootstrap", "system:masters"))
 	if err != nil {
+		return err
+	}
+	if err := server.Define(ctx, kinds...); err != nil {
 		return err
 	}
 	if err := create(client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: systemNamespace}}, metav1.CreateOptions{})); err != nil {

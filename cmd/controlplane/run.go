@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -25,7 +26,7 @@ const (
 
 // run is the whole life of the process: it returns when ctx ends or a part
 // fails for good. It ends what it started in the reverse order.
-func run(ctx context.Context, o options, logger *slog.Logger) error {
+func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) error {
 	bridgeKlog(ctx, logger, o.klogLevel)
 	tuneMemory()
 	runPath := filepath.Join(o.dataDir, "run", "controlplane.json")
@@ -75,7 +76,7 @@ func run(ctx context.Context, o options, logger *slog.Logger) error {
 		return err
 	}
 	server.AddPostStartHook("coracle-objects", func(ctx context.Context) error {
-		return apiserver.Retry(ctx, func(ctx context.Context) error { return ensureObjects(ctx, server, logger) })
+		return apiserver.Retry(ctx, func(ctx context.Context) error { return ensureObjects(ctx, server, kinds, logger) })
 	})
 	parts, err := newParts(server, fleet, authority, recorder, logger)
 	if err != nil {

@@ -31,6 +31,8 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/node"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
+
+	"github.com/coracle-edge/coracle/controlplane/apiserver/inprocess"
 )
 
 // frontProxyName is the only certificate name that may set request headers.
@@ -100,7 +102,7 @@ func newAuthentication(ctx context.Context, c *Config, client kubernetes.Interfa
 	if more.Certificates != nil {
 		certificates = more.Certificates(certificates)
 	}
-	ours := []authenticator.Request{identityAuthenticator{}, certificates}
+	ours := []authenticator.Request{inprocess.Authenticator{}, certificates}
 	if len(more.Tokens) > 0 {
 		tokens := tokenunion.New(more.Tokens...)
 		ours = append(ours, bearertoken.New(tokens), websocket.NewProtocolAuthenticator(tokens))

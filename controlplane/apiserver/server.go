@@ -31,6 +31,8 @@ import (
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	"k8s.io/kubernetes/pkg/capabilities"
 	"k8s.io/kubernetes/pkg/controlplane"
+
+	"github.com/coracle-edge/coracle/controlplane/apiserver/inprocess"
 )
 
 const (
@@ -43,7 +45,7 @@ const (
 // Server is an assembled API server.
 type Server struct {
 	cfg       Config
-	handler   *chain
+	handler   *inprocess.Server
 	informers informers.SharedInformerFactory
 	client    *kubernetes.Clientset
 	generic   *genericapiserver.Config
@@ -67,7 +69,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	capabilities.Setup(true, 0)
-	s := &Server{cfg: cfg, handler: newChain(), ready: make(chan struct{})}
+	s := &Server{cfg: cfg, handler: inprocess.NewServer(), ready: make(chan struct{})}
 	var err error
 	if s.client, err = kubernetes.NewForConfig(s.loopback()); err != nil {
 		return nil, err
@@ -85,7 +87,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 func (s *Server) ClientConfig(name string, groups ...string) *rest.Config {
 	return &rest.Config{
 		Host:                      "https://kubernetes.default.svc",
-		Transport:                 &localTransport{chain: s.handler, user: &user.DefaultInfo{Name: name, Groups: groups}},
+		Transport:                 s.handler.Transport(&user.DefaultInfo{Name: name, Groups: groups}),
 		UserAgent:                 "coracle/" + name,
 		QPS:                       -1,
 		DisableCompression:        true,
@@ -142,7 +144,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	prepared := s.outermost.PrepareRun()
-	s.handler.set(s.outermost.Handler)
+	s.handler.Serve(s.outermost.Handler)
 	go s.announce(ctx)
 	if err := prepared.RunWithContext(ctx); err != nil {
 		return fmt.Errorf("API server: %w", err)

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -78,14 +79,24 @@ type running struct {
 	url       string
 	store     *datastore.Store
 	trace     *trace.Recorder
-	cluster   map[string]string // pod and Service addresses -> where they really are
-	nodes     map[string]string
+	cluster   *addresses // of pods and Services
+	nodes     *addresses
 	stop      func() error
 	kubectlAs string // path of the kubeconfig
 }
 
+// addresses says where what a cluster has under an address really is. The server dials while tests add to it.
+type addresses struct{ real sync.Map }
+
+func (a *addresses) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if real, ok := a.real.Load(address); ok {
+		address = real.(string)
+	}
+	return (&net.Dialer{}).DialContext(ctx, network, address)
+}
+
 func start(dir string, storeConfig datastore.Config) (*running, error) {
-	r := &running{dir: dir, trace: trace.NewRecorder(0), cluster: map[string]string{}, nodes: map[string]string{}}
+	r := &running{dir: dir, trace: trace.NewRecorder(0), cluster: &addresses{}, nodes: &addresses{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var err error
 	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -117,14 +128,6 @@ func start(dir string, storeConfig datastore.Config) (*running, error) {
 		cancel()
 		return nil, err
 	}
-	redirect := func(to map[string]string) func(context.Context, string, string) (net.Conn, error) {
-		return func(ctx context.Context, network, address string) (net.Conn, error) {
-			if real, ok := to[address]; ok {
-				address = real
-			}
-			return (&net.Dialer{}).DialContext(ctx, network, address)
-		}
-	}
 	r.Server, err = apiserver.New(ctx, apiserver.Config{
 		Store:    r.store,
 		Listener: listener,
@@ -135,8 +138,8 @@ func start(dir string, storeConfig datastore.Config) (*running, error) {
 			KubeletClientCertFile: kubelet.CertFile(), KubeletClientKeyFile: kubelet.KeyFile(), KubeletCAFile: r.pki.CAFile(),
 			ServiceAccountKey: r.pki.ServiceAccountKey(),
 		},
-		DialCluster: redirect(r.cluster),
-		DialNode:    redirect(r.nodes),
+		DialCluster: r.cluster.dial,
+		DialNode:    r.nodes.dial,
 		Trace:       r.trace,
 		Logger:      logger,
 	})
@@ -585,7 +588,7 @@ func TestLogsGoThroughTheNodeDialer(t *testing.T) {
 		}
 		fmt.Fprintf(w, "log of %s\n", req.URL.Path)
 	})
-	server.nodes["board-9:10250"] = kubelet
+	server.nodes.real.Store("board-9:10250", kubelet)
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "board-9"}}
 	if _, err := admin.CoreV1().Nodes().Create(t.Context(), node, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
@@ -719,7 +722,7 @@ func serveTLS(t *testing.T, name string, h http.HandlerFunc) string {
 // fakeService makes a Service whose one endpoint, ip:443, is really at address.
 func fakeService(t *testing.T, c kubernetes.Interface, ns, name, ip, address string) {
 	t.Helper()
-	server.cluster[ip+":443"] = address
+	server.cluster.real.Store(ip+":443", address)
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Name: "https", Port: 443}}}}
 	if _, err := c.CoreV1().Services(ns).Create(t.Context(), svc, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)

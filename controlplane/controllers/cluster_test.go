@@ -7,7 +7,6 @@ import (
 
 	apps "k8s.io/api/apps/v1"
 	autoscaling "k8s.io/api/autoscaling/v2"
-	batch "k8s.io/api/batch/v1"
 	v1 "k8s.io/api/core/v1"
 	policy "k8s.io/api/policy/v1"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -197,29 +196,12 @@ func TestControllersThatWaitForTheirFirstObject(t *testing.T) {
 		Selector: &metav1.LabelSelector{MatchLabels: labels}, MaxUnavailable: ptr.To(intstr.FromInt32(1)),
 	}}, metav1.CreateOptions{})
 	must(t, err)
-	job := batch.JobSpec{Template: template(nil, "exit0")}
-	job.Template.Spec.RestartPolicy = v1.RestartPolicyNever
-	cron, err := c.client.BatchV1().CronJobs(ns).Create(t.Context(), &batch.CronJob{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Spec: batch.CronJobSpec{
-		Schedule: "* * * * *", JobTemplate: batch.JobTemplateSpec{Spec: job},
-	}}, metav1.CreateOptions{})
-	must(t, err)
 	_, err = c.client.AutoscalingV2().HorizontalPodAutoscalers(ns).Create(t.Context(), &autoscaling.HorizontalPodAutoscaler{ObjectMeta: metav1.ObjectMeta{Name: "h"}, Spec: autoscaling.HorizontalPodAutoscalerSpec{
 		ScaleTargetRef: autoscaling.CrossVersionObjectReference{APIVersion: "apps/v1", Kind: "StatefulSet", Name: "db"}, MaxReplicas: 3,
 	}}, metav1.CreateOptions{})
 	must(t, err)
-	_, err = c.client.CoreV1().PersistentVolumes().Create(t.Context(), &v1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: ns}, Spec: v1.PersistentVolumeSpec{
-		Capacity: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}, AccessModes: []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce},
-		PersistentVolumeSource: v1.PersistentVolumeSource{HostPath: &v1.HostPathVolumeSource{Path: "/tmp/x"}}, StorageClassName: ns,
-	}}, metav1.CreateOptions{})
-	must(t, err)
-	t.Cleanup(func() {
-		_ = c.client.CoreV1().PersistentVolumes().Delete(context.Background(), ns, metav1.DeleteOptions{})
-	})
-	_, err = c.client.CoreV1().PersistentVolumeClaims(ns).Create(t.Context(), &v1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "data"}, Spec: v1.PersistentVolumeClaimSpec{
-		StorageClassName: &ns, AccessModes: []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce},
-		Resources: v1.VolumeResourceRequirements{Requests: v1.ResourceList{v1.ResourceStorage: resource.MustParse("1Gi")}},
-	}}, metav1.CreateOptions{})
-	must(t, err)
+	c.volume(t, ns)
+	c.claim(t, ns, "data")
 
 	eventually(t, "StatefulSet", func() error {
 		s, err := c.client.AppsV1().StatefulSets(ns).Get(t.Context(), "db", metav1.GetOptions{})
@@ -245,14 +227,6 @@ func TestControllersThatWaitForTheirFirstObject(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, "PersistentVolumeClaim", func() error {
-		claim, err := c.client.CoreV1().PersistentVolumeClaims(ns).Get(t.Context(), "data", metav1.GetOptions{})
-		must(t, err)
-		if claim.Status.Phase != v1.ClaimBound {
-			return fmt.Errorf("phase %s", claim.Status.Phase)
-		}
-		return nil
-	})
 	eventually(t, "HorizontalPodAutoscaler without metrics", func() error {
 		h, err := c.client.AutoscalingV2().HorizontalPodAutoscalers(ns).Get(t.Context(), "h", metav1.GetOptions{})
 		must(t, err)
@@ -263,5 +237,4 @@ func TestControllersThatWaitForTheirFirstObject(t *testing.T) {
 		}
 		return fmt.Errorf("conditions %+v", h.Status.Conditions)
 	})
-	_ = cron
 }

@@ -47,6 +47,8 @@ type Deps struct {
 	SigningCertFile, SigningKeyFile string
 	// ServiceAccountKey signs legacy token Secrets, *rsa.PrivateKey or *ecdsa.PrivateKey. Nil: they get no token.
 	ServiceAccountKey crypto.PrivateKey
+	// PodGarbage is upstream's pod garbage collection; zero values are the defaults.
+	PodGarbage upstream.PodGarbage
 
 	// Logger is slog.Default if nil, Clock the real one.
 	Logger *slog.Logger
@@ -65,7 +67,7 @@ func Run(ctx context.Context, deps Deps) error {
 	others, err := upstream.New(ctx, upstream.Deps{
 		Config: deps.Config, Factory: deps.Factory,
 		RootCA: deps.RootCA, SigningCertFile: deps.SigningCertFile, SigningKeyFile: deps.SigningKeyFile,
-		ServiceAccountKey: deps.ServiceAccountKey, Logger: deps.Logger,
+		ServiceAccountKey: deps.ServiceAccountKey, PodGarbage: deps.PodGarbage, Logger: deps.Logger,
 	})
 	if err != nil {
 		return fmt.Errorf("controllers: %w", err)

@@ -26,6 +26,7 @@ import (
 
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
 	"github.com/coracle-edge/coracle/controlplane/controllers"
+	"github.com/coracle-edge/coracle/controlplane/controllers/upstream"
 	"github.com/coracle-edge/coracle/controlplane/datastore"
 	"github.com/coracle-edge/coracle/controlplane/pki"
 )
@@ -38,8 +39,13 @@ type cluster struct {
 	client kubernetes.Interface // as an administrator
 	boards *boards
 	log    *logBook
+	url    string
+	keys   *pki.Authority
 	stop   func()
 }
+
+// endedPods is how many pods that have ended this cluster keeps: more than the other tests leave behind.
+const endedPods = 60
 
 var shared *cluster
 
@@ -83,6 +89,7 @@ func start(dir string) (*cluster, error) {
 		cancel()
 		return nil, err
 	}
+	c.keys, c.url = keys, "https://"+listener.Addr().String()
 	serving, err1 := keys.APIServer()
 	kubelet, err2 := keys.KubeletClient()
 	proxy, err3 := keys.FrontProxyClient()
@@ -129,6 +136,7 @@ func start(dir string) (*cluster, error) {
 			RootCA:          keys.RootPEM(),
 			SigningCertFile: keys.CAFile(), SigningKeyFile: keys.CAKeyFile(),
 			ServiceAccountKey: keys.ServiceAccountKey(),
+			PodGarbage:        upstream.PodGarbage{EndedPods: endedPods, Every: time.Second, Quarantine: 2 * time.Second},
 			Logger:            slog.New(c.log),
 		})
 		if err != nil {
@@ -201,6 +209,14 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// gone is nil if err says that an object isn't there.
+func gone(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return fmt.Errorf("still there (error: %v)", err)
 }
 
 // eventually retries f for thirty seconds.

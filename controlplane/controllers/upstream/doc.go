@@ -11,10 +11,8 @@
 //   - One worker each. Full resyncs are off; those that a controller has built in read caches and write nothing.
 //   - Event handlers on shared informers are taken off when a controller ends, so that it can be started again.
 //
-// Not started, and why: TTL of node annotations (for kubelets that watch Secrets), node IPAM and routes (addresses are a
-// site's), in-tree volume expansion (no plugin here has it), bootstrap token signer and cleaner (joining is ours), storage
-// version migration and garbage collection, pod certificate requests, device taints (alpha or off upstream). Volume
-// plugins linked: hostpath for recycling and CSI for attaching; local volumes need none here.
+// Which of upstream's default ones are left out, and why, is in RATIONALE.md; a test of package controllers compares the
+// lists. Volume plugins linked: hostpath for recycling and CSI for attaching; local volumes need none here.
 //
 // It imports upstream's controllers; package controllers calls it.
 package upstream

@@ -17,6 +17,7 @@ import (
 var (
 	persistentVolumes      = gvr("", "v1", "persistentvolumes")
 	persistentVolumeClaims = gvr("", "v1", "persistentvolumeclaims")
+	resourceClaims         = gvr("resource.k8s.io", "v1", "resourceclaims")
 	signingRequests        = gvr("certificates.k8s.io", "v1", "certificatesigningrequests")
 )
 
@@ -86,6 +87,16 @@ func (s *Set) anyPod(pass func(*v1.Pod) bool) []gate {
 	return []gate{{
 		informer: func(context.Context) cache.SharedIndexInformer { return s.deps.Factory.Core().V1().Pods().Informer() },
 		pass:     func(obj any) bool { pod, ok := obj.(*v1.Pod); return ok && pass(pod) },
+	}}
+}
+
+// anyClaim waits for a claim, held in full: not to be asked for before there is one.
+func (s *Set) anyClaim(pass func(*v1.PersistentVolumeClaim) bool) []gate {
+	return []gate{{
+		informer: func(context.Context) cache.SharedIndexInformer {
+			return s.deps.Factory.Core().V1().PersistentVolumeClaims().Informer()
+		},
+		pass: func(obj any) bool { claim, ok := obj.(*v1.PersistentVolumeClaim); return ok && pass(claim) },
 	}}
 }
 

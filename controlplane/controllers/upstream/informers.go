@@ -163,7 +163,7 @@ var hot = []schema.GroupVersionResource{
 
 // quotaInFull are the kinds of which quota reads more than metadata.
 var quotaInFull = []schema.GroupVersionResource{
-	persistentVolumeClaims, gvr("resource.k8s.io", "v1", "resourceclaims"),
+	persistentVolumeClaims, resourceClaims,
 }
 
 // mixed returns informers by resource: typed ones for the given kinds, else of metadata.

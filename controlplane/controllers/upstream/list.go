@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubernetes/pkg/controller/certificates/signer"
 	"k8s.io/kubernetes/pkg/controller/clusterroleaggregation"
 	"k8s.io/kubernetes/pkg/controller/cronjob"
+	"k8s.io/kubernetes/pkg/controller/devicetainteviction"
 	"k8s.io/kubernetes/pkg/controller/disruption"
 	"k8s.io/kubernetes/pkg/controller/endpoint"
 	"k8s.io/kubernetes/pkg/controller/endpointslicemirroring"
@@ -39,9 +40,6 @@ import (
 )
 
 const (
-	// endedPods is how many pods that have ended are kept; pod garbage collection deletes the oldest beyond it. Upstream
-	// keeps 12500, which would be some 80 MB of our memory.
-	endedPods = 1000
 	// maxMirrored bounds what is mirrored of one hand-made Endpoints subset, upstream's default.
 	maxMirrored = 1000
 	// legacyTokenUnused is how long a token Secret made by an old release may be unused before it is taken for dead.
@@ -70,9 +68,11 @@ func (s *Set) entries() []entry {
 		{"disruption-controller", s.anyOf(gvr("policy", "v1", "poddisruptionbudgets")), s.disruption},
 		{"horizontal-pod-autoscaler-controller", s.anyOf(gvr("autoscaling", "v2", "horizontalpodautoscalers")), s.autoscaling},
 		{"resourcequota-controller", s.anyOf(gvr("", "v1", "resourcequotas")), s.quota},
-		{"resourceclaim-controller", s.anyOf(gvr("resource.k8s.io", "v1", "resourceclaims"), gvr("resource.k8s.io", "v1", "resourceclaimtemplates")), s.resourceClaims},
+		{"resourceclaim-controller", s.anyOf(resourceClaims, gvr("resource.k8s.io", "v1", "resourceclaimtemplates")), s.resourceClaims},
+		{"device-taint-eviction-controller", s.anyOf(resourceClaims), s.deviceTaints},
 
 		{"persistentvolume-binder-controller", s.anyOf(persistentVolumes, persistentVolumeClaims), s.volumeBinder},
+		{"persistentvolume-expander-controller", s.anyOf(persistentVolumeClaims), s.volumeExpander},
 		{"persistentvolume-protection-controller", s.anyOf(persistentVolumes), s.volumeProtection},
 		{"persistentvolumeclaim-protection-controller", s.anyOf(persistentVolumeClaims), s.claimProtection},
 		{"volumeattributesclass-protection-controller", s.anyOf(gvr("storage.k8s.io", "v1", "volumeattributesclasses")), s.attributesProtection},
@@ -149,7 +149,8 @@ func (s *Set) podGarbage(ctx context.Context, k *kit) (func(context.Context), er
 	if err != nil {
 		return nil, err
 	}
-	return podgc.NewPodGC(ctx, client, k.Factory.Core().V1().Pods(), k.Factory.Core().V1().Nodes(), endedPods).Run, nil
+	g := s.deps.PodGarbage.orDefaults()
+	return podgc.NewPodGCInternal(ctx, client, k.Factory.Core().V1().Pods(), k.Factory.Core().V1().Nodes(), g.EndedPods, g.Every, g.Quarantine).Run, nil
 }
 
 func (s *Set) taintEviction(ctx context.Context, k *kit) (func(context.Context), error) {
@@ -271,6 +272,24 @@ func (s *Set) resourceClaims(ctx context.Context, k *kit) (func(context.Context)
 		return nil, err
 	}
 	return func(ctx context.Context) { c.Run(ctx, 1) }, nil
+}
+
+// deviceTaints evicts pods from devices, so it has nothing to do before a claim holds one.
+func (s *Set) deviceTaints(ctx context.Context, k *kit) (func(context.Context), error) {
+	const name = "device-taint-eviction-controller"
+	client, err := s.Client(name)
+	if err != nil {
+		return nil, err
+	}
+	devices := k.Factory.Resource().V1()
+	c := devicetainteviction.New(client, k.Factory.Core().V1().Pods(), devices.ResourceClaims(), devices.ResourceSlices(),
+		k.Factory.Resource().V1beta2().DeviceTaintRules(), devices.DeviceClasses(), name,
+		utilfeature.DefaultFeatureGate.Enabled(features.DRAWorkloadResourceClaims))
+	return func(ctx context.Context) {
+		if err := c.Run(ctx, 1); err != nil {
+			s.logger.Error(err, "evicting pods from tainted devices failed")
+		}
+	}, nil
 }
 
 func (s *Set) signing(ctx context.Context, k *kit) (func(context.Context), error) {

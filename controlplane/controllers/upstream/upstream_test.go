@@ -10,6 +10,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -289,5 +290,44 @@ func TestNamesAreUnique(t *testing.T) {
 			t.Errorf("name %q", c.Name)
 		}
 		seen[c.Name] = true
+	}
+}
+
+// What an idle control plane pays for: every other controller waits for an object that it has something to do for.
+func TestControllersThatDontWaitForAnObject(t *testing.T) {
+	want := []string{"serviceaccount-token-controller", "serviceaccount-controller", "root-ca-certificate-publisher-controller",
+		"clusterrole-aggregation-controller", "namespace-controller", "garbage-collector-controller", "pod-garbage-collector-controller",
+		"taint-eviction-controller"}
+	var got []string
+	for _, e := range newSet(t).entries() {
+		if len(e.gates) == 0 {
+			got = append(got, e.name)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("built at once: %v, want %v", got, want)
+	}
+}
+
+// A claim is no reason to start the ten workers that watch claims grow; one that is to grow is.
+func TestGrowingClaims(t *testing.T) {
+	claim := func(phase v1.PersistentVolumeClaimPhase, asks, has string) *v1.PersistentVolumeClaim {
+		return &v1.PersistentVolumeClaim{
+			Spec:   v1.PersistentVolumeClaimSpec{Resources: v1.VolumeResourceRequirements{Requests: v1.ResourceList{v1.ResourceStorage: resource.MustParse(asks)}}},
+			Status: v1.PersistentVolumeClaimStatus{Phase: phase, Capacity: v1.ResourceList{v1.ResourceStorage: resource.MustParse(has)}},
+		}
+	}
+	for _, c := range []struct {
+		claim *v1.PersistentVolumeClaim
+		want  bool
+	}{
+		{claim(v1.ClaimBound, "1Gi", "1Gi"), false},
+		{claim(v1.ClaimBound, "1Gi", "2Gi"), false},
+		{claim(v1.ClaimPending, "1Gi", "0"), false},
+		{claim(v1.ClaimBound, "2Gi", "1Gi"), true},
+	} {
+		if got := growing(c.claim); got != c.want {
+			t.Errorf("claim %+v, %+v: growing = %v", c.claim.Spec, c.claim.Status, got)
+		}
 	}
 }

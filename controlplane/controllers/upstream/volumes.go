@@ -5,14 +5,17 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	csitranslation "k8s.io/csi-translation-lib"
 	"k8s.io/kubernetes/pkg/controller/volume/attachdetach"
 	"k8s.io/kubernetes/pkg/controller/volume/ephemeral"
+	"k8s.io/kubernetes/pkg/controller/volume/expand"
 	"k8s.io/kubernetes/pkg/controller/volume/persistentvolume"
 	"k8s.io/kubernetes/pkg/controller/volume/pvcprotection"
 	"k8s.io/kubernetes/pkg/controller/volume/pvprotection"
 	"k8s.io/kubernetes/pkg/controller/volume/vacprotection"
 	"k8s.io/kubernetes/pkg/volume"
 	"k8s.io/kubernetes/pkg/volume/csi"
+	"k8s.io/kubernetes/pkg/volume/csimigration"
 	"k8s.io/kubernetes/pkg/volume/hostpath"
 )
 
@@ -50,6 +53,30 @@ func (s *Set) volumeBinder(ctx context.Context, k *kit) (func(context.Context), 
 		return nil, err
 	}
 	return c.Run, nil
+}
+
+// volumeExpander says who is to expand a claim's volume: an external resizer, always, since no plugin in the tree
+// expands one any more. Its ten workers are started for the first claim that is to grow, and not for the first claim.
+func (s *Set) volumeExpander(ctx context.Context, k *kit) (func(context.Context), error) {
+	client, err := s.Client("expand-controller")
+	if err != nil {
+		return nil, err
+	}
+	if err := s.await(ctx, s.anyClaim(growing)); err != nil || ctx.Err() != nil {
+		return idle, err
+	}
+	translator := csitranslation.New()
+	c, err := expand.NewExpandController(ctx, client, k.Factory.Core().V1().PersistentVolumeClaims(), nil, translator, csimigration.NewPluginManager(translator))
+	if err != nil {
+		return nil, err
+	}
+	return c.Run, nil
+}
+
+// growing reports whether a claim asks for more than it has got.
+func growing(claim *v1.PersistentVolumeClaim) bool {
+	has := claim.Status.Capacity[v1.ResourceStorage]
+	return claim.Status.Phase == v1.ClaimBound && claim.Spec.Resources.Requests.Storage().Cmp(has) > 0
 }
 
 func (s *Set) volumeProtection(ctx context.Context, k *kit) (func(context.Context), error) {

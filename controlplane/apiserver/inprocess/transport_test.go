@@ -1,4 +1,4 @@
-package apiserver
+package inprocess
 
 import (
 	"bytes"
@@ -16,10 +16,10 @@ import (
 	"k8s.io/apiserver/pkg/authentication/user"
 )
 
-func transportTo(h http.HandlerFunc) *localTransport {
-	c := newChain()
-	c.set(h)
-	return &localTransport{chain: c, user: &user.DefaultInfo{Name: "hub", Groups: []string{"g"}}}
+func transportTo(h http.HandlerFunc) http.RoundTripper {
+	s := NewServer()
+	s.Serve(h)
+	return s.Transport(&user.DefaultInfo{Name: "hub", Groups: []string{"g"}})
 }
 
 func request(t *testing.T, ctx context.Context, method, body string) *http.Request {
@@ -33,7 +33,7 @@ func request(t *testing.T, ctx context.Context, method, body string) *http.Reque
 
 func TestTransportCarriesRequestAndIdentity(t *testing.T) {
 	rt := transportTo(func(w http.ResponseWriter, req *http.Request) {
-		resp, ok, err := identityAuthenticator{}.AuthenticateRequest(req)
+		resp, ok, err := Authenticator{}.AuthenticateRequest(req)
 		if !ok || err != nil || resp.User.GetName() != "hub" {
 			t.Errorf("identity = %+v, %v, %v", resp, ok, err)
 		}
@@ -64,7 +64,7 @@ func TestHandlerThatIsFasterThanItsCaller(t *testing.T) {
 	var all sync.WaitGroup
 	for range 32 {
 		all.Go(func() {
-			for range 10000 {
+			for range 2000 {
 				resp, err := rt.RoundTrip(request(t, t.Context(), "GET", ""))
 				if err != nil || resp == nil || resp.StatusCode != http.StatusNoContent {
 					t.Errorf("response %v, %v", resp, err)
@@ -80,7 +80,7 @@ func TestHandlerThatIsFasterThanItsCaller(t *testing.T) {
 func TestIdentityCannotComeOverANetwork(t *testing.T) {
 	req := request(t, t.Context(), "GET", "")
 	req.Header.Set("Impersonate-User", "x")
-	if _, ok, _ := (identityAuthenticator{}).AuthenticateRequest(req); ok {
+	if _, ok, _ := (Authenticator{}).AuthenticateRequest(req); ok {
 		t.Fatal("a request without the context value was authenticated")
 	}
 }
@@ -178,12 +178,13 @@ func TestTransportPanicIsAnErrorOfTheReader(t *testing.T) {
 
 func TestTransportWaitsForTheServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rt := &localTransport{chain: newChain(), user: &user.DefaultInfo{}}
-		if _, err := rt.RoundTrip(request(t, t.Context(), "GET", "")); !errors.Is(err, errNotServing) {
+		server := NewServer()
+		rt := server.Transport(&user.DefaultInfo{})
+		if _, err := rt.RoundTrip(request(t, t.Context(), "GET", "")); !errors.Is(err, ErrNotServing) {
 			t.Fatalf("err = %v", err)
 		}
 		time.AfterFunc(time.Second, func() {
-			rt.chain.set(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
+			server.Serve(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }))
 		})
 		resp, err := rt.RoundTrip(request(t, t.Context(), "GET", ""))
 		if err != nil || resp.StatusCode != http.StatusNoContent {

@@ -1,4 +1,4 @@
-package apiserver
+package inprocess
 
 import (
 	"bytes"
@@ -17,48 +17,57 @@ import (
 // responseWindow is how far a handler may run ahead of the reader of its response, in bytes.
 const responseWindow = 256 << 10
 
-// assembleTimeout is how long a request waits for the handler chain to exist.
-const assembleTimeout = 10 * time.Second
+// serveTimeout is how long a request waits for a handler.
+const serveTimeout = 10 * time.Second
 
-// errNotServing is returned for requests when there still is no handler chain.
-var errNotServing = errors.New("API server isn't assembled yet")
+// ErrNotServing is returned for requests when there still is no handler after 10 s.
+var ErrNotServing = errors.New("API server isn't assembled yet")
 
-// chain is a handler that clients are made for before it exists.
-type chain struct {
-	handler   http.Handler
-	assembled chan struct{} // closed once handler is set
+// Server is what clients are made for before it can serve.
+type Server struct {
+	handler http.Handler
+	serving chan struct{} // closed once handler is set
 }
 
-func newChain() *chain { return &chain{assembled: make(chan struct{})} }
+// NewServer returns one whose requests wait for Serve.
+func NewServer() *Server { return &Server{serving: make(chan struct{})} }
 
-func (c *chain) set(h http.Handler) {
-	c.handler = h
-	close(c.assembled)
+// Serve lets h answer all requests, those that wait too. It must be called once.
+func (s *Server) Serve(h http.Handler) {
+	s.handler = h
+	close(s.serving)
 }
 
-func (c *chain) wait(ctx context.Context) (http.Handler, error) {
+func (s *Server) wait(ctx context.Context) (http.Handler, error) {
 	select {
-	case <-c.assembled:
-		return c.handler, nil
+	case <-s.serving:
+		return s.handler, nil
 	default:
 	}
 	select {
-	case <-c.assembled:
-		return c.handler, nil
+	case <-s.serving:
+		return s.handler, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	case <-time.After(assembleTimeout):
-		return nil, errNotServing
+	case <-time.After(serveTimeout):
+		return nil, ErrNotServing
 	}
 }
 
+// Transport returns an http.RoundTripper whose requests are made as u.
+//
+// A round trip starts the handler and returns with its header; the body streams. Closing the body cancels the request and
+// waits for the handler to return.
+func (s *Server) Transport(u user.Info) http.RoundTripper { return &transport{server: s, user: u} }
+
 type identityKey struct{}
 
-// identityAuthenticator accepts requests of clients in this process. Their
-// identity is a context value, which nothing that comes over a network can set.
-type identityAuthenticator struct{}
+// Authenticator accepts requests of clients in this process. Their identity is a context value, which nothing that comes
+// over a network can set.
+type Authenticator struct{}
 
-func (identityAuthenticator) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
+// AuthenticateRequest is an authenticator.Request's.
+func (Authenticator) AuthenticateRequest(req *http.Request) (*authenticator.Response, bool, error) {
 	u, ok := req.Context().Value(identityKey{}).(user.Info)
 	if !ok {
 		return nil, false, nil
@@ -66,16 +75,13 @@ func (identityAuthenticator) AuthenticateRequest(req *http.Request) (*authentica
 	return &authenticator.Response{User: u}, true, nil
 }
 
-// localTransport is an http.RoundTripper that calls the handler chain as one user.
-type localTransport struct {
-	chain *chain
-	user  user.Info
+type transport struct {
+	server *Server
+	user   user.Info
 }
 
-// RoundTrip starts the handler and returns with its header; the body streams.
-// Closing the body cancels the request and waits for the handler to return.
-func (t *localTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	handler, err := t.chain.wait(req.Context())
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	handler, err := t.server.wait(req.Context())
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +97,7 @@ func (t *localTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if served.Host == "" {
 		served.Host = req.URL.Host
 	}
-	w := newLocalResponse(cancel)
+	w := newResponse(cancel)
 	stop := context.AfterFunc(ctx, func() { w.abort(ctx.Err()) })
 	go func() {
 		defer stop()
@@ -121,8 +127,8 @@ func (t *localTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// localResponse is an http.ResponseWriter on one side and a body on the other.
-type localResponse struct {
+// response is an http.ResponseWriter on one side and a body on the other.
+type response struct {
 	cancel   context.CancelFunc
 	header   http.Header // the handler's
 	sent     http.Header // as of WriteHeader
@@ -138,8 +144,8 @@ type localResponse struct {
 	err    error // what readers and writers get
 }
 
-func newLocalResponse(cancel context.CancelFunc) *localResponse {
-	w := &localResponse{
+func newResponse(cancel context.CancelFunc) *response {
+	w := &response{
 		cancel:   cancel,
 		header:   http.Header{},
 		started:  make(chan struct{}),
@@ -150,15 +156,15 @@ func newLocalResponse(cancel context.CancelFunc) *localResponse {
 	return w
 }
 
-func (w *localResponse) Header() http.Header { return w.header }
+func (w *response) Header() http.Header { return w.header }
 
-func (w *localResponse) WriteHeader(code int) {
+func (w *response) WriteHeader(code int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.writeHeader(code)
 }
 
-func (w *localResponse) writeHeader(code int) {
+func (w *response) writeHeader(code int) {
 	if w.code != 0 || (code >= 100 && code < 200) {
 		return
 	}
@@ -167,7 +173,7 @@ func (w *localResponse) writeHeader(code int) {
 	close(w.started)
 }
 
-func (w *localResponse) Write(p []byte) (int, error) {
+func (w *response) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.writeHeader(http.StatusOK)
@@ -183,12 +189,12 @@ func (w *localResponse) Write(p []byte) (int, error) {
 }
 
 // Flush does nothing: what was written can be read at once.
-func (w *localResponse) Flush() { w.WriteHeader(http.StatusOK) }
+func (w *response) Flush() { w.WriteHeader(http.StatusOK) }
 
 // CloseNotify is asked for by upstream's watch and proxy handlers.
-func (w *localResponse) CloseNotify() <-chan bool { return w.gone }
+func (w *response) CloseNotify() <-chan bool { return w.gone }
 
-func (w *localResponse) Read(p []byte) (int, error) {
+func (w *response) Read(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for w.buf.Len() == 0 && !w.done && w.err == nil {
@@ -211,14 +217,14 @@ func (w *localResponse) Read(p []byte) (int, error) {
 var errBodyClosed = errors.New("response body is closed")
 
 // Close is the reader's: it ends the request and waits for the handler.
-func (w *localResponse) Close() error {
+func (w *response) Close() error {
 	w.abort(errBodyClosed)
 	w.cancel()
 	<-w.finished
 	return nil
 }
 
-func (w *localResponse) abort(err error) {
+func (w *response) abort(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.err == nil && !w.done {
@@ -231,7 +237,7 @@ func (w *localResponse) abort(err error) {
 	w.change.Broadcast()
 }
 
-func (w *localResponse) finish() {
+func (w *response) finish() {
 	w.mu.Lock()
 	w.writeHeader(http.StatusOK)
 	w.done = true
