@@ -43,14 +43,15 @@ type fleet struct {
 	logger    *slog.Logger
 
 	tunnels *tunnel.Tunnels
-	records *noderecord.Directory // made by extend
+	clients *nodetoken.Connections // of the API server
+	records *noderecord.Directory  // made by extend
 	hub     atomic.Pointer[fleethub.Hub]
 	// audience is the API's own, that nodes sign pods' tokens for.
 	audience string
 }
 
 func newFleet(authority *pki.Authority, l *listeners, o options, recorder *trace.Recorder, logger *slog.Logger) *fleet {
-	f := &fleet{authority: authority, listeners: l, opts: o, trace: recorder, logger: logger}
+	f := &fleet{authority: authority, listeners: l, opts: o, trace: recorder, logger: logger, clients: nodetoken.NewConnections()}
 	f.tunnels = tunnel.New(tunnel.Config{Asker: f, Logger: logger})
 	return f
 }
@@ -77,7 +78,8 @@ func (f *fleet) extend(host apiserver.Host) (apiserver.Extension, error) {
 		return apiserver.Extension{}, err
 	}
 	guard := func(r authenticator.Request) authenticator.Request { return nodetoken.Guard(r, f.records) }
-	return apiserver.Extension{Tokens: []authenticator.Token{tokens}, Certificates: guard}, nil
+	bound := func(r authenticator.Request) authenticator.Request { return nodetoken.Bound(r, f.records, f.clients) }
+	return apiserver.Extension{Tokens: []authenticator.Token{tokens}, Certificates: guard, Requests: bound}, nil
 }
 
 // build makes hub, broker and fleet endpoint on the API of server.
@@ -104,8 +106,9 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		Factory:    server.Informers(),
 		Transport:  transport,
 		Keys:       f.keys,
+		Records:    noderecord.Store{Client: client},
 		Key:        signer,
-		Chain:      hubKey.Current().Certificate,
+		Chain:      func() [][]byte { return hubKey.Current().Certificate },
 		Keepalive:  f.opts.nodeKeepalive,
 		FleetURL:   func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
 		Trace:      f.trace,
@@ -115,6 +118,9 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		return nil, err
 	}
 	f.hub.Store(hub)
+	if err := f.records.OnChange(f.recordChanged); err != nil {
+		return nil, err
+	}
 	endpoint, err := f.endpoint(server, hub, hubKey)
 	if err != nil {
 		return nil, err
@@ -158,9 +164,27 @@ func (f *fleet) transport(hubKey *pki.Leaf) (fleethub.Transport, error) {
 	})
 }
 
+// recordChanged lets nothing go on that began under another record.
+func (f *fleet) recordChanged(node string, before, now *noderecord.Record) {
+	f.hub.Load().RecordChanged(node)
+	var why error
+	switch {
+	case now == nil:
+		why = enrollment.ErrNodeUnknown
+	case now.Standing() != nil:
+		why = now.Standing()
+	case before != nil && !now.SigningKey.Equal(before.SigningKey):
+		why = enrollment.ErrNodeKey
+	default:
+		return
+	}
+	f.tunnels.End(node, why.Error())
+	f.clients.End(node)
+}
+
 // admit holds a node's certificate against its record.
 func (f *fleet) admit(ctx context.Context, node string, cert *x509.Certificate) error {
-	record, err := f.records.Admitted(ctx, node)
+	record, err := f.records.Identified(ctx, node)
 	if err != nil {
 		return err
 	}
@@ -170,12 +194,13 @@ func (f *fleet) admit(ctx context.Context, node string, cert *x509.Certificate) 
 	return nil
 }
 
+// keys are returned also if the node isn't in good standing, for it to be told so.
 func (f *fleet) keys(ctx context.Context, node string) (fleethub.NodeKeys, error) {
-	record, err := f.records.Admitted(ctx, node)
+	record, err := f.records.Lookup(ctx, node)
 	if err != nil {
 		return fleethub.NodeKeys{}, err
 	}
-	return fleethub.NodeKeys{Sign: record.SigningKey, Seal: record.SealingKey}, nil
+	return fleethub.NodeKeys{Sign: record.SigningKey, Seal: record.SealingKey, NodeUID: record.NodeUID}, record.Standing()
 }
 
 func (f *fleet) endpoint(server *apiserver.Server, hub *fleethub.Hub, hubKey *pki.Leaf) (*join.Server, error) {

@@ -62,7 +62,7 @@ func run(ctx context.Context, o options, logger *slog.Logger) error {
 	fleet := newFleet(authority, listeners, o, recorder, logger)
 	server, err := apiserver.New(ctx, apiserver.Config{
 		Store:            store,
-		Listener:         listeners.api,
+		Listener:         fleet.clients.Listener(listeners.api),
 		AdvertiseAddress: net.ParseIP(o.advertise),
 		PKI:              keys,
 		Extend:           fleet.extend,

@@ -63,6 +63,9 @@ func (a *agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	written := a.state.Written()
 	out := map[string]any{"node": a.name, "version": version(), "boot": a.state.BootSeq(), "order": a.state.Version().String(),
 		"flash": map[string]int64{"commits": written.Commits, "bytes": written.Bytes, "syncs": written.Syncs}}
+	if a.id.Load() != nil {
+		out["standing"] = a.standing.Current()
+	}
 	if l := a.link.Load(); l != nil {
 		out["link"] = l.of()
 	}

@@ -3,10 +3,9 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -41,7 +40,10 @@ func (a *agent) runLink(ctx context.Context) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
 		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs,
-		Features: features(), AgentVersion: version(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
+		OnStanding:  a.standing.Told,
+		Readmission: func(ctx context.Context) { a.standing.Await(ctx, id.Renew) },
+		Features:    append(features(), fleet.FeatureProbe), AgentVersion: version(), LinkClass: a.o.linkClass,
+		BootID: bootID(), Board: a.describe, Logger: a.log, Now: a.now,
 	})
 	if err != nil {
 		return err
@@ -96,13 +98,20 @@ func (a *agent) renewExpired(ctx context.Context, id *identity.Identity, l *link
 	}
 }
 
-// bootID is the kernel's, so that two boards with one identity are told apart.
+// bootID is of this start of the agent and never made twice, so that two boards
+// with one identity are told apart, and two agents on one machine.
 func bootID() []byte {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil
+	id := make([]byte, 8)
+	_, _ = rand.Read(id) // never fails
+	return id
+}
+
+// describe tells people which board this is, should another have its identity.
+func (a *agent) describe() string {
+	if a.o.dataDir == defaultDataDir {
+		return a.node.Describe()
 	}
-	return []byte(strings.TrimSpace(string(b)))
+	return a.node.Describe() + ", data in " + a.o.dataDir
 }
 
 // podLogs tells the tunnel where logs are.

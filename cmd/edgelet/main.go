@@ -45,10 +45,12 @@ type options struct {
 	stopPods, verbose                                 bool
 }
 
+const defaultDataDir = "/var/lib/coracle"
+
 func parse(args []string) (*options, error) {
 	o := &options{}
 	fs := flag.NewFlagSet("edgelet", flag.ContinueOnError)
-	fs.StringVar(&o.dataDir, "data-dir", "/var/lib/coracle", "everything this node keeps")
+	fs.StringVar(&o.dataDir, "data-dir", defaultDataDir, "everything this node keeps")
 	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
 	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
 	fs.StringVar(&o.join, "join", "", "the line that `coracle token create` printed; needed once")

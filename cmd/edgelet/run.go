@@ -25,6 +25,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/pods/podstate"
 	"github.com/coracle-edge/coracle/edgelet/pods/remote"
+	"github.com/coracle-edge/coracle/edgelet/standing"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
@@ -46,6 +47,8 @@ type agent struct {
 	node    *node.Node
 	pods    *pods.Manager
 	link    atomic.Pointer[linkStatus]
+	// standing is what the cluster last said of this node.
+	standing *standing.Keeper
 }
 
 // containerRuntime is what all users of the runtime need together.
@@ -69,6 +72,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 	if err := a.loadIdentity(); err != nil {
 		return err
 	}
+	a.standing = standing.New(a.state, log, a.now)
 	if a.name, err = a.nodeName(); err != nil {
 		return err
 	}

@@ -74,6 +74,9 @@ type Extension struct {
 	Tokens []authenticator.Token
 	// Certificates wraps the authenticator of client certificates; may be nil.
 	Certificates func(authenticator.Request) authenticator.Request
+	// Requests wraps all authentication of requests that come over a network, the
+	// two above included; may be nil.
+	Requests func(authenticator.Request) authenticator.Request
 }
 
 // PKI are the files and keys of the server. Files are read again when they change.

@@ -1,12 +1,14 @@
 package fleethub
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,12 +52,15 @@ type Transport interface {
 	// Publish hands an envelope over for a node and doesn't wait. It may be
 	// lost; an error says that it surely is.
 	Publish(node string, payload []byte) error
+	// Disconnect ends a node's connection, if the transport can.
+	Disconnect(node string)
 }
 
-// NodeKeys are the public keys of a node that is in good standing.
+// NodeKeys are the public keys of a node, and the Node object that stands for it.
 type NodeKeys struct {
-	Sign ed25519.PublicKey
-	Seal []byte // X25519, for HPKE
+	Sign    ed25519.PublicKey
+	Seal    []byte // X25519, for HPKE
+	NodeUID string // empty if none was registered yet
 }
 
 // Config of a Hub.
@@ -69,11 +74,15 @@ type Config struct {
 	// no managed fields.
 	Factory   informers.SharedInformerFactory
 	Transport Transport
-	// Keys returns ErrUnknownNode, or another error, for who may not speak.
+	// Keys returns ErrUnknownNode, or another error, for who may not speak; keys that
+	// come with enrollment.ErrRevoked, ErrCloned or ErrRemoved are those of a node
+	// that is told so.
 	Keys func(ctx context.Context, node string) (NodeKeys, error)
-	// Key signs orders. Chain is its certificate, DER, leaf first.
+	// Records is where Keys come from; nil: nothing is kept of nodes that were removed or cloned.
+	Records Records
+	// Key signs orders. Chain returns its certificate as of now, DER, leaf first; may be nil.
 	Key   ed25519.PrivateKey
-	Chain [][]byte
+	Chain func() [][]byte
 
 	// Keepalive of nodes. 60 s if zero.
 	Keepalive time.Duration
@@ -340,6 +349,20 @@ func (h *Hub) ForeignNodes() []string {
 		}
 	}
 	return out
+}
+
+// chain is the certificate that the hub signs by.
+func (h *Hub) chain() [][]byte {
+	if h.c.Chain == nil {
+		return nil
+	}
+	return h.c.Chain()
+}
+
+// knows says whether the node needs no certificate.
+func (h *Hub) knows(hello *fleet.Hello) bool {
+	id := fleet.KeyID(h.c.Key.Public().(ed25519.PublicKey))
+	return slices.ContainsFunc(hello.GetKnownKeys(), func(k []byte) bool { return bytes.Equal(k, id) })
 }
 
 func (h *Hub) now() time.Duration { return h.c.Now().Sub(h.started) }

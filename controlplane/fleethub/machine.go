@@ -90,6 +90,14 @@ type (
 		Status  fleet.AckStatus
 		Message string
 	}
+	// SendProbe in a message of this session, with this grant.
+	SendProbe struct {
+		Session fleet.SessionID
+		Grant   fleet.GrantID
+		Boot    string
+	}
+	// Cloned says that two boards have the node's identity, and which.
+	Cloned struct{ One, Other Board }
 )
 
 func (SendWelcome) output() {}
@@ -102,6 +110,8 @@ func (Foreign) output()     {}
 func (Deposed) output()     {}
 func (InSync) output()      {}
 func (Trouble) output()     {}
+func (SendProbe) output()   {}
+func (Cloned) output()      {}
 
 // sent is the order under way.
 type sent struct {
@@ -140,6 +150,8 @@ type Peer struct {
 	session   fleet.SessionID
 	open      bool // a Hello came
 	confirmed bool // and it wasn't a recording
+	board     Board
+	boots     boots
 	grant     fleet.GrantID
 	grants    uint64
 	upSeq     uint64
@@ -187,6 +199,7 @@ func (p *Peer) Clone() *Peer {
 		s := *p.sent
 		c.sent = &s
 	}
+	c.boots.seen = slices.Clone(p.boots.seen)
 	return &c
 }
 
@@ -253,6 +266,9 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 	if h := u.GetHello(); h != nil {
 		return p.hello(now, session, u.GetSeq(), h)
 	}
+	if out, ok := p.probed(u, session); ok {
+		return out, false
+	}
 	if !p.open && now >= p.askAgain {
 		// It speaks in a session that this hub never heard of, or has closed.
 		p.askAgain = now + confirmWithin
@@ -270,6 +286,7 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 		if was != Present {
 			out = append(out, Came{first})
 		}
+		out = append(out, p.proven(p.board)...)
 	}
 	if a := u.GetAck(); a != nil {
 		out = append(out, p.ack(now, a)...)
@@ -283,9 +300,10 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 func (p *Peer) hello(now time.Duration, session fleet.SessionID, seq uint64, h *fleet.Hello) ([]Output, bool) {
 	// A Hello that was seen, or of an earlier time of this state file, is an echo.
 	if p.session.Store == session.Store && !session.After(p.session) {
-		return nil, false
+		return p.suspect(now, session, h), false
 	}
 	p.session, p.open, p.confirmed = session, true, false
+	p.board, p.boots.probe = Board{string(h.GetBootId()), h.GetBoard()}, nil
 	p.upSeq, p.downSeq, p.sent = seq, 0, nil
 	p.grants++
 	p.grant = fleet.GrantID{Epoch: p.epoch.Number, Hub: p.epoch.Hub, Number: p.grants}

@@ -46,34 +46,40 @@ type node struct {
 	ordered  map[string]time.Time
 	knowsKey bool
 	big      bigObjects
+	standing standing
+	cutAt    time.Duration // when the connection is to be ended; 0 is not
+	refuseAt time.Duration // no refusal before
 
 	presence  atomic.Int32
 	confirmed atomic.Bool
 	foreign   atomic.Bool
 	heard     atomic.Int64
 
-	mu       sync.Mutex
-	inbox    []message
-	stale    bool // desired must be computed
-	expected bool // the API knows the node
-	linkUp   bool
-	linkDown bool
-	adopt    bool
-	reports  map[string]*report
-	node     *fleet.NodeReport
-	journal  *fleet.Journal
-	verdicts []*fleet.ReportVerdict
-	jack     *fleet.JournalAck
-	resend   []string
-	again    bool // ask for the node's own report
-	tunnels  []*fleet.TunnelRequest
-	went     string // reason to be written
-	client   corev1client.CoreV1Interface
-	written  map[string]*corev1.Pod // newer than the informer's
-	tokens   float64                // events that may be stored
-	filled   time.Time
-	timer    *time.Timer
-	store    string // of its session
+	mu        sync.Mutex
+	inbox     []message
+	stale     bool // desired must be computed
+	recheck   bool // standing must be looked at
+	expected  bool // the API knows the node
+	clones    string
+	linkUp    bool
+	linkDown  bool
+	adopt     bool
+	reports   map[string]*report
+	node      *fleet.NodeReport
+	journal   *fleet.Journal
+	verdicts  []*fleet.ReportVerdict
+	jack      *fleet.JournalAck
+	resend    []string
+	again     bool // ask for the node's own report
+	resendAll bool // ask for all
+	tunnels   []*fleet.TunnelRequest
+	went      string // reason to be written
+	client    corev1client.CoreV1Interface
+	written   map[string]*corev1.Pod // newer than the informer's
+	tokens    float64                // events that may be stored
+	filled    time.Time
+	timer     *time.Timer
+	store     string // of its session
 	// Large objects that were ordered, by UID.
 	fetchable map[string]*object
 }
@@ -132,19 +138,29 @@ func (h *Hub) orderLoop(ctx context.Context) {
 // turn does all that there is to do for one node, and sends what comes of it.
 func (h *Hub) turn(ctx context.Context, n *node) {
 	n.mu.Lock()
-	inbox, stale, expected, linkUp, linkDown, adopt := n.inbox, n.stale, n.expected, n.linkUp, n.linkDown, n.adopt
-	n.inbox, n.stale, n.linkUp, n.linkDown, n.adopt = nil, false, false, false, false
+	inbox, recheck, expected, linkUp, linkDown, adopt := n.inbox, n.recheck, n.expected, n.linkUp, n.linkDown, n.adopt
+	t := &turn{h: h, n: n, ctx: ctx, stale: n.stale}
+	n.inbox, n.stale, n.recheck, n.linkUp, n.linkDown, n.adopt = nil, false, false, false, false, false
 	n.mu.Unlock()
 	now := h.now()
-	if n.peer == nil {
+	fresh := n.peer == nil
+	if fresh {
 		if len(inbox) == 0 && !expected {
 			return
 		}
 		n.peer = NewPeer(now, h.reign.Epoch, Timing{h.c.Keepalive, h.c.WillGrace, h.c.ReconnectJitter}, expected)
-		n.peer.SetDesired(now, h.compute(n), n.revision)
-		stale = false
 	}
-	t := &turn{h: h, n: n, ctx: ctx}
+	defer t.publishState()
+	if t.judge(recheck || fresh || !n.standing.judged) {
+		t.refuseAll(inbox)
+		t.cut()
+		return
+	}
+	if fresh {
+		n.peer.SetDesired(now, h.compute(n), n.revision)
+		t.stale = false
+	}
+	t.cut()
 	if linkDown {
 		n.peer.LinkDown()
 	}
@@ -154,7 +170,7 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 	for _, m := range inbox {
 		t.receive(m)
 	}
-	if stale {
+	if t.stale {
 		t.do(n.peer.SetDesired(now, h.compute(n), n.revision))
 		t.forget()
 	}
@@ -164,6 +180,11 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 	t.do(n.peer.Tick(h.now()))
 	t.gather()
 	t.send()
+}
+
+// publishState is what others see of the peer, and when it wants to be looked at again.
+func (t *turn) publishState() {
+	h, n := t.h, t.n
 	n.presence.Store(int32(n.peer.Presence()))
 	n.confirmed.Store(n.peer.Confirmed())
 	n.foreign.Store(n.peer.IsForeign() && n.peer.Open())
@@ -185,6 +206,7 @@ type turn struct {
 	h     *Hub
 	n     *node
 	ctx   context.Context
+	stale bool
 	down  *fleet.Down
 	chain bool
 }
@@ -203,19 +225,9 @@ func (t *turn) receive(m message) {
 		h.counters.Refused()
 		h.log.Warn("message refused", "node", n.name, "direction", m.direction, "error", err)
 	}
-	keys := func(keyID []byte, _ [][]byte) (ed25519.PublicKey, error) {
-		k, err := h.c.Keys(t.ctx, n.name)
-		if err != nil {
-			return nil, err
-		}
-		if !bytes.Equal(fleet.KeyID(k.Sign), keyID) {
-			return nil, fleet.ErrUnknownKey
-		}
-		return k.Sign, nil
-	}
 	if m.direction == fleet.DirWill {
 		var w fleet.Will
-		if err := h.codec.Decode(m.direction, n.name, m.payload, keys, &w); err != nil {
+		if err := h.codec.Decode(m.direction, n.name, m.payload, t.keys, &w); err != nil {
 			refuse(err)
 			return
 		}
@@ -227,7 +239,7 @@ func (t *turn) receive(m message) {
 		return
 	}
 	var u fleet.Up
-	if err := h.codec.Decode(m.direction, n.name, m.payload, keys, &u); err != nil {
+	if err := h.codec.Decode(m.direction, n.name, m.payload, t.keys, &u); err != nil {
 		refuse(err)
 		return
 	}
@@ -248,15 +260,23 @@ func (t *turn) receive(m message) {
 	t.do(outputs)
 }
 
+// keys is a fleet.KeyFunc.
+func (t *turn) keys(keyID []byte, _ [][]byte) (ed25519.PublicKey, error) {
+	k, err := t.h.c.Keys(t.ctx, t.n.name)
+	if k, err = verifiable(k, err); err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(fleet.KeyID(k.Sign), keyID) {
+		return nil, fleet.ErrUnknownKey
+	}
+	return k.Sign, nil
+}
+
 // hello begins a session: what was to be said in the one before is void.
 func (t *turn) hello(u *fleet.Up) {
 	n := t.n
 	t.down = nil
-	n.knowsKey = false
-	id := fleet.KeyID(t.h.c.Key.Public().(ed25519.PublicKey))
-	for _, k := range u.GetHello().GetKnownKeys() {
-		n.knowsKey = n.knowsKey || bytes.Equal(k, id)
-	}
+	n.knowsKey = t.h.knows(u.GetHello())
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.verdicts, n.jack, n.tunnels = nil, nil, nil
@@ -307,6 +327,13 @@ func (t *turn) do(outputs []Output) {
 				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(),
 			}
 			t.chain = t.chain || !n.knowsKey
+			if n.standing.removed() {
+				t.part().Standing = n.standing.proto()
+			}
+		case SendProbe:
+			t.probe(o)
+		case Cloned:
+			t.cloned(o)
 		case SendOrder:
 			t.order(o)
 		case SendAdopt:
@@ -440,7 +467,7 @@ func (h *Hub) wire(ctx context.Context, n *node, o object) (*fleet.Object, error
 	if o.kind == "Secret" {
 		keys, err := h.c.Keys(ctx, n.name)
 		if err != nil {
-			return nil, err
+			return nil, err // a node that was removed is ordered nothing
 		}
 		if raw, err = fleet.Seal(keys.Seal, n.name, o.uid, o.hash, raw); err != nil {
 			return nil, err
@@ -480,9 +507,9 @@ func (t *turn) gather() {
 	if !n.peer.Confirmed() {
 		return
 	}
-	if len(n.resend) > 0 || n.again {
-		t.part().Resend = &fleet.Resend{Uids: n.resend, Node: n.again}
-		n.resend, n.again = nil, false
+	if len(n.resend) > 0 || n.again || n.resendAll {
+		t.part().Resend = &fleet.Resend{Uids: n.resend, Node: n.again, All: n.resendAll}
+		n.resend, n.again, n.resendAll = nil, false, false
 	}
 	for _, request := range n.tunnels {
 		t.part().Tunnel = request
@@ -499,7 +526,7 @@ func (t *turn) send() {
 	t.down = nil
 	var chain [][]byte
 	if t.chain {
-		chain, t.chain = t.h.c.Chain, false
+		chain, t.chain = t.h.chain(), false
 	}
 	t.h.publish(t.n, down, chain)
 }
@@ -508,7 +535,12 @@ func (t *turn) rebirth() {
 	h, n := t.h, t.n
 	h.publish(n, &fleet.Down{Rebirth: &fleet.Rebirth{
 		Version: n.peer.Version().Proto(), Jitter: uint32(h.c.ReconnectJitter / time.Millisecond),
-	}}, h.c.Chain)
+	}}, h.chain())
+}
+
+// probe is no message of the current session.
+func (t *turn) probe(o SendProbe) {
+	t.h.publish(t.n, &fleet.Down{Session: o.Session.Proto(), Grant: o.Grant.Proto(), Probe: &fleet.Probe{BootId: []byte(o.Boot)}}, t.h.chain())
 }
 
 func (h *Hub) publish(n *node, down *fleet.Down, chain [][]byte) {

@@ -65,10 +65,14 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 	have, err := h.nodeLister.Get(n.name)
 	for try := 0; ; try++ {
 		if apierrors.IsNotFound(err) {
-			_, err = client.Nodes().Create(ctx, newNodeObject(n.name, &said, stamp, h.c.Now()), metav1.CreateOptions{})
+			if o, err := h.mayRegister(ctx, n); err != nil || o != stored {
+				return o, err
+			}
+			var made *corev1.Node
+			made, err = client.Nodes().Create(ctx, newNodeObject(n.name, &said, stamp, h.c.Now()), metav1.CreateOptions{})
 			if err == nil {
 				h.log.Info("node registered", "node", n.name)
-				return stored, nil
+				return stored, h.registered(ctx, n, made)
 			}
 			if !apierrors.IsAlreadyExists(err) {
 				return outcome{}, err
@@ -77,6 +81,9 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 			have, err = client.Nodes().Get(ctx, n.name, metav1.GetOptions{})
 		}
 		if err != nil {
+			return outcome{}, err
+		}
+		if err := h.registered(ctx, n, have); err != nil {
 			return outcome{}, err
 		}
 		if before, err := fleet.ParseStamp(have.Annotations[AnnotationReport]); err == nil && before != stamp && !stamp.Obsoletes(before) {

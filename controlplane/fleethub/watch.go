@@ -122,7 +122,14 @@ func (n nodeHandler) OnUpdate(_, obj any) {
 	}
 }
 
-func (n nodeHandler) OnDelete(any) {}
+func (n nodeHandler) OnDelete(obj any) {
+	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = last.Obj
+	}
+	if o, ok := obj.(*corev1.Node); ok {
+		n.h.RecordChanged(o.Name) // of its Node, that is
+	}
+}
 
 // dirty has what a node should have computed anew.
 func (h *Hub) dirty(name string) {
@@ -162,7 +169,8 @@ func (h *Hub) get(name string) *node {
 
 // expect makes the peer of a node that the API knows, if it is one of ours.
 func (h *Hub) expect(ctx context.Context, name string) {
-	if _, err := h.c.Keys(ctx, name); err != nil {
+	keys, err := h.c.Keys(ctx, name)
+	if _, err = verifiable(keys, err); err != nil {
 		h.log.Debug("node isn't ours", "node", name, "reason", err)
 		return
 	}
@@ -177,6 +185,11 @@ func (h *Hub) expect(ctx context.Context, name string) {
 // compute says what a node should have. It runs on the node's worker.
 func (h *Hub) compute(n *node) Desired {
 	revision := h.revision.Load()
+	if n.standing.removed() {
+		h.reindex(n, nil)
+		n.objects, n.revision = map[string]object{}, revision
+		return Desired{}
+	}
 	h.mu.Lock()
 	pods := make([]*corev1.Pod, 0, len(h.bound[n.name]))
 	for _, pod := range h.bound[n.name] {

@@ -19,6 +19,9 @@ const (
 	writeNode
 	writeJournal
 	writeAway
+	writeStanding
+	writeRemoval
+	writeClone
 )
 
 // writeKey is one thing to be written; what is written is the newest there is.
@@ -59,6 +62,12 @@ func (h *Hub) write(ctx context.Context, key writeKey) {
 		err = h.writeJournal(ctx, n)
 	case writeAway:
 		err = h.writeAway(ctx, n)
+	case writeStanding:
+		err = h.writeStanding(ctx, n)
+	case writeRemoval:
+		err = h.writeRemoval(ctx, n)
+	case writeClone:
+		err = h.writeClone(ctx, n)
 	}
 	if err == nil {
 		h.writes.Forget(key)

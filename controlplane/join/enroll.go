@@ -143,7 +143,7 @@ func (s *Server) renew(ctx context.Context, body []byte, proven func([]byte) err
 // grant answers with the certificate on record, or a new one when that is past
 // two thirds of its life. So asking often costs no writes.
 func (s *Server) grant(ctx context.Context, record noderecord.Record) (enrollment.Grant, error) {
-	if err := record.RevokedError(); err != nil {
+	if err := record.Refused(); err != nil {
 		return enrollment.Grant{}, err
 	}
 	if !s.fresh(record) {
@@ -155,7 +155,7 @@ func (s *Server) grant(ctx context.Context, record noderecord.Record) (enrollmen
 			if !r.SigningKey.Equal(record.SigningKey) {
 				return fmt.Errorf("%w: %q, just now", enrollment.ErrNodeKey, r.Node)
 			}
-			if err := r.RevokedError(); err != nil {
+			if err := r.Refused(); err != nil {
 				return err
 			}
 			r.Certificate = der

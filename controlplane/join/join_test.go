@@ -520,8 +520,8 @@ func TestRevokedIsRefusedAndToldSo(t *testing.T) {
 			t.Errorf("%s: %s", path, got)
 		}
 	}
-	if err := store.Readmit(t.Context(), "pi-1"); err != nil {
-		t.Fatal(err)
+	if was, err := store.Readmit(t.Context(), "pi-1"); err != nil || !errors.Is(was, enrollment.ErrRevoked) {
+		t.Fatalf("was %v, %v", was, err)
 	}
 	if err := id.Renew(t.Context()); err != nil {
 		t.Errorf("after readmission: %v", err)

@@ -133,10 +133,15 @@ func CreateToken(ctx context.Context, client kubernetes.Interface, opts TokenOpt
 
 func takenError(r noderecord.Record) error {
 	state := "joined " + r.JoinedAt.UTC().Format(time.RFC3339)
-	if r.Revoked() {
-		state += ", revoked " + r.RevokedAt.UTC().Format(time.RFC3339)
+	for _, since := range []struct {
+		what string
+		at   time.Time
+	}{{"revoked", r.RevokedAt}, {"cloned", r.ClonedAt}, {"removed", r.RemovedAt}} {
+		if !since.at.IsZero() {
+			state += ", " + since.what + " " + since.at.UTC().Format(time.RFC3339)
+		}
 	}
-	return fmt.Errorf("%w: node %q (%s) has the key %.16s; choose another name, or, if this board replaces that one, make a line with `coracle token create --replace %s`",
+	return fmt.Errorf("%w: node %q (%s) has the key %.16s; choose another name, or, if this board replaces that one, make a line with `coracle token create --replace %s`; `coracle node list` shows all",
 		enrollment.ErrNodeTaken, r.Node, state, enrollment.Fingerprint(r.SigningKey), r.Node)
 }
 

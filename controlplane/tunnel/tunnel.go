@@ -64,6 +64,7 @@ type Tunnels struct {
 	mu      sync.Mutex
 	pending map[string]*request
 	perNode map[string]int
+	streams map[string]map[*stream]bool // handed over and not closed yet, by node
 }
 
 // request is one that a dialer waits for.
@@ -88,7 +89,59 @@ func New(cfg Config) *Tunnels {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Tunnels{cfg: cfg, pending: map[string]*request{}, perNode: map[string]int{}}
+	return &Tunnels{cfg: cfg, pending: map[string]*request{}, perNode: map[string]int{}, streams: map[string]map[*stream]bool{}}
+}
+
+// End closes a node's streams and fails those who wait for one: the node is no
+// longer one of the cluster's.
+func (t *Tunnels) End(node, reason string) {
+	t.mu.Lock()
+	var open []*stream
+	for s := range t.streams[node] {
+		open = append(open, s)
+	}
+	var waiting []*request
+	for id, r := range t.pending {
+		if r.node == node {
+			delete(t.pending, id) // so that it is answered once
+			waiting = append(waiting, r)
+		}
+	}
+	t.mu.Unlock()
+	for _, s := range open {
+		s.Close()
+	}
+	for _, r := range waiting {
+		r.failed <- fmt.Errorf("%w: node %q: %s", ErrRefused, node, reason)
+	}
+}
+
+// stream is one that is known until it is closed.
+type stream struct {
+	net.Conn
+	t    *Tunnels
+	node string
+}
+
+func (t *Tunnels) track(node string, conn net.Conn) *stream {
+	s := &stream{conn, t, node}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.streams[node] == nil {
+		t.streams[node] = map[*stream]bool{}
+	}
+	t.streams[node][s] = true
+	return s
+}
+
+func (s *stream) Close() error {
+	s.t.mu.Lock()
+	delete(s.t.streams[s.node], s)
+	if len(s.t.streams[s.node]) == 0 {
+		delete(s.t.streams, s.node)
+	}
+	s.t.mu.Unlock()
+	return s.Conn.Close()
 }
 
 // DialContext has the form of net.Dialer's. address is NODE:10250; the network is
@@ -136,12 +189,13 @@ func (t *Tunnels) ServeTunnel(w http.ResponseWriter, r *http.Request, node, id s
 		refuse(w, http.StatusInternalServerError, "Internal", "this connection can't be a tunnel")
 		return
 	}
-	stream, err := upgrade(conn, buffered)
+	upgraded, err := upgrade(conn, buffered)
 	if err != nil {
 		conn.Close()
 		t.cfg.Logger.Info("tunnel", "node", node, "err", err)
 		return
 	}
+	stream := t.track(node, upgraded)
 	select {
 	case req.stream <- stream:
 		t.cfg.Logger.Debug("tunnel open", "node", node, "id", id)

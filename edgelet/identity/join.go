@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"reflect"
 	"syscall"
@@ -101,8 +102,12 @@ func (id *Identity) accept(g granted) error {
 	if err != nil {
 		return err
 	}
-	if err := durable.WriteFile(filepath.Join(id.opts.Dir, "identity.json"), append(data, '\n'), 0o600); err != nil {
-		return fmt.Errorf("identity: %w", err)
+	path := filepath.Join(id.opts.Dir, "identity.json")
+	data = append(data, '\n')
+	if have, err := os.ReadFile(path); err != nil || !bytes.Equal(have, data) { // a refused node asks often
+		if err := durable.WriteFile(path, data, 0o600); err != nil {
+			return fmt.Errorf("identity: %w", err)
+		}
 	}
 	return id.use(g)
 }
@@ -113,8 +118,9 @@ func (id *Identity) NeedsRenewal() bool {
 	return !id.Now().Before(enrollment.RenewAt(leaf.NotBefore, leaf.NotAfter))
 }
 
-// Renew asks for a new certificate; the old one may have expired. It returns
-// enrollment.ErrRevoked if the node's identity was ended. The link calls it when
+// Renew asks for a certificate; the old one may have expired. Where that is good
+// for long it comes again, so this also asks whether the cluster knows this node:
+// enrollment.Ended(err) if its identity was ended. The link calls it when
 // the other side says that our certificate has expired (see Expired): a board
 // without a clock doesn't know by itself.
 func (id *Identity) Renew(ctx context.Context) error {
@@ -138,6 +144,9 @@ func (id *Identity) Renew(ctx context.Context) error {
 	next.Grant = grant
 	if err := id.accept(next); err != nil {
 		return err
+	}
+	if bytes.Equal(id.Certificate().Certificate[0], before.Certificate[0]) {
+		return nil
 	}
 	select {
 	case id.renewed <- struct{}{}:

@@ -91,7 +91,7 @@ func (l *Link) dial(ctx context.Context, attempt int) (*conn, error) {
 	case 4, 5:
 		return nil, fmt.Errorf("broker %s: %w (code %d): was this node revoked, or its identity replaced? Ask with `coracle node list`", host, ErrRefused, code)
 	default:
-		return nil, fmt.Errorf("broker %s: %w (code %d)", host, ErrRefused, code)
+		return nil, fmt.Errorf("broker %s: %w (code %d)", host, ErrUnavailable, code)
 	}
 	if err := wait(ctx, c.client.Subscribe(fleet.Topic(l.c.NodeName, fleet.DirDown), fleet.QoS, nil)); err != nil {
 		c.client.Disconnect(0)

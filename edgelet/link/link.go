@@ -29,9 +29,11 @@ const (
 )
 
 var (
-	// ErrRefused is returned by the broker to a node whose certificate it
-	// doesn't take, or that isn't admitted.
-	ErrRefused = errors.New("the broker refuses this node")
+	// ErrRefused is returned when the broker doesn't admit this node, or the hub
+	// refuses its identity.
+	ErrRefused = errors.New("the cluster refuses this node")
+	// ErrUnavailable is returned when a broker takes nobody now.
+	ErrUnavailable = errors.New("the broker refuses connections")
 	// ErrNoBroker is returned when no broker address is known.
 	ErrNoBroker = errors.New("no broker address")
 )
@@ -58,11 +60,21 @@ type Config struct {
 	ObjectsTLS *tls.Config
 	FleetURLs  func() []string
 
+	// OnStanding is told how the cluster regards this node: with every Welcome and
+	// whenever it changes; nil is in good standing. May be nil.
+	OnStanding func(*fleet.Standing)
+	// Readmission is called when the node was refused; it returns when to try
+	// again. Nil: after the same waits as after any failure.
+	Readmission func(ctx context.Context)
+
 	// What the node says of itself.
 	Features     []string
 	AgentVersion string
 	LinkClass    string
-	BootID       []byte
+	// BootID is random, made at each start of the agent.
+	BootID []byte
+	// Board tells people which board this is; asked for at each Hello. May be nil.
+	Board func() string
 
 	// Coalesce is how long reports wait for others. 2 ms if zero.
 	Coalesce time.Duration
@@ -138,11 +150,16 @@ func New(c Config) (*Link, error) {
 		// connection, as much as all the rest. Secrets are sealed within.
 		conf.CurvePreferences = []tls.CurveID{tls.X25519}
 	}
+	if c.OnStanding == nil {
+		c.OnStanding = func(*fleet.Standing) {}
+	}
+	if c.Board == nil {
+		c.Board = func() string { return "" }
+	}
 	set, version := c.State.Set()
-	return &Link{
-		c: c, log: c.Logger, codec: fleet.NewCodec(), tls: conf, started: c.Now(),
-		machine: NewMachine(c.State.ID(), c.State.BootSeq(), version, set),
-	}, nil
+	machine := NewMachine(c.State.ID(), c.State.BootSeq(), version, set)
+	machine.Booted(c.BootID)
+	return &Link{c: c, log: c.Logger, codec: fleet.NewCodec(), tls: conf, started: c.Now(), machine: machine}, nil
 }
 
 // Counters of bytes and messages.
@@ -193,6 +210,9 @@ func (l *Link) Run(ctx context.Context) error {
 			if failures <= 1 || failures&(failures-1) == 0 {
 				l.log.Warn("fleet link", "error", err, "failures", failures, "retryIn", wait)
 			}
+		}
+		if errors.Is(err, ErrRefused) && l.c.Readmission != nil {
+			l.c.Readmission(ctx)
 		}
 		select {
 		case <-ctx.Done():

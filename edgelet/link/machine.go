@@ -68,8 +68,14 @@ type (
 	}
 	// OpenTunnel that was asked for.
 	OpenTunnel struct{ Request *fleet.TunnelRequest }
-	// Use what the hub says about the link, then call Outbox.
+	// Use what the hub says about the link, then call Outbox. Unless Told follows,
+	// the node is in good standing.
 	Use struct{ Welcome *fleet.Welcome }
+	// Told is how the cluster regards this node. If Standing.Refuses, the session is
+	// over and none may begin on this connection.
+	Told struct{ Standing *fleet.Standing }
+	// AnswerProbe with a message that has this grant.
+	AnswerProbe struct{ Grant fleet.GrantID }
 	// Refused is a message that wasn't obeyed, for the log.
 	Refused struct{ Reason string }
 )
@@ -85,6 +91,8 @@ func (ReleaseJournal) output() {}
 func (RepeatReports) output()  {}
 func (OpenTunnel) output()     {}
 func (Use) output()            {}
+func (Told) output()           {}
+func (AnswerProbe) output()    {}
 func (Refused) output()        {}
 
 type flight struct {
@@ -104,6 +112,7 @@ type order struct {
 // moment. Not safe for concurrent use.
 type Machine struct {
 	session fleet.SessionID
+	bootID  string // of this start of the agent, as its Hello says
 	phase   Phase
 	grant   fleet.GrantID
 	upSeq   uint64
@@ -139,6 +148,9 @@ func (m *Machine) Clone() *Machine {
 	}
 	return &c
 }
+
+// Booted says what the Hellos of this start of the agent say as boot id.
+func (m *Machine) Booted(id []byte) { m.bootID = string(id) }
 
 // Session, Phase, Version and Set of the machine.
 func (m *Machine) Session() fleet.SessionID    { return m.session }
@@ -228,6 +240,13 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 	if fleet.SessionFrom(d.GetSession()) != m.session {
 		return []Output{Refused{"of another session"}}
 	}
+	// Both answer this very Hello: the session never repeats, so neither can be a recording.
+	if s := d.GetStanding(); s.Refuses() {
+		return m.dismissed(s)
+	}
+	if p := d.GetProbe(); p != nil {
+		return m.probed(p, fleet.GrantFrom(d.GetGrant()))
+	}
 	var out []Output
 	grant := fleet.GrantFrom(d.GetGrant())
 	if w := d.GetWelcome(); w != nil && grant != m.grant {
@@ -245,6 +264,9 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		return []Output{Refused{"of another hub, or before its Welcome"}}
 	}
 	m.downSeq = d.GetSeq()
+	if s := d.GetStanding(); s != nil {
+		out = append(out, Told{s})
+	}
 	if a := d.GetAdopt(); a != nil {
 		out = append(out, m.adopt(a)...)
 	}
@@ -279,6 +301,21 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		out = append(out, RepeatReports{r.GetUids(), r.GetAll(), r.GetNode()})
 	}
 	return out
+}
+
+// dismissed ends the session: nothing is asked for any more on this connection.
+func (m *Machine) dismissed(s *fleet.Standing) []Output {
+	m.Disconnected()
+	return []Output{Told{s}}
+}
+
+// probed: another board may have said the same session, so the start of the agent
+// must be ours, too.
+func (m *Machine) probed(p *fleet.Probe, grant fleet.GrantID) []Output {
+	if m.bootID == "" || string(p.GetBootId()) != m.bootID {
+		return []Output{Refused{"a probe for another board with this node's identity"}}
+	}
+	return []Output{AnswerProbe{grant}}
 }
 
 // unwelcome says why not to follow the hub that sent this Welcome. A hub of an

@@ -18,11 +18,12 @@ const (
 
 // session is what Run's goroutine needs for one connection.
 type session struct {
-	l       *Link
-	conn    *conn
-	arrived time.Time // of the message being handled
-	fetched chan fetchResult
-	ctx     context.Context
+	l        *Link
+	conn     *conn
+	arrived  time.Time       // of the message being handled
+	standing *fleet.Standing // in it
+	fetched  chan fetchResult
+	ctx      context.Context
 
 	// Waits to be sent in one message.
 	ack     *fleet.Ack
@@ -34,6 +35,7 @@ type session struct {
 	flushed bool // flush is not armed
 
 	reconnect bool
+	refused   error
 }
 
 // connection runs one connection from dialing to its end; live says whether the
@@ -78,6 +80,9 @@ func (l *Link) connection(ctx context.Context, attempt int) (live bool, err erro
 			s.do(l.machine.Tick(l.now()))
 			s.outbox()
 		}
+		if s.refused != nil {
+			return false, s.refused
+		}
 		if s.reconnect {
 			s.bye("reconnecting")
 			return true, errReconnect
@@ -104,6 +109,7 @@ func (s *session) receive(payload []byte) {
 		return
 	}
 	l.counters.Received(fleet.ClassOf(&d), len(payload))
+	s.standing = d.GetStanding()
 	unix := max(l.c.State.TimeFloor().Unix(), 0)
 	s.do(l.machine.Down(l.now(), unix, l.c.Rand(), &d))
 }
@@ -155,7 +161,17 @@ func (s *session) do(outputs []Output) {
 		case OpenTunnel:
 			s.openTunnel(o.Request)
 		case Use:
+			if s.standing == nil {
+				l.c.OnStanding(nil)
+			}
 			s.use(o.Welcome)
+		case Told:
+			l.c.OnStanding(o.Standing)
+			if o.Standing.Refuses() {
+				s.refused = fmt.Errorf("%w: %s: %s", ErrRefused, o.Standing.GetState(), o.Standing.GetMessage())
+			}
+		case AnswerProbe:
+			s.answer(o.Grant)
 		case Refused:
 			l.counters.Refused()
 			l.log.Info("message not obeyed", "reason", o.Reason)
@@ -274,6 +290,7 @@ func (s *session) hello() {
 		Version: l.machine.Version().Proto(), Digest: digest[:], RunningComplete: true,
 		Features: l.c.Features, BootId: l.c.BootID, Keepalive: uint32(s.conn.keepalive / time.Second),
 		KnownKeys: l.c.Trust.Known(), AgentVersion: l.c.AgentVersion, LinkClass: l.c.LinkClass, Protocol: fleet.ProtocolVersion,
+		Board: l.c.Board(),
 	}
 	for _, r := range l.c.State.Reports() {
 		if r.UID == "" {
@@ -295,6 +312,17 @@ func (s *session) hello() {
 	up := l.machine.Header()
 	up.Hello = h
 	l.note(func(st *Status) { st.Live, st.Session = false, l.machine.Session() })
+	s.publish(up)
+}
+
+// answer shows the hub that this board is there, whatever session it takes for
+// the current one.
+func (s *session) answer(grant fleet.GrantID) {
+	l := s.l
+	digest, version := l.machine.Set().Digest(), l.machine.Version().Proto()
+	up := l.machine.Header()
+	up.Grant = grant.Proto()
+	up.Ack = &fleet.Ack{Version: version, Status: fleet.AckStatus_DUPLICATE, Current: version, Digest: digest[:]}
 	s.publish(up)
 }
 

@@ -157,6 +157,19 @@ func (n *Node) Labels() map[string]string {
 	return n.labels(false)
 }
 
+// Describe tells people which machine this is, in a few words: its serial number,
+// or what it has instead, and its first address.
+func (n *Node) Describe() string {
+	what := "machine " + n.facts.systemUUID
+	if n.board.Serial != "" {
+		what = "serial " + n.board.Serial
+	}
+	if ips := n.HostIPs(); len(ips) > 0 {
+		what += " at " + ips[0]
+	}
+	return what
+}
+
 // Capacity is what the machine has.
 func (n *Node) Capacity() v1.ResourceList {
 	return v1.ResourceList{

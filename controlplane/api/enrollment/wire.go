@@ -133,6 +133,10 @@ var (
 	ErrNodeKey = errors.New("the node has another key now")
 	// ErrRevoked is returned when the node's identity was ended.
 	ErrRevoked = errors.New("the node's identity was revoked")
+	// ErrCloned is returned when two boards were seen with the node's identity.
+	ErrCloned = errors.New("two boards use the node's identity")
+	// ErrRemoved is returned when the Node object was deleted and the node not readmitted.
+	ErrRemoved = errors.New("the node was removed from the cluster")
 	// ErrBusy is returned when there were too many requests.
 	ErrBusy = errors.New("too many requests")
 	// ErrInternal is returned when the control plane couldn't do its part just now.
@@ -154,6 +158,8 @@ var codes = []struct {
 	{"NodeUnknown", 404, ErrNodeUnknown},
 	{"NodeKey", 409, ErrNodeKey},
 	{"Revoked", 403, ErrRevoked},
+	{"Cloned", 403, ErrCloned},
+	{"Removed", 403, ErrRemoved},
 	{"Busy", 429, ErrBusy},
 	{"Internal", 503, ErrInternal},
 }
@@ -190,6 +196,12 @@ func (p Problem) Err() error {
 
 // Temporary says whether the same request may succeed later.
 func Temporary(err error) bool { return errors.Is(err, ErrBusy) || errors.Is(err, ErrInternal) }
+
+// Ended says whether err is the cluster's word that this identity counts no more:
+// asking again helps only after somebody acted in the cluster.
+func Ended(err error) bool {
+	return errors.Is(err, ErrRevoked) || errors.Is(err, ErrCloned) || errors.Is(err, ErrNodeKey) || errors.Is(err, ErrNodeUnknown)
+}
 
 // RenewAt is when a certificate's holder asks for the next one: after two thirds of its life.
 func RenewAt(notBefore, notAfter time.Time) time.Time {

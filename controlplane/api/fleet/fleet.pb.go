@@ -200,6 +200,65 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 	return file_fleet_proto_rawDescGZIP(), []int{2}
 }
 
+type StandingState int32
+
+const (
+	StandingState_STANDING_UNKNOWN StandingState = 0
+	// The node is one of the cluster's.
+	StandingState_GOOD StandingState = 1
+	// Its identity was ended.
+	StandingState_REVOKED StandingState = 2
+	// Two boards have its identity.
+	StandingState_CLONED StandingState = 3
+	// Its Node object was deleted: it stops its pods and waits to be readmitted.
+	StandingState_REMOVED StandingState = 4
+)
+
+// Enum value maps for StandingState.
+var (
+	StandingState_name = map[int32]string{
+		0: "STANDING_UNKNOWN",
+		1: "GOOD",
+		2: "REVOKED",
+		3: "CLONED",
+		4: "REMOVED",
+	}
+	StandingState_value = map[string]int32{
+		"STANDING_UNKNOWN": 0,
+		"GOOD":             1,
+		"REVOKED":          2,
+		"CLONED":           3,
+		"REMOVED":          4,
+	}
+)
+
+func (x StandingState) Enum() *StandingState {
+	p := new(StandingState)
+	*p = x
+	return p
+}
+
+func (x StandingState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StandingState) Descriptor() protoreflect.EnumDescriptor {
+	return file_fleet_proto_enumTypes[3].Descriptor()
+}
+
+func (StandingState) Type() protoreflect.EnumType {
+	return &file_fleet_proto_enumTypes[3]
+}
+
+func (x StandingState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StandingState.Descriptor instead.
+func (StandingState) EnumDescriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{3}
+}
+
 // Envelope is every MQTT payload, and a file on a USB stick.
 type Envelope struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -693,8 +752,8 @@ type Hello struct {
 	// Whether `running` is all: false only where it didn't fit.
 	RunningComplete bool     `protobuf:"varint,4,opt,name=running_complete,json=runningComplete,proto3" json:"running_complete,omitempty"`
 	Features        []string `protobuf:"bytes,5,rep,name=features,proto3" json:"features,omitempty"`
-	// Random per start of the agent: two boards with one identity show as
-	// alternating ids.
+	// Random per start of the agent, never repeated: two boards with one identity
+	// show as alternating ids.
 	BootId []byte `protobuf:"bytes,6,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// Keepalive of this connection in seconds.
 	Keepalive uint32 `protobuf:"varint,7,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
@@ -702,8 +761,10 @@ type Hello struct {
 	KnownKeys    [][]byte `protobuf:"bytes,8,rep,name=known_keys,json=knownKeys,proto3" json:"known_keys,omitempty"`
 	AgentVersion string   `protobuf:"bytes,9,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	// lan, wifi, lte, satellite; empty means lan.
-	LinkClass     string `protobuf:"bytes,10,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
-	Protocol      uint32 `protobuf:"varint,11,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	LinkClass string `protobuf:"bytes,10,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
+	Protocol  uint32 `protobuf:"varint,11,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// What tells this board from others, for people: serial number, addresses.
+	Board         string `protobuf:"bytes,20,opt,name=board,proto3" json:"board,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -813,6 +874,13 @@ func (x *Hello) GetProtocol() uint32 {
 		return x.Protocol
 	}
 	return 0
+}
+
+func (x *Hello) GetBoard() string {
+	if x != nil {
+		return x.Board
+	}
+	return ""
 }
 
 type RunningPod struct {
@@ -1779,6 +1847,8 @@ type Down struct {
 	Tunnel        *TunnelRequest `protobuf:"bytes,9,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
 	Resend        *Resend        `protobuf:"bytes,10,opt,name=resend,proto3" json:"resend,omitempty"`
 	Rebirth       *Rebirth       `protobuf:"bytes,11,opt,name=rebirth,proto3" json:"rebirth,omitempty"`
+	Standing      *Standing      `protobuf:"bytes,20,opt,name=standing,proto3" json:"standing,omitempty"`
+	Probe         *Probe         `protobuf:"bytes,21,opt,name=probe,proto3" json:"probe,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1886,6 +1956,20 @@ func (x *Down) GetResend() *Resend {
 func (x *Down) GetRebirth() *Rebirth {
 	if x != nil {
 		return x.Rebirth
+	}
+	return nil
+}
+
+func (x *Down) GetStanding() *Standing {
+	if x != nil {
+		return x.Standing
+	}
+	return nil
+}
+
+func (x *Down) GetProbe() *Probe {
+	if x != nil {
+		return x.Probe
 	}
 	return nil
 }
@@ -2657,6 +2741,118 @@ func (x *Rebirth) GetJitter() uint32 {
 	return 0
 }
 
+// Standing tells a node how the cluster regards it. A Welcome without one says
+// GOOD. REVOKED, CLONED and what a later version says refuse the node: such a
+// message names the session of its Hello, has no grant, and is the last one.
+type Standing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State StandingState          `protobuf:"varint,1,opt,name=state,proto3,enum=coracle.fleet.v1.StandingState" json:"state,omitempty"`
+	// Why, and what to do, for people.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// Seconds since 1970 by the control plane's clock.
+	Since         int64 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_fleet_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *Standing) GetState() StandingState {
+	if x != nil {
+		return x.State
+	}
+	return StandingState_STANDING_UNKNOWN
+}
+
+func (x *Standing) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Standing) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+// Probe asks who said this Hello whether it is there: it answers with the grant
+// of this message, if boot_id is its own. Sent only to who lists the feature
+// "probe".
+type Probe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BootId        []byte                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Probe) Reset() {
+	*x = Probe{}
+	mi := &file_fleet_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probe) ProtoMessage() {}
+
+func (x *Probe) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probe.ProtoReflect.Descriptor instead.
+func (*Probe) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Probe) GetBootId() []byte {
+	if x != nil {
+		return x.BootId
+	}
+	return nil
+}
+
 var File_fleet_proto protoreflect.FileDescriptor
 
 const file_fleet_proto_rawDesc = "" +
@@ -2697,7 +2893,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06report\x18\x06 \x01(\v2\x18.coracle.fleet.v1.ReportR\x06report\x123\n" +
 	"\ajournal\x18\a \x01(\v2\x19.coracle.fleet.v1.JournalR\ajournal\x126\n" +
 	"\x06tunnel\x18\b \x01(\v2\x1e.coracle.fleet.v1.TunnelAnswerR\x06tunnel\x12'\n" +
-	"\x03bye\x18\t \x01(\v2\x15.coracle.fleet.v1.ByeR\x03bye\"\x89\x03\n" +
+	"\x03bye\x18\t \x01(\v2\x15.coracle.fleet.v1.ByeR\x03bye\"\x9f\x03\n" +
 	"\x05Hello\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x126\n" +
@@ -2712,7 +2908,8 @@ const file_fleet_proto_rawDesc = "" +
 	"\n" +
 	"link_class\x18\n" +
 	" \x01(\tR\tlinkClass\x12\x1a\n" +
-	"\bprotocol\x18\v \x01(\rR\bprotocol\"\xab\x01\n" +
+	"\bprotocol\x18\v \x01(\rR\bprotocol\x12\x14\n" +
+	"\x05board\x18\x14 \x01(\tR\x05board\"\xab\x01\n" +
 	"\n" +
 	"RunningPod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12-\n" +
@@ -2786,7 +2983,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x17\n" +
 	"\aback_in\x18\x02 \x01(\rR\x06backIn\";\n" +
 	"\x04Will\x123\n" +
-	"\asession\x18\x01 \x01(\v2\x19.coracle.fleet.v1.SessionR\asession\"\xaa\x04\n" +
+	"\asession\x18\x01 \x01(\v2\x19.coracle.fleet.v1.SessionR\asession\"\x91\x05\n" +
 	"\x04Down\x123\n" +
 	"\asession\x18\x01 \x01(\v2\x19.coracle.fleet.v1.SessionR\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12-\n" +
@@ -2801,7 +2998,9 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06tunnel\x18\t \x01(\v2\x1f.coracle.fleet.v1.TunnelRequestR\x06tunnel\x120\n" +
 	"\x06resend\x18\n" +
 	" \x01(\v2\x18.coracle.fleet.v1.ResendR\x06resend\x123\n" +
-	"\arebirth\x18\v \x01(\v2\x19.coracle.fleet.v1.RebirthR\arebirth\"\xf1\x01\n" +
+	"\arebirth\x18\v \x01(\v2\x19.coracle.fleet.v1.RebirthR\arebirth\x126\n" +
+	"\bstanding\x18\x14 \x01(\v2\x1a.coracle.fleet.v1.StandingR\bstanding\x12-\n" +
+	"\x05probe\x18\x15 \x01(\v2\x17.coracle.fleet.v1.ProbeR\x05probe\"\xf1\x01\n" +
 	"\aWelcome\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x17\n" +
 	"\ain_sync\x18\x02 \x01(\bR\x06inSync\x12\x1c\n" +
@@ -2857,7 +3056,13 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04node\x18\x03 \x01(\bR\x04node\"V\n" +
 	"\aRebirth\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x16\n" +
-	"\x06jitter\x18\x02 \x01(\rR\x06jitter*\x1e\n" +
+	"\x06jitter\x18\x02 \x01(\rR\x06jitter\"q\n" +
+	"\bStanding\x125\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1f.coracle.fleet.v1.StandingStateR\x05state\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\" \n" +
+	"\x05Probe\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\fR\x06bootId*\x1e\n" +
 	"\bEncoding\x12\b\n" +
 	"\x04NONE\x10\x00\x12\b\n" +
 	"\x04ZSTD\x10\x01*\x84\x01\n" +
@@ -2877,7 +3082,14 @@ const file_fleet_proto_rawDesc = "" +
 	"\n" +
 	"\x06STORED\x10\x01\x12\f\n" +
 	"\bOBSOLETE\x10\x02\x12\f\n" +
-	"\bREJECTED\x10\x03B8Z6github.com/coracle-edge/coracle/controlplane/api/fleetb\x06proto3"
+	"\bREJECTED\x10\x03*U\n" +
+	"\rStandingState\x12\x14\n" +
+	"\x10STANDING_UNKNOWN\x10\x00\x12\b\n" +
+	"\x04GOOD\x10\x01\x12\v\n" +
+	"\aREVOKED\x10\x02\x12\n" +
+	"\n" +
+	"\x06CLONED\x10\x03\x12\v\n" +
+	"\aREMOVED\x10\x04B8Z6github.com/coracle-edge/coracle/controlplane/api/fleetb\x06proto3"
 
 var (
 	file_fleet_proto_rawDescOnce sync.Once
@@ -2891,94 +3103,100 @@ func file_fleet_proto_rawDescGZIP() []byte {
 	return file_fleet_proto_rawDescData
 }
 
-var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_fleet_proto_goTypes = []any{
 	(Encoding)(0),         // 0: coracle.fleet.v1.Encoding
 	(AckStatus)(0),        // 1: coracle.fleet.v1.AckStatus
 	(Verdict)(0),          // 2: coracle.fleet.v1.Verdict
-	(*Envelope)(nil),      // 3: coracle.fleet.v1.Envelope
-	(*Version)(nil),       // 4: coracle.fleet.v1.Version
-	(*Session)(nil),       // 5: coracle.fleet.v1.Session
-	(*Grant)(nil),         // 6: coracle.fleet.v1.Grant
-	(*Stamp)(nil),         // 7: coracle.fleet.v1.Stamp
-	(*Up)(nil),            // 8: coracle.fleet.v1.Up
-	(*Hello)(nil),         // 9: coracle.fleet.v1.Hello
-	(*RunningPod)(nil),    // 10: coracle.fleet.v1.RunningPod
-	(*Ack)(nil),           // 11: coracle.fleet.v1.Ack
-	(*Want)(nil),          // 12: coracle.fleet.v1.Want
-	(*Report)(nil),        // 13: coracle.fleet.v1.Report
-	(*PodReport)(nil),     // 14: coracle.fleet.v1.PodReport
-	(*Offset)(nil),        // 15: coracle.fleet.v1.Offset
-	(*NodeReport)(nil),    // 16: coracle.fleet.v1.NodeReport
-	(*Journal)(nil),       // 17: coracle.fleet.v1.Journal
-	(*JournalEntry)(nil),  // 18: coracle.fleet.v1.JournalEntry
-	(*Gap)(nil),           // 19: coracle.fleet.v1.Gap
-	(*TunnelAnswer)(nil),  // 20: coracle.fleet.v1.TunnelAnswer
-	(*Bye)(nil),           // 21: coracle.fleet.v1.Bye
-	(*Will)(nil),          // 22: coracle.fleet.v1.Will
-	(*Down)(nil),          // 23: coracle.fleet.v1.Down
-	(*Welcome)(nil),       // 24: coracle.fleet.v1.Welcome
-	(*Adopt)(nil),         // 25: coracle.fleet.v1.Adopt
-	(*Order)(nil),         // 26: coracle.fleet.v1.Order
-	(*Entry)(nil),         // 27: coracle.fleet.v1.Entry
-	(*Object)(nil),        // 28: coracle.fleet.v1.Object
-	(*ReportAck)(nil),     // 29: coracle.fleet.v1.ReportAck
-	(*ReportVerdict)(nil), // 30: coracle.fleet.v1.ReportVerdict
-	(*JournalAck)(nil),    // 31: coracle.fleet.v1.JournalAck
-	(*TunnelRequest)(nil), // 32: coracle.fleet.v1.TunnelRequest
-	(*Resend)(nil),        // 33: coracle.fleet.v1.Resend
-	(*Rebirth)(nil),       // 34: coracle.fleet.v1.Rebirth
+	(StandingState)(0),    // 3: coracle.fleet.v1.StandingState
+	(*Envelope)(nil),      // 4: coracle.fleet.v1.Envelope
+	(*Version)(nil),       // 5: coracle.fleet.v1.Version
+	(*Session)(nil),       // 6: coracle.fleet.v1.Session
+	(*Grant)(nil),         // 7: coracle.fleet.v1.Grant
+	(*Stamp)(nil),         // 8: coracle.fleet.v1.Stamp
+	(*Up)(nil),            // 9: coracle.fleet.v1.Up
+	(*Hello)(nil),         // 10: coracle.fleet.v1.Hello
+	(*RunningPod)(nil),    // 11: coracle.fleet.v1.RunningPod
+	(*Ack)(nil),           // 12: coracle.fleet.v1.Ack
+	(*Want)(nil),          // 13: coracle.fleet.v1.Want
+	(*Report)(nil),        // 14: coracle.fleet.v1.Report
+	(*PodReport)(nil),     // 15: coracle.fleet.v1.PodReport
+	(*Offset)(nil),        // 16: coracle.fleet.v1.Offset
+	(*NodeReport)(nil),    // 17: coracle.fleet.v1.NodeReport
+	(*Journal)(nil),       // 18: coracle.fleet.v1.Journal
+	(*JournalEntry)(nil),  // 19: coracle.fleet.v1.JournalEntry
+	(*Gap)(nil),           // 20: coracle.fleet.v1.Gap
+	(*TunnelAnswer)(nil),  // 21: coracle.fleet.v1.TunnelAnswer
+	(*Bye)(nil),           // 22: coracle.fleet.v1.Bye
+	(*Will)(nil),          // 23: coracle.fleet.v1.Will
+	(*Down)(nil),          // 24: coracle.fleet.v1.Down
+	(*Welcome)(nil),       // 25: coracle.fleet.v1.Welcome
+	(*Adopt)(nil),         // 26: coracle.fleet.v1.Adopt
+	(*Order)(nil),         // 27: coracle.fleet.v1.Order
+	(*Entry)(nil),         // 28: coracle.fleet.v1.Entry
+	(*Object)(nil),        // 29: coracle.fleet.v1.Object
+	(*ReportAck)(nil),     // 30: coracle.fleet.v1.ReportAck
+	(*ReportVerdict)(nil), // 31: coracle.fleet.v1.ReportVerdict
+	(*JournalAck)(nil),    // 32: coracle.fleet.v1.JournalAck
+	(*TunnelRequest)(nil), // 33: coracle.fleet.v1.TunnelRequest
+	(*Resend)(nil),        // 34: coracle.fleet.v1.Resend
+	(*Rebirth)(nil),       // 35: coracle.fleet.v1.Rebirth
+	(*Standing)(nil),      // 36: coracle.fleet.v1.Standing
+	(*Probe)(nil),         // 37: coracle.fleet.v1.Probe
 }
 var file_fleet_proto_depIdxs = []int32{
 	0,  // 0: coracle.fleet.v1.Envelope.encoding:type_name -> coracle.fleet.v1.Encoding
-	5,  // 1: coracle.fleet.v1.Up.session:type_name -> coracle.fleet.v1.Session
-	6,  // 2: coracle.fleet.v1.Up.grant:type_name -> coracle.fleet.v1.Grant
-	9,  // 3: coracle.fleet.v1.Up.hello:type_name -> coracle.fleet.v1.Hello
-	11, // 4: coracle.fleet.v1.Up.ack:type_name -> coracle.fleet.v1.Ack
-	13, // 5: coracle.fleet.v1.Up.report:type_name -> coracle.fleet.v1.Report
-	17, // 6: coracle.fleet.v1.Up.journal:type_name -> coracle.fleet.v1.Journal
-	20, // 7: coracle.fleet.v1.Up.tunnel:type_name -> coracle.fleet.v1.TunnelAnswer
-	21, // 8: coracle.fleet.v1.Up.bye:type_name -> coracle.fleet.v1.Bye
-	4,  // 9: coracle.fleet.v1.Hello.version:type_name -> coracle.fleet.v1.Version
-	10, // 10: coracle.fleet.v1.Hello.running:type_name -> coracle.fleet.v1.RunningPod
-	7,  // 11: coracle.fleet.v1.RunningPod.stamp:type_name -> coracle.fleet.v1.Stamp
-	4,  // 12: coracle.fleet.v1.Ack.version:type_name -> coracle.fleet.v1.Version
+	6,  // 1: coracle.fleet.v1.Up.session:type_name -> coracle.fleet.v1.Session
+	7,  // 2: coracle.fleet.v1.Up.grant:type_name -> coracle.fleet.v1.Grant
+	10, // 3: coracle.fleet.v1.Up.hello:type_name -> coracle.fleet.v1.Hello
+	12, // 4: coracle.fleet.v1.Up.ack:type_name -> coracle.fleet.v1.Ack
+	14, // 5: coracle.fleet.v1.Up.report:type_name -> coracle.fleet.v1.Report
+	18, // 6: coracle.fleet.v1.Up.journal:type_name -> coracle.fleet.v1.Journal
+	21, // 7: coracle.fleet.v1.Up.tunnel:type_name -> coracle.fleet.v1.TunnelAnswer
+	22, // 8: coracle.fleet.v1.Up.bye:type_name -> coracle.fleet.v1.Bye
+	5,  // 9: coracle.fleet.v1.Hello.version:type_name -> coracle.fleet.v1.Version
+	11, // 10: coracle.fleet.v1.Hello.running:type_name -> coracle.fleet.v1.RunningPod
+	8,  // 11: coracle.fleet.v1.RunningPod.stamp:type_name -> coracle.fleet.v1.Stamp
+	5,  // 12: coracle.fleet.v1.Ack.version:type_name -> coracle.fleet.v1.Version
 	1,  // 13: coracle.fleet.v1.Ack.status:type_name -> coracle.fleet.v1.AckStatus
-	4,  // 14: coracle.fleet.v1.Ack.current:type_name -> coracle.fleet.v1.Version
-	12, // 15: coracle.fleet.v1.Ack.want:type_name -> coracle.fleet.v1.Want
-	14, // 16: coracle.fleet.v1.Report.pods:type_name -> coracle.fleet.v1.PodReport
-	16, // 17: coracle.fleet.v1.Report.node:type_name -> coracle.fleet.v1.NodeReport
-	7,  // 18: coracle.fleet.v1.PodReport.stamp:type_name -> coracle.fleet.v1.Stamp
-	15, // 19: coracle.fleet.v1.PodReport.trace:type_name -> coracle.fleet.v1.Offset
-	7,  // 20: coracle.fleet.v1.NodeReport.stamp:type_name -> coracle.fleet.v1.Stamp
-	18, // 21: coracle.fleet.v1.Journal.entries:type_name -> coracle.fleet.v1.JournalEntry
-	19, // 22: coracle.fleet.v1.Journal.gaps:type_name -> coracle.fleet.v1.Gap
-	5,  // 23: coracle.fleet.v1.Will.session:type_name -> coracle.fleet.v1.Session
-	5,  // 24: coracle.fleet.v1.Down.session:type_name -> coracle.fleet.v1.Session
-	6,  // 25: coracle.fleet.v1.Down.grant:type_name -> coracle.fleet.v1.Grant
-	24, // 26: coracle.fleet.v1.Down.welcome:type_name -> coracle.fleet.v1.Welcome
-	25, // 27: coracle.fleet.v1.Down.adopt:type_name -> coracle.fleet.v1.Adopt
-	26, // 28: coracle.fleet.v1.Down.order:type_name -> coracle.fleet.v1.Order
-	29, // 29: coracle.fleet.v1.Down.report_ack:type_name -> coracle.fleet.v1.ReportAck
-	31, // 30: coracle.fleet.v1.Down.journal_ack:type_name -> coracle.fleet.v1.JournalAck
-	32, // 31: coracle.fleet.v1.Down.tunnel:type_name -> coracle.fleet.v1.TunnelRequest
-	33, // 32: coracle.fleet.v1.Down.resend:type_name -> coracle.fleet.v1.Resend
-	34, // 33: coracle.fleet.v1.Down.rebirth:type_name -> coracle.fleet.v1.Rebirth
-	4,  // 34: coracle.fleet.v1.Welcome.version:type_name -> coracle.fleet.v1.Version
-	4,  // 35: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
-	4,  // 36: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
-	28, // 37: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
-	27, // 38: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
-	30, // 39: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
-	7,  // 40: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
-	2,  // 41: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
-	4,  // 42: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	5,  // 14: coracle.fleet.v1.Ack.current:type_name -> coracle.fleet.v1.Version
+	13, // 15: coracle.fleet.v1.Ack.want:type_name -> coracle.fleet.v1.Want
+	15, // 16: coracle.fleet.v1.Report.pods:type_name -> coracle.fleet.v1.PodReport
+	17, // 17: coracle.fleet.v1.Report.node:type_name -> coracle.fleet.v1.NodeReport
+	8,  // 18: coracle.fleet.v1.PodReport.stamp:type_name -> coracle.fleet.v1.Stamp
+	16, // 19: coracle.fleet.v1.PodReport.trace:type_name -> coracle.fleet.v1.Offset
+	8,  // 20: coracle.fleet.v1.NodeReport.stamp:type_name -> coracle.fleet.v1.Stamp
+	19, // 21: coracle.fleet.v1.Journal.entries:type_name -> coracle.fleet.v1.JournalEntry
+	20, // 22: coracle.fleet.v1.Journal.gaps:type_name -> coracle.fleet.v1.Gap
+	6,  // 23: coracle.fleet.v1.Will.session:type_name -> coracle.fleet.v1.Session
+	6,  // 24: coracle.fleet.v1.Down.session:type_name -> coracle.fleet.v1.Session
+	7,  // 25: coracle.fleet.v1.Down.grant:type_name -> coracle.fleet.v1.Grant
+	25, // 26: coracle.fleet.v1.Down.welcome:type_name -> coracle.fleet.v1.Welcome
+	26, // 27: coracle.fleet.v1.Down.adopt:type_name -> coracle.fleet.v1.Adopt
+	27, // 28: coracle.fleet.v1.Down.order:type_name -> coracle.fleet.v1.Order
+	30, // 29: coracle.fleet.v1.Down.report_ack:type_name -> coracle.fleet.v1.ReportAck
+	32, // 30: coracle.fleet.v1.Down.journal_ack:type_name -> coracle.fleet.v1.JournalAck
+	33, // 31: coracle.fleet.v1.Down.tunnel:type_name -> coracle.fleet.v1.TunnelRequest
+	34, // 32: coracle.fleet.v1.Down.resend:type_name -> coracle.fleet.v1.Resend
+	35, // 33: coracle.fleet.v1.Down.rebirth:type_name -> coracle.fleet.v1.Rebirth
+	36, // 34: coracle.fleet.v1.Down.standing:type_name -> coracle.fleet.v1.Standing
+	37, // 35: coracle.fleet.v1.Down.probe:type_name -> coracle.fleet.v1.Probe
+	5,  // 36: coracle.fleet.v1.Welcome.version:type_name -> coracle.fleet.v1.Version
+	5,  // 37: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
+	5,  // 38: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
+	29, // 39: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
+	28, // 40: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
+	31, // 41: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
+	8,  // 42: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
+	2,  // 43: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
+	5,  // 44: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
+	3,  // 45: coracle.fleet.v1.Standing.state:type_name -> coracle.fleet.v1.StandingState
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -2991,8 +3209,8 @@ func file_fleet_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   32,
+			NumEnums:      4,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -71,6 +71,10 @@ func samples() map[string]struct {
 		"tunnel-request": down(&Down{Tunnel: &TunnelRequest{Id: "id", Purpose: "10250", Url: "https://h:1/v1/tunnel/id"}}),
 		"resend":         down(&Down{Resend: &Resend{Uids: []string{"uid-1"}, All: true, Node: true}}),
 		"rebirth":        {DirDown, &Down{Rebirth: &Rebirth{Version: version, Jitter: 500}}},
+		"hello-board":    {DirUp, &Up{Session: session, Seq: 1, Hello: &Hello{Version: version, BootId: []byte("boot"), Board: "serial 100000003d1b8c47, 192.168.1.7"}}},
+		"removed":        down(&Down{Standing: &Standing{State: StandingState_REMOVED, Message: "why", Since: 1e9}}),
+		"refused":        {DirDown, &Down{Session: session, Standing: &Standing{State: StandingState_CLONED, Message: "why", Since: 1e9}}},
+		"probe":          {DirDown, &Down{Session: session, Grant: grant, Probe: &Probe{BootId: []byte("boot")}}},
 	}
 }
 
