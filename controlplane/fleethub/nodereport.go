@@ -64,6 +64,12 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 	stamp := fleet.StampFrom(r.GetStamp())
 	have, err := h.nodeLister.Get(n.name)
 	for try := 0; ; try++ {
+		// Each time: what it said before it was refused must not follow what says so.
+		if keys, keyErr := h.c.Keys(ctx, n.name); keyErr != nil {
+			if s, ok := standingOf(keys, keyErr); ok && s.refuses() {
+				return rejected("%s", s.message), nil
+			}
+		}
 		if apierrors.IsNotFound(err) {
 			if o, err := h.mayRegister(ctx, n); err != nil || o != stored {
 				return o, err

@@ -56,6 +56,7 @@ type cluster struct {
 	tap       *tap
 	objects   string // URL of the fleet endpoint
 	cut       func(net.Conn) net.Conn
+	config    func(*fleethub.Config) // changes it; may be nil
 
 	mu   sync.Mutex
 	keys map[string]fleethub.NodeKeys
@@ -87,7 +88,10 @@ func (t *tap) Run(ctx context.Context, message func(string, fleet.Direction, []b
 	}, link)
 }
 
-func newCluster(t *testing.T, external bool) *cluster {
+func newCluster(t *testing.T, external bool) *cluster { return newClusterWith(t, external, nil) }
+
+// newClusterWith calls prepare, if any, before the hub starts.
+func newClusterWith(t *testing.T, external bool, prepare func(*cluster)) *cluster {
 	t.Helper()
 	_, hubKey, _ := ed25519.GenerateKey(rand.Reader)
 	c := &cluster{t: t, pki: brokertest.NewPKI(t), client: fake.NewClientset(), hubKey: hubKey, trace: trace.NewRecorder(0), keys: map[string]fleethub.NodeKeys{}}
@@ -101,6 +105,9 @@ func newCluster(t *testing.T, external bool) *cluster {
 		}
 		c.addr = l.Addr().String()
 		_ = l.Close()
+	}
+	if prepare != nil {
+		prepare(c)
 	}
 	c.startHub()
 	t.Cleanup(func() { c.stopHub() })
@@ -138,7 +145,7 @@ func (c *cluster) startHub() {
 	c.t.Helper()
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	c.tap = &tap{Transport: c.transport()}
-	hub, err := fleethub.New(fleethub.Config{
+	config := fleethub.Config{
 		Client: c.client,
 		NodeClient: func(string) (corev1client.CoreV1Interface, error) {
 			return c.client.CoreV1(), nil
@@ -155,7 +162,11 @@ func (c *cluster) startHub() {
 		},
 		Keepalive: 10 * time.Second, WillGrace: 300 * time.Millisecond, ReconnectJitter: 50 * time.Millisecond,
 		FleetURL: func() string { return c.objects },
-	})
+	}
+	if c.config != nil {
+		c.config(&config)
+	}
+	hub, err := fleethub.New(config)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -220,6 +231,7 @@ type board struct {
 	stop    func()
 	tunnels chan *fleet.TunnelRequest
 	cable   *cable
+	config  func(*link.Config) // changes it; may be nil
 }
 
 // cable is the board's way to the broker.
@@ -282,13 +294,17 @@ func (b *board) start() {
 	}
 	b.store = store
 	_ = store.PutSetting("link.keepalive", "10")
-	b.link, err = link.New(link.Config{
+	config := link.Config{
 		NodeName: b.name, Brokers: func() []string { return []string{"mqtts://" + b.c.addr} }, TLS: b.tls, Key: b.key,
 		Trust: link.NewTrust(nil, b.c.hubKey.Public().(ed25519.PublicKey)), State: store, ObjectsTLS: b.tls,
 		OnTunnel: func(r *fleet.TunnelRequest) error { b.tunnels <- r; return nil },
 		Dial:     b.cable.dial,
 		BootID:   []byte("boot"), Logger: logger(t, b.name),
-	})
+	}
+	if b.config != nil {
+		b.config(&config)
+	}
+	b.link, err = link.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
