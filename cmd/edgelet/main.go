@@ -22,7 +22,12 @@ import (
 )
 
 func main() {
-	if err := mainErr(os.Args[1:]); err != nil {
+	run := mainErr
+	args := os.Args[1:]
+	if len(args) > 0 && args[0] == "reset" {
+		run, args = resetMain, args[1:]
+	}
+	if err := run(args); err != nil {
 		fmt.Fprintln(os.Stderr, "edgelet:", err)
 		os.Exit(1)
 	}
@@ -47,9 +52,13 @@ type options struct {
 
 const defaultDataDir = "/var/lib/coracle"
 
-func parse(args []string) (*options, error) {
+// parse reads the command line; more may define flags besides the agent's own.
+func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	o := &options{}
 	fs := flag.NewFlagSet("edgelet", flag.ContinueOnError)
+	if more != nil {
+		more(fs)
+	}
 	fs.StringVar(&o.dataDir, "data-dir", defaultDataDir, "everything this node keeps")
 	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
 	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
@@ -98,7 +107,7 @@ func parse(args []string) (*options, error) {
 }
 
 func mainErr(args []string) error {
-	o, err := parse(args)
+	o, err := parse(args, nil)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
 	}

@@ -49,6 +49,8 @@ type agent struct {
 	link    atomic.Pointer[linkStatus]
 	// standing is what the cluster last said of this node.
 	standing *standing.Keeper
+	// wrap changes what pods see of the state; nil changes nothing.
+	wrap func(pods.Store) pods.Store
 }
 
 // containerRuntime is what all users of the runtime need together.
@@ -239,8 +241,12 @@ func (a *agent) buildPods() (err error) {
 	}
 	vols := volumes.New(volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Objects: store, Token: a.podToken,
 		Allocatable: func() v1.ResourceList { return a.node.Allocatable() }, Log: a.log, Now: a.now})
+	var seen pods.Store = store
+	if a.wrap != nil {
+		seen = a.wrap(store)
+	}
 	a.pods, err = pods.New(pods.Config{
-		Runtime: a.runtime, Store: store, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
+		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,

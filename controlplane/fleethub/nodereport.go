@@ -41,7 +41,12 @@ func (h *Hub) writeNodeReport(ctx context.Context, n *node) error {
 	if !newer {
 		n.node = nil
 	}
+	went := n.went
 	n.mu.Unlock()
+	if went != "" {
+		// It went while this was being written, and what says so may have been first.
+		h.writes.Add(writeKey{n.name, writeAway, ""})
+	}
 	if newer {
 		h.writes.Add(writeKey{n.name, writeNode, ""})
 	}
@@ -194,7 +199,7 @@ func (h *Hub) writeAway(ctx context.Context, n *node) error {
 	}
 	message := fmt.Sprintf("%s%s %s.", awayMessage, since, why)
 	have, err := h.nodeLister.Get(n.name)
-	for try := 0; ; try++ {
+	for try, live := 0, false; ; try++ {
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
@@ -202,6 +207,12 @@ func (h *Hub) writeAway(ctx context.Context, n *node) error {
 			return err
 		}
 		next, changed := awayNode(have, message, h.c.Now())
+		if !changed && !live {
+			// The informer may not know yet that the node was back for a moment.
+			live = true
+			have, err = h.c.Client.CoreV1().Nodes().Get(ctx, n.name, metav1.GetOptions{})
+			continue
+		}
 		if !changed {
 			return nil
 		}

@@ -161,12 +161,12 @@ func (t *turn) judge(recheck bool) (refused bool) {
 // dismiss says why, in the session if there is one, and ends it.
 func (t *turn) dismiss(why standing) {
 	h, n := t.h, t.n
+	h.log.Warn("node is refused", "node", n.name, "reason", why.message)
 	if n.peer.Open() {
-		h.log.Warn("node is refused", "node", n.name, "reason", why.message)
 		t.down = nil
 		t.refuse(n.peer.Session())
 	}
-	t.do(n.peer.Dismiss(why.message))
+	t.do(n.peer.Dismiss("the cluster refuses its identity: " + why.reason()))
 	n.cutAt = h.now() + farewell
 	h.work.AddAfter(n.name, farewell)
 }

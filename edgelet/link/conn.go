@@ -83,14 +83,13 @@ func (l *Link) dial(ctx context.Context, attempt int) (*conn, error) {
 	o.SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) { c.receive(m.Payload()) })
 	c.client = paho.NewClient(o)
 	token := c.client.Connect().(*paho.ConnectToken)
-	if err := wait(ctx, token); err != nil {
-		return nil, fmt.Errorf("broker %s: %w", host, err)
-	}
-	switch code := token.ReturnCode(); code {
-	case 0:
-	case 4, 5:
+	err = wait(ctx, token)
+	switch code := token.ReturnCode(); {
+	case code == 4 || code == 5:
 		return nil, fmt.Errorf("broker %s: %w (code %d): was this node revoked, or its identity replaced? Ask with `coracle node list`", host, ErrRefused, code)
-	default:
+	case err != nil:
+		return nil, fmt.Errorf("broker %s: %w", host, err)
+	case code != 0: // paho takes a code it doesn't know for success
 		return nil, fmt.Errorf("broker %s: %w (code %d)", host, ErrUnavailable, code)
 	}
 	if err := wait(ctx, c.client.Subscribe(fleet.Topic(l.c.NodeName, fleet.DirDown), fleet.QoS, nil)); err != nil {

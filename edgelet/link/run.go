@@ -168,7 +168,7 @@ func (s *session) do(outputs []Output) {
 		case Told:
 			l.c.OnStanding(o.Standing)
 			if o.Standing.Refuses() {
-				s.refused = fmt.Errorf("%w: %s: %s", ErrRefused, o.Standing.GetState(), o.Standing.GetMessage())
+				s.refused = fmt.Errorf("%w: %s", ErrRefused, o.Standing.GetState()) // why is OnStanding's to say
 			}
 		case AnswerProbe:
 			s.answer(o.Grant)

@@ -115,7 +115,7 @@ func (k *Keeper) Await(ctx context.Context, ask func(context.Context) error) {
 			return
 		}
 		problem, _ := enrollment.ProblemOf(err)
-		k.set(problem.Code, problem.Message)
+		k.set(problem.Code, enrollment.Message(err))
 		select {
 		case <-ctx.Done():
 			return

@@ -397,3 +397,13 @@ func tail(text string, lines int) string {
 	all := strings.Split(strings.TrimRight(text, "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
+
+// reset runs `edgelet reset` on the board, whose agent must not run.
+func (b *board) reset(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command(lab.Program(t, "edgelet"), append([]string{"reset"}, b.args()...)...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("reset: %v\n%s", err, out)
+	}
+	return string(out)
+}

@@ -184,6 +184,15 @@ type remoteError struct {
 func (e *remoteError) Error() string { return e.message }
 func (e *remoteError) Unwrap() error { return e.err }
 
+// Message is the text of the other side that err carries, or err's own.
+func Message(err error) string {
+	var remote *remoteError
+	if errors.As(err, &remote) {
+		return remote.message
+	}
+	return err.Error()
+}
+
 // Err is the error p stands for: errors.Is finds the sentinel, the text is the server's.
 func (p Problem) Err() error {
 	for _, c := range codes {
