@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
@@ -109,6 +110,7 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		Records:    noderecord.Store{Client: client},
 		Key:        signer,
 		Chain:      func() [][]byte { return hubKey.Current().Certificate },
+		TrustID:    f.authority.TrustID,
 		Keepalive:  f.opts.nodeKeepalive,
 		FleetURL:   func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
 		Trace:      f.trace,
@@ -129,12 +131,8 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		{name: "node records", run: f.records.Run},
 		{name: "fleet hub", run: hub.Run, fatal: true},
 		{name: "fleet endpoint", fatal: true, run: func(ctx context.Context) error { return endpoint.Serve(ctx, f.listeners.fleet) }},
-		{name: "join line", run: func(ctx context.Context) error {
-			if err := endpoint.Publish(ctx, f.listeners.urls("https", f.listeners.fleet)); err != nil {
-				return err
-			}
-			return endpoint.Tend(ctx)
-		}},
+		{name: "join line", run: func(ctx context.Context) error { return f.followRoots(ctx, hub, endpoint) }},
+		{name: "join tokens", run: endpoint.Tend},
 	}, nil
 }
 
@@ -142,10 +140,9 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 func (f *fleet) transport(hubKey *pki.Leaf) (fleethub.Transport, error) {
 	if f.opts.mqttURL != "" {
 		return broker.NewExternal(broker.ExternalConfig{
-			URLs: list(f.opts.mqttURL),
-			TLS: &tls.Config{
-				MinVersion: tls.VersionTLS12, RootCAs: f.authority.RootPool(), GetClientCertificate: hubKey.GetClientCertificate,
-			},
+			URLs:   list(f.opts.mqttURL),
+			TLS:    &tls.Config{MinVersion: tls.VersionTLS12, GetClientCertificate: hubKey.GetClientCertificate},
+			Roots:  f.authority.RootPool,
 			Logger: f.logger,
 		})
 	}
@@ -158,10 +155,49 @@ func (f *fleet) transport(hubKey *pki.Leaf) (fleethub.Transport, error) {
 		TLS: &tls.Config{
 			MinVersion: tls.VersionTLS13, GetCertificate: serving.GetCertificate,
 			ClientCAs: f.authority.RootPool(), ClientAuth: tls.RequireAndVerifyClientCert,
+			GetConfigForClient: f.trusting(&tls.Config{
+				MinVersion: tls.VersionTLS13, GetCertificate: serving.GetCertificate, ClientAuth: tls.RequireAndVerifyClientCert,
+			}),
 		},
 		Admit:  f.admit,
 		Logger: f.logger,
 	})
+}
+
+// trusting returns base with the roots as of now; there is one configuration per
+// set of roots.
+func (f *fleet) trusting(base *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	type made struct {
+		trust  []byte
+		config *tls.Config
+	}
+	var last atomic.Pointer[made]
+	return func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		trust := f.authority.TrustID()
+		if m := last.Load(); m != nil && bytes.Equal(m.trust, trust) {
+			return m.config, nil
+		}
+		config := base.Clone()
+		config.ClientCAs = f.authority.RootPool()
+		last.Store(&made{trust, config})
+		return config, nil
+	}
+}
+
+// followRoots tells everybody whom nobody asks of a change of the roots.
+func (f *fleet) followRoots(ctx context.Context, hub *fleethub.Hub, endpoint *join.Server) error {
+	for {
+		changed := f.authority.Changed()
+		hub.RootsChanged()
+		if err := endpoint.Publish(ctx, f.listeners.urls("https", f.listeners.fleet)); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
 }
 
 // recordChanged lets nothing go on that began under another record.

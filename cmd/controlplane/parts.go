@@ -52,10 +52,12 @@ func newParts(server *apiserver.Server, f *fleet, authority *pki.Authority, reco
 	}
 	pods := scheduler.New(scheduling, server.Informers(), scheduler.Options{Logger: logger, Trace: recorder})
 	deps := controllers.Deps{
-		Config:          server.ClientConfig,
-		Factory:         server.Informers(),
-		RootCA:          authority.RootPEM(),
-		SigningCertFile: authority.CAFile(), SigningKeyFile: authority.CAKeyFile(),
+		Config:  server.ClientConfig,
+		Factory: server.Informers(),
+		Roots: func() controllers.Roots {
+			changed := authority.Changed() // first: a change after this look is seen
+			return controllers.Roots{CA: authority.RootPEM(), SigningCertFile: authority.CAFile(), SigningKeyFile: authority.CAKeyFile(), Changed: changed}
+		},
 		ServiceAccountKey: authority.ServiceAccountKey(),
 		Logger:            logger,
 	}

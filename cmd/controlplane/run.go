@@ -77,13 +77,21 @@ func run(ctx context.Context, o options, logger *slog.Logger) error {
 	server.AddPostStartHook("coracle-objects", func(ctx context.Context) error {
 		return apiserver.Retry(ctx, func(ctx context.Context) error { return ensureObjects(ctx, server, logger) })
 	})
+	admin, err := authority.Admin()
+	if err != nil {
+		return err
+	}
+	kubeconfig := func() error {
+		return authority.WriteKubeconfig(filepath.Join(o.dataDir, "kubeconfig"), listeners.run.API, admin)
+	}
+	if err := kubeconfig(); err != nil {
+		return err
+	}
 	parts, err := newParts(server, fleet, authority, recorder, logger)
 	if err != nil {
 		return err
 	}
-	if err := writeKubeconfig(authority, filepath.Join(o.dataDir, "kubeconfig"), listeners.run.API); err != nil {
-		return err
-	}
+	parts.list = append(parts.list, part{name: "kubeconfig", run: func(ctx context.Context) error { return keepKubeconfig(ctx, authority, kubeconfig) }})
 	defer os.Remove(runPath)
 	return live(ctx, store, server, parts, func() error {
 		logger.Info("ready", "api", listeners.run.API, "mqtt", listeners.run.MQTT, "fleet", listeners.run.Fleet,
@@ -153,18 +161,29 @@ func apiKeys(authority *pki.Authority, o options) (apiserver.PKI, error) {
 	}
 	return apiserver.PKI{
 		ServingCertFile: serving.CertFile(), ServingKeyFile: serving.KeyFile(),
-		ClientCAFile:        authority.CAFile(),
+		ClientCAFile:        authority.TrustFile(),
 		RequestHeaderCAFile: authority.FrontProxyCAFile(),
 		ProxyClientCertFile: proxy.CertFile(), ProxyClientKeyFile: proxy.KeyFile(),
-		KubeletClientCertFile: kubelet.CertFile(), KubeletClientKeyFile: kubelet.KeyFile(), KubeletCAFile: authority.CAFile(),
+		KubeletClientCertFile: kubelet.CertFile(), KubeletClientKeyFile: kubelet.KeyFile(), KubeletCAFile: authority.TrustFile(),
 		ServiceAccountKey: authority.ServiceAccountKey(),
 	}, nil
 }
 
-func writeKubeconfig(authority *pki.Authority, path, server string) error {
-	admin, err := authority.Admin()
-	if err != nil {
-		return err
+// keepKubeconfig writes it again when the administrator's certificate was renewed,
+// or the root; what didn't change isn't written.
+func keepKubeconfig(ctx context.Context, authority *pki.Authority, write func() error) error {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		changed := authority.Changed()
+		if err := write(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-tick.C:
+		}
 	}
-	return authority.WriteKubeconfig(path, server, admin)
 }

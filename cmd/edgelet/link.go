@@ -40,8 +40,9 @@ func (a *agent) runLink(ctx context.Context) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
 		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs,
-		OnStanding:  a.standing.Told,
-		Readmission: func(ctx context.Context) { a.standing.Await(ctx, id.Renew) },
+		OnStanding: a.standing.Told,
+		TrustID:    id.TrustID, OnTrust: id.RootsAre,
+		Readmission: func(ctx context.Context) bool { return a.standing.Await(ctx, id.Renew) },
 		Features:    append(features(), fleet.FeatureProbe), AgentVersion: version(), LinkClass: a.o.linkClass,
 		BootID: bootID(), Board: a.describe, Logger: a.log, Now: a.now,
 	})
@@ -53,7 +54,7 @@ func (a *agent) runLink(ctx context.Context) error {
 	g.Go(func() error { return tunnels.Run(ctx) })
 	g.Go(func() error { return id.Run(ctx) })
 	g.Go(func() error { return l.Run(ctx) })
-	g.Go(func() error { a.renewExpired(ctx, id, l); return nil })
+	g.Go(func() error { a.renewRejected(ctx, id, l); return nil })
 	return g.Wait()
 }
 
@@ -78,23 +79,26 @@ func (a *agent) ensureJoined(ctx context.Context) (*identity.Identity, error) {
 	return id, nil
 }
 
-// renewExpired renews when the broker says that the certificate expired: a board
-// without a clock doesn't know by itself.
-func (a *agent) renewExpired(ctx context.Context, id *identity.Identity, l *link.Link) {
-	ticker := time.NewTicker(30 * time.Second)
-	defer ticker.Stop()
+// renewRejected renews when the broker doesn't take the certificate: it expired,
+// which a board without a clock doesn't know by itself, or the cluster's root was
+// replaced while the node was away.
+func (a *agent) renewRejected(ctx context.Context, id *identity.Identity, l *link.Link) {
+	const first, last = 5 * time.Second, 30 * time.Minute
+	wait := first
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(wait):
 		}
-		if s := l.Status(); s.Connected || !identity.Expired(s.Err) {
+		if s := l.Status(); s.Connected || !identity.Rejected(s.Err) {
+			wait = first
 			continue
 		}
 		if err := id.Renew(ctx); err != nil && ctx.Err() == nil {
-			a.log.Warn("the certificate was not renewed", "err", err)
+			a.log.Warn("the certificate was not renewed", "err", err, "again", 2*wait)
 		}
+		wait = min(2*wait, last)
 	}
 }
 

@@ -84,6 +84,10 @@ type Config struct {
 	Key   ed25519.PrivateKey
 	Chain func() [][]byte
 
+	// TrustID names the roots that nodes should trust now; nil: nothing is said of
+	// them. RootsChanged is to be called when it changes.
+	TrustID func() []byte
+
 	// Keepalive of nodes. 60 s if zero.
 	Keepalive time.Duration
 	// WillGrace is how long a broken connection may be replaced before the node
@@ -324,6 +328,15 @@ func (h *Hub) RequestTunnel(_ context.Context, name, id, purpose string) error {
 	return nil
 }
 
+// RootsChanged has nodes told which roots to trust. It doesn't block.
+func (h *Hub) RootsChanged() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name := range h.nodes {
+		h.work.Add(name)
+	}
+}
+
 // AdoptNode moves a node of another incarnation into this one, with all that it
 // runs. Only an operator's word may cause it.
 func (h *Hub) AdoptNode(name string) error {
@@ -371,6 +384,13 @@ func (h *Hub) find(name string) *node {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.nodes[name]
+}
+
+// size is how many nodes are known.
+func (h *Hub) size() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.nodes)
 }
 
 // see raises the newest revision that was seen.

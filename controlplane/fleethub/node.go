@@ -45,6 +45,8 @@ type node struct {
 	order    *fleet.Order // under way
 	ordered  map[string]time.Time
 	knowsKey bool
+	trust    []byte // names the roots it trusts, as its Hello said
+	told     []byte // those it was told of in this session
 	big      bigObjects
 	standing standing
 	cutAt    time.Duration // when the connection is to be ended; 0 is not
@@ -277,6 +279,7 @@ func (t *turn) hello(u *fleet.Up) {
 	n := t.n
 	t.down = nil
 	n.knowsKey = t.h.knows(u.GetHello())
+	n.trust, n.told = u.GetHello().GetTrust(), nil
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.verdicts, n.jack, n.tunnels = nil, nil, nil
@@ -507,6 +510,7 @@ func (t *turn) gather() {
 	if !n.peer.Confirmed() {
 		return
 	}
+	t.trust()
 	if len(n.resend) > 0 || n.again || n.resendAll {
 		t.part().Resend = &fleet.Resend{Uids: n.resend, Node: n.again, All: n.resendAll}
 		n.resend, n.again, n.resendAll = nil, false, false
@@ -516,6 +520,26 @@ func (t *turn) gather() {
 		t.send()
 	}
 	n.tunnels = nil
+}
+
+// renewWithin is the wait before a renewal that each node adds to that of all: a
+// renewal costs a signature and a write.
+const renewWithin = 20 * time.Millisecond
+
+// trust tells a node that trusts other roots than the control plane's. One that
+// doesn't say what it trusts is too old to be told.
+func (t *turn) trust() {
+	h, n := t.h, t.n
+	if h.c.TrustID == nil || len(n.trust) == 0 {
+		return
+	}
+	now := h.c.TrustID()
+	if bytes.Equal(now, n.trust) || bytes.Equal(now, n.told) {
+		return
+	}
+	n.told = now
+	jitter := max(time.Duration(h.size())*renewWithin, h.c.ReconnectJitter)
+	t.part().Trust = &fleet.Trust{Id: now, Jitter: uint32(jitter / time.Millisecond)}
 }
 
 func (t *turn) send() {

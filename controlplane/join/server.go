@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -100,8 +101,8 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Handler() http.Handler { return s.handlers }
 
 // TLSConfig asks for a client certificate but takes any or none: each handler
-// verifies what it needs, because an expired one must be able to say so. The root
-// is sent along, for boards that know its hash only.
+// verifies what it needs, because an expired one must be able to say so. The roots
+// are sent along, for boards that know the hash of one only.
 func (s *Server) TLSConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -109,7 +110,10 @@ func (s *Server) TLSConfig() *tls.Config {
 		ClientAuth: tls.RequestClientCert,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			c := *s.cfg.Serving.Current()
-			c.Certificate = [][]byte{c.Certificate[0], s.cfg.Authority.Root().Raw}
+			c.Certificate = slices.Clone(c.Certificate)
+			for _, root := range s.cfg.Authority.Roots() {
+				c.Certificate = append(c.Certificate, root.Raw)
+			}
 			return &c, nil
 		},
 	}
@@ -279,7 +283,7 @@ func (s *Server) admitted(r *http.Request) (string, error) {
 		return "", fmt.Errorf("%w: a node's certificate is needed", enrollment.ErrProof)
 	}
 	cert := r.TLS.PeerCertificates[0]
-	node, err := s.cfg.Authority.VerifyNode(cert)
+	node, err := s.cfg.Authority.VerifyNode(cert, r.TLS.PeerCertificates[1:]...)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", enrollment.ErrProof, err)
 	}

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"syscall"
 	"time"
 
@@ -59,7 +60,7 @@ func Join(ctx context.Context, opts JoinOptions) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id = &Identity{NodeName: opts.Line.Node, SigningKey: signing, SealingKey: sealing, opts: opts.Options, renewed: make(chan struct{}, 1)}
+	id = &Identity{NodeName: opts.Line.Node, SigningKey: signing, SealingKey: sealing, opts: opts.Options, renewed: make(chan struct{}, 1), others: make(chan wish, 1)}
 	request, err := json.Marshal(enrollment.JoinRequest{
 		Token: opts.Line.Token, Node: opts.Line.Node,
 		SigningKey: signing.Public().(ed25519.PublicKey),
@@ -82,7 +83,8 @@ func Join(ctx context.Context, opts JoinOptions) (*Identity, error) {
 }
 
 func sameCluster(id *Identity, line enrollment.Line) error {
-	if id.grant.CAHash != line.CAHash && id.grant.Cluster.ID != line.CAHash {
+	known := slices.Contains(id.rootHashes(), line.CAHash) // of a root that the cluster got since
+	if id.grant.CAHash != line.CAHash && id.grant.Cluster.ID != line.CAHash && !known {
 		return fmt.Errorf("%w: it is node %q of the cluster with CA sha256:%s, the line is for CA sha256:%s. To move it, remove %s first: "+
 			"its pods and their data are the old cluster's", ErrOtherCluster, id.NodeName, id.grant.CAHash, line.CAHash, id.opts.Dir)
 	}
@@ -90,6 +92,19 @@ func sameCluster(id *Identity, line enrollment.Line) error {
 		return fmt.Errorf("%w: it is node %q of this cluster already, the line is for %q", ErrOtherName, id.NodeName, line.Node)
 	}
 	return nil
+}
+
+// rootHashes are those of the roots that are trusted now.
+func (id *Identity) rootHashes() []string {
+	id.mu.RLock()
+	defer id.mu.RUnlock()
+	var out []string
+	for _, der := range id.grant.Roots {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			out = append(out, RootHash(c))
+		}
+	}
+	return out
 }
 
 // accept checks g, makes it durable and takes it over.
@@ -166,41 +181,6 @@ func (id *Identity) anonymousTLS() *tls.Config {
 // Renewed has a value after a renewal, for whoever keeps long connections with
 // the old certificate. Capacity 1: several renewals are one.
 func (id *Identity) Renewed() <-chan struct{} { return id.renewed }
-
-// Run renews in time, until ctx ends. When the node is away it tries again every
-// minute to hour, and it returns nil only when ctx ended.
-func (id *Identity) Run(ctx context.Context) error {
-	const look = time.Minute // the clock may jump at any time
-	wait := look
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-timer.C:
-		}
-		if id.NeedsRenewal() {
-			if err := id.Renew(ctx); err != nil && ctx.Err() == nil {
-				id.opts.Logger.Warn("certificate not renewed", "err", err, "again", wait)
-				timer.Reset(wait)
-				wait = min(2*wait, time.Hour)
-				continue
-			}
-		}
-		wait = look
-		timer.Reset(look)
-	}
-}
-
-// certificateExpired is TLS alert 45, RFC 8446 6.2.
-const certificateExpired = 45
-
-// Expired says whether err means that the other side found our certificate expired.
-func Expired(err error) bool {
-	number, ok := alert(err)
-	return ok && number == certificateExpired
-}
 
 // alert is the TLS alert that the other side sent, if that is what err is. The
 // package crypto/tls doesn't export its type outside of QUIC: it is a number,

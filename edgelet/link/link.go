@@ -63,9 +63,14 @@ type Config struct {
 	// OnStanding is told how the cluster regards this node: with every Welcome and
 	// whenever it changes; nil is in good standing. May be nil.
 	OnStanding func(*fleet.Standing)
-	// Readmission is called when the node was refused; it returns when to try
-	// again. Nil: after the same waits as after any failure.
-	Readmission func(ctx context.Context)
+	// TrustID names the roots that the node trusts; OnTrust is told those that the
+	// control plane has, if they are others. Both may be nil.
+	TrustID func() []byte
+	OnTrust func(id []byte, jitter time.Duration)
+	// Readmission is called when the node was refused. It returns when to try again,
+	// and whether it heard that the node was let in: then that is at once. Nil: after
+	// the same waits as after any failure.
+	Readmission func(ctx context.Context) bool
 
 	// What the node says of itself.
 	Features     []string
@@ -96,7 +101,7 @@ type Link struct {
 	machine  *Machine // Run's goroutine only
 	started  time.Time
 	counters fleet.Counters
-	tls      *tls.Config
+	tls      *tls.Config // Run's goroutine only
 
 	mu     sync.Mutex
 	status Status
@@ -143,7 +148,7 @@ func New(c Config) (*Link, error) {
 	conf := c.TLS.Clone()
 	conf.MinVersion = tls.VersionTLS13
 	if conf.ClientSessionCache == nil {
-		conf.ClientSessionCache = tls.NewLRUClientSessionCache(4) // a reconnect costs 1 KB less
+		conf.ClientSessionCache = newSessionCache() // a reconnect costs 1 KB less
 	}
 	if conf.CurvePreferences == nil {
 		// The hybrid of X25519 and ML-KEM, Go's default, costs 2.2 KB more at each
@@ -152,6 +157,12 @@ func New(c Config) (*Link, error) {
 	}
 	if c.OnStanding == nil {
 		c.OnStanding = func(*fleet.Standing) {}
+	}
+	if c.TrustID == nil {
+		c.TrustID = func() []byte { return nil }
+	}
+	if c.OnTrust == nil {
+		c.OnTrust = func([]byte, time.Duration) {}
 	}
 	if c.Board == nil {
 		c.Board = func() string { return "" }
@@ -211,8 +222,8 @@ func (l *Link) Run(ctx context.Context) error {
 				l.log.Warn("fleet link", "error", err, "failures", failures, "retryIn", wait)
 			}
 		}
-		if errors.Is(err, ErrRefused) && l.c.Readmission != nil {
-			l.c.Readmission(ctx)
+		if errors.Is(err, ErrRefused) && l.c.Readmission != nil && l.c.Readmission(ctx) {
+			failures, wait = 0, 0
 		}
 		select {
 		case <-ctx.Done():

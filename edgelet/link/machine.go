@@ -74,6 +74,8 @@ type (
 	// Told is how the cluster regards this node. If Standing.Refuses, the session is
 	// over and none may begin on this connection.
 	Told struct{ Standing *fleet.Standing }
+	// Renew the certificate within Jitter if the node trusts other roots.
+	Renew struct{ Trust *fleet.Trust }
 	// AnswerProbe with a message that has this grant.
 	AnswerProbe struct{ Grant fleet.GrantID }
 	// Refused is a message that wasn't obeyed, for the log.
@@ -92,6 +94,7 @@ func (RepeatReports) output()  {}
 func (OpenTunnel) output()     {}
 func (Use) output()            {}
 func (Told) output()           {}
+func (Renew) output()          {}
 func (AnswerProbe) output()    {}
 func (Refused) output()        {}
 
@@ -283,6 +286,9 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 	if j := d.GetJournalAck(); j != nil {
 		m.forgetJournal()
 		out = append(out, ReleaseJournal{j.GetBoot(), j.GetSeq()})
+	}
+	if t := d.GetTrust(); t != nil {
+		out = append(out, Renew{t})
 	}
 	if t := d.GetTunnel(); t != nil {
 		out = append(out, OpenTunnel{t})

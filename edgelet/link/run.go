@@ -170,6 +170,8 @@ func (s *session) do(outputs []Output) {
 			if o.Standing.Refuses() {
 				s.refused = fmt.Errorf("%w: %s", ErrRefused, o.Standing.GetState()) // why is OnStanding's to say
 			}
+		case Renew:
+			l.c.OnTrust(o.Trust.GetId(), time.Duration(o.Trust.GetJitter())*time.Millisecond)
 		case AnswerProbe:
 			s.answer(o.Grant)
 		case Refused:
@@ -290,7 +292,7 @@ func (s *session) hello() {
 		Version: l.machine.Version().Proto(), Digest: digest[:], RunningComplete: true,
 		Features: l.c.Features, BootId: l.c.BootID, Keepalive: uint32(s.conn.keepalive / time.Second),
 		KnownKeys: l.c.Trust.Known(), AgentVersion: l.c.AgentVersion, LinkClass: l.c.LinkClass, Protocol: fleet.ProtocolVersion,
-		Board: l.c.Board(),
+		Board: l.c.Board(), Trust: l.c.TrustID(),
 	}
 	for _, r := range l.c.State.Reports() {
 		if r.UID == "" {

@@ -100,20 +100,22 @@ func (k *Keeper) Told(s *fleet.Standing) {
 }
 
 // Await asks until the cluster knows the node again, or until it can't be reached:
-// then the caller tries in its own way. ask is identity.Renew.
-func (k *Keeper) Await(ctx context.Context, ask func(context.Context) error) {
+// then the caller tries in its own way. readmitted is true if it was refused and no
+// longer is: nothing else kept it out. ask is identity.Renew.
+func (k *Keeper) Await(ctx context.Context, ask func(context.Context) error) (readmitted bool) {
 	for wait := k.wait; ; wait = min(2*wait, lastWait) {
 		err := ask(ctx)
 		switch {
 		case ctx.Err() != nil:
-			return
+			return false
 		case err == nil:
 			k.set(Good, "")
-			return
+			return readmitted
 		case !enrollment.Ended(err):
 			k.log.Warn("the cluster refuses this node, and why couldn't be asked", "err", err)
-			return
+			return false
 		}
+		readmitted = true
 		problem, _ := enrollment.ProblemOf(err)
 		k.set(problem.Code, enrollment.Message(err))
 		select {

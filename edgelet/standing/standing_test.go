@@ -95,13 +95,21 @@ func TestARefusedNodeAsksEverLessOften(t *testing.T) {
 		k, _ := keeper(m)
 		refusal := error(fmt.Errorf("renew: %w: stolen", enrollment.ErrRevoked))
 		var asked []time.Time
-		k.Await(t.Context(), func(context.Context) error {
+		readmitted := k.Await(t.Context(), func(context.Context) error {
 			asked = append(asked, time.Now())
 			if len(asked) == 40 {
 				return nil
 			}
 			return refusal
 		})
+		if !readmitted {
+			t.Error("not readmitted")
+		}
+		// A broker that refuses a node which the cluster knows is no readmission: it
+		// would be tried again at once, for ever.
+		if k.Await(t.Context(), func(context.Context) error { return nil }) {
+			t.Error("readmitted though it was never refused")
+		}
 		var last time.Duration
 		for i := 1; i < len(asked); i++ {
 			wait := asked[i].Sub(asked[i-1])

@@ -182,15 +182,16 @@ func (m *member) run(t *testing.T) {
 		c.BootID = make([]byte, 8)
 		_, _ = rand.Read(c.BootID)
 		c.Board = func() string { return "serial " + m.text }
-		c.Readmission = func(ctx context.Context) {
+		c.Readmission = func(ctx context.Context) bool {
 			// What the fleet endpoint would answer.
-			for ctx.Err() == nil {
+			for heard := false; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
 				record, err := m.c.directory.Lookup(ctx, m.name)
 				if err == nil && record.Refused() == nil {
-					return
+					return heard
 				}
-				time.Sleep(20 * time.Millisecond)
+				heard = true
 			}
+			return false
 		}
 	}
 	m.start()

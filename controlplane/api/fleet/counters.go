@@ -10,7 +10,7 @@ import (
 type Class int
 
 const (
-	ClassSession Class = iota // Hello, Welcome, Bye, Will, Rebirth, Adopt, Standing, Probe
+	ClassSession Class = iota // Hello, Welcome, Bye, Will, Rebirth, Adopt, Standing, Probe, Trust
 	ClassOrder                // Order
 	ClassAck                  // Ack, ReportAck, JournalAck, Resend
 	ClassReport               // Report
@@ -44,7 +44,7 @@ func ClassOf(msg any) Class {
 		switch {
 		case m.GetOrder() != nil:
 			return ClassOrder
-		case m.GetWelcome() != nil, m.GetRebirth() != nil, m.GetAdopt() != nil, m.GetStanding() != nil, m.GetProbe() != nil:
+		case m.GetWelcome() != nil, m.GetRebirth() != nil, m.GetAdopt() != nil, m.GetStanding() != nil, m.GetProbe() != nil, m.GetTrust() != nil:
 			return ClassSession
 		case m.GetTunnel() != nil:
 			return ClassTunnel

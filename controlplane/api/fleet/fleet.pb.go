@@ -764,7 +764,9 @@ type Hello struct {
 	LinkClass string `protobuf:"bytes,10,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
 	Protocol  uint32 `protobuf:"varint,11,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// What tells this board from others, for people: serial number, addresses.
-	Board         string `protobuf:"bytes,20,opt,name=board,proto3" json:"board,omitempty"`
+	Board string `protobuf:"bytes,20,opt,name=board,proto3" json:"board,omitempty"`
+	// Names the roots that the node trusts.
+	Trust         []byte `protobuf:"bytes,21,opt,name=trust,proto3" json:"trust,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -881,6 +883,13 @@ func (x *Hello) GetBoard() string {
 		return x.Board
 	}
 	return ""
+}
+
+func (x *Hello) GetTrust() []byte {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
 }
 
 type RunningPod struct {
@@ -1849,6 +1858,7 @@ type Down struct {
 	Rebirth       *Rebirth       `protobuf:"bytes,11,opt,name=rebirth,proto3" json:"rebirth,omitempty"`
 	Standing      *Standing      `protobuf:"bytes,20,opt,name=standing,proto3" json:"standing,omitempty"`
 	Probe         *Probe         `protobuf:"bytes,21,opt,name=probe,proto3" json:"probe,omitempty"`
+	Trust         *Trust         `protobuf:"bytes,22,opt,name=trust,proto3" json:"trust,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1970,6 +1980,13 @@ func (x *Down) GetStanding() *Standing {
 func (x *Down) GetProbe() *Probe {
 	if x != nil {
 		return x.Probe
+	}
+	return nil
+}
+
+func (x *Down) GetTrust() *Trust {
+	if x != nil {
+		return x.Trust
 	}
 	return nil
 }
@@ -2806,6 +2823,61 @@ func (x *Standing) GetSince() int64 {
 	return 0
 }
 
+// Trust names the roots that the control plane has now: a node that trusts others
+// renews its certificate, and gets them, after a random wait.
+type Trust struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Milliseconds, upper bound of the wait.
+	Jitter        uint32 `protobuf:"varint,2,opt,name=jitter,proto3" json:"jitter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trust) Reset() {
+	*x = Trust{}
+	mi := &file_fleet_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trust) ProtoMessage() {}
+
+func (x *Trust) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trust.ProtoReflect.Descriptor instead.
+func (*Trust) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Trust) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Trust) GetJitter() uint32 {
+	if x != nil {
+		return x.Jitter
+	}
+	return 0
+}
+
 // Probe asks who said this Hello whether it is there: it answers with the grant
 // of this message, if boot_id is its own. Sent only to who lists the feature
 // "probe".
@@ -2818,7 +2890,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +2902,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[33]
+	mi := &file_fleet_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +2915,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{33}
+	return file_fleet_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Probe) GetBootId() []byte {
@@ -2893,7 +2965,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06report\x18\x06 \x01(\v2\x18.coracle.fleet.v1.ReportR\x06report\x123\n" +
 	"\ajournal\x18\a \x01(\v2\x19.coracle.fleet.v1.JournalR\ajournal\x126\n" +
 	"\x06tunnel\x18\b \x01(\v2\x1e.coracle.fleet.v1.TunnelAnswerR\x06tunnel\x12'\n" +
-	"\x03bye\x18\t \x01(\v2\x15.coracle.fleet.v1.ByeR\x03bye\"\x9f\x03\n" +
+	"\x03bye\x18\t \x01(\v2\x15.coracle.fleet.v1.ByeR\x03bye\"\xb5\x03\n" +
 	"\x05Hello\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x126\n" +
@@ -2909,7 +2981,8 @@ const file_fleet_proto_rawDesc = "" +
 	"link_class\x18\n" +
 	" \x01(\tR\tlinkClass\x12\x1a\n" +
 	"\bprotocol\x18\v \x01(\rR\bprotocol\x12\x14\n" +
-	"\x05board\x18\x14 \x01(\tR\x05board\"\xab\x01\n" +
+	"\x05board\x18\x14 \x01(\tR\x05board\x12\x14\n" +
+	"\x05trust\x18\x15 \x01(\fR\x05trust\"\xab\x01\n" +
 	"\n" +
 	"RunningPod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12-\n" +
@@ -2983,7 +3056,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x17\n" +
 	"\aback_in\x18\x02 \x01(\rR\x06backIn\";\n" +
 	"\x04Will\x123\n" +
-	"\asession\x18\x01 \x01(\v2\x19.coracle.fleet.v1.SessionR\asession\"\x91\x05\n" +
+	"\asession\x18\x01 \x01(\v2\x19.coracle.fleet.v1.SessionR\asession\"\xc0\x05\n" +
 	"\x04Down\x123\n" +
 	"\asession\x18\x01 \x01(\v2\x19.coracle.fleet.v1.SessionR\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12-\n" +
@@ -3000,7 +3073,8 @@ const file_fleet_proto_rawDesc = "" +
 	" \x01(\v2\x18.coracle.fleet.v1.ResendR\x06resend\x123\n" +
 	"\arebirth\x18\v \x01(\v2\x19.coracle.fleet.v1.RebirthR\arebirth\x126\n" +
 	"\bstanding\x18\x14 \x01(\v2\x1a.coracle.fleet.v1.StandingR\bstanding\x12-\n" +
-	"\x05probe\x18\x15 \x01(\v2\x17.coracle.fleet.v1.ProbeR\x05probe\"\xf1\x01\n" +
+	"\x05probe\x18\x15 \x01(\v2\x17.coracle.fleet.v1.ProbeR\x05probe\x12-\n" +
+	"\x05trust\x18\x16 \x01(\v2\x17.coracle.fleet.v1.TrustR\x05trust\"\xf1\x01\n" +
 	"\aWelcome\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x17\n" +
 	"\ain_sync\x18\x02 \x01(\bR\x06inSync\x12\x1c\n" +
@@ -3060,7 +3134,10 @@ const file_fleet_proto_rawDesc = "" +
 	"\bStanding\x125\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1f.coracle.fleet.v1.StandingStateR\x05state\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
-	"\x05since\x18\x03 \x01(\x03R\x05since\" \n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\"/\n" +
+	"\x05Trust\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
+	"\x06jitter\x18\x02 \x01(\rR\x06jitter\" \n" +
 	"\x05Probe\x12\x17\n" +
 	"\aboot_id\x18\x01 \x01(\fR\x06bootId*\x1e\n" +
 	"\bEncoding\x12\b\n" +
@@ -3104,7 +3181,7 @@ func file_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_fleet_proto_goTypes = []any{
 	(Encoding)(0),         // 0: coracle.fleet.v1.Encoding
 	(AckStatus)(0),        // 1: coracle.fleet.v1.AckStatus
@@ -3143,7 +3220,8 @@ var file_fleet_proto_goTypes = []any{
 	(*Resend)(nil),        // 34: coracle.fleet.v1.Resend
 	(*Rebirth)(nil),       // 35: coracle.fleet.v1.Rebirth
 	(*Standing)(nil),      // 36: coracle.fleet.v1.Standing
-	(*Probe)(nil),         // 37: coracle.fleet.v1.Probe
+	(*Trust)(nil),         // 37: coracle.fleet.v1.Trust
+	(*Probe)(nil),         // 38: coracle.fleet.v1.Probe
 }
 var file_fleet_proto_depIdxs = []int32{
 	0,  // 0: coracle.fleet.v1.Envelope.encoding:type_name -> coracle.fleet.v1.Encoding
@@ -3181,22 +3259,23 @@ var file_fleet_proto_depIdxs = []int32{
 	34, // 32: coracle.fleet.v1.Down.resend:type_name -> coracle.fleet.v1.Resend
 	35, // 33: coracle.fleet.v1.Down.rebirth:type_name -> coracle.fleet.v1.Rebirth
 	36, // 34: coracle.fleet.v1.Down.standing:type_name -> coracle.fleet.v1.Standing
-	37, // 35: coracle.fleet.v1.Down.probe:type_name -> coracle.fleet.v1.Probe
-	5,  // 36: coracle.fleet.v1.Welcome.version:type_name -> coracle.fleet.v1.Version
-	5,  // 37: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
-	5,  // 38: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
-	29, // 39: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
-	28, // 40: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
-	31, // 41: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
-	8,  // 42: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
-	2,  // 43: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
-	5,  // 44: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
-	3,  // 45: coracle.fleet.v1.Standing.state:type_name -> coracle.fleet.v1.StandingState
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	38, // 35: coracle.fleet.v1.Down.probe:type_name -> coracle.fleet.v1.Probe
+	37, // 36: coracle.fleet.v1.Down.trust:type_name -> coracle.fleet.v1.Trust
+	5,  // 37: coracle.fleet.v1.Welcome.version:type_name -> coracle.fleet.v1.Version
+	5,  // 38: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
+	5,  // 39: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
+	29, // 40: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
+	28, // 41: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
+	31, // 42: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
+	8,  // 43: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
+	2,  // 44: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
+	5,  // 45: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
+	3,  // 46: coracle.fleet.v1.Standing.state:type_name -> coracle.fleet.v1.StandingState
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -3210,7 +3289,7 @@ func file_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
