@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"k8s.io/client-go/transport"
+
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
 	"github.com/coracle-edge/coracle/controlplane/datastore"
@@ -28,6 +30,7 @@ const (
 func run(ctx context.Context, o options, logger *slog.Logger) error {
 	bridgeKlog(ctx, logger, o.klogLevel)
 	tuneMemory()
+	transport.CertCallbackRefreshDuration = certificateRefresh
 	runPath := filepath.Join(o.dataDir, "run", "controlplane.json")
 	if err := os.MkdirAll(filepath.Dir(runPath), 0o700); err != nil {
 		return fmt.Errorf("data folder: %w", err)

@@ -170,7 +170,7 @@ func (s *Server) grant(ctx context.Context, record noderecord.Record) (enrollmen
 	cluster.ID = s.cfg.Authority.ClusterID()
 	cluster.Hub = s.cfg.Hub.Current().Certificate[0]
 	g := enrollment.Grant{Node: record.Node, Chain: [][]byte{record.Certificate}, Cluster: cluster}
-	if s.cfg.Authority.Rotating() {
+	if s.cfg.Authority.Settling() {
 		// Whoever still knows the former root only follows it to that.
 		g.Chain = s.cfg.Authority.Chain(record.Certificate)
 	}

@@ -208,6 +208,10 @@ func TestRotationUnderRunningNodes(t *testing.T) {
 	there.RootsAre(c.authority.TrustID(), 0)
 	await(t, "the end of the former root", func() bool { return string(there.TrustID()) == string(c.authority.TrustID()) })
 	c.works(t, "after the retirement", there)
+	c.clock.Advance(48 * time.Hour)
+	if err := there.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if n := len(there.Certificate().Certificate); n != 1 {
 		t.Errorf("it shows %d certificates to those who need one", n)
 	}

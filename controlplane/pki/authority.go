@@ -135,6 +135,17 @@ func (a *Authority) Chain(der []byte) [][]byte { return a.roots.Load().chain(der
 // Rotating says whether a former root is still trusted.
 func (a *Authority) Rotating() bool { return len(a.roots.Load().trusted) > 1 }
 
+// settle is how long after a rotation somebody may still go by what he read
+// before it: client-go looks at files every five minutes.
+const settle = 24 * time.Hour
+
+// Settling says whether a certificate of the active root needs its chain to be
+// understood by everybody in the cluster.
+func (a *Authority) Settling() bool {
+	r := a.roots.Load()
+	return len(r.trusted) > 1 || r.Active > 1 && a.Now().Before(r.active.cert.NotBefore.Add(backdate+settle))
+}
+
 // FrontProxyPool verifies the clients that may set request headers (aggregation).
 func (a *Authority) FrontProxyPool() *x509.CertPool { return pool(a.frontProxy.cert) }
 
