@@ -115,15 +115,11 @@ func (l *Link) open(ctx context.Context, host, name string) (net.Conn, error) {
 	secure := tls.Client(&counted{tcp, &l.counters}, conf)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		_ = tcp.Close()
-		// A session that was begun under other roots can't be resumed any more.
-		l.tls.ClientSessionCache = newSessionCache()
 		return nil, err
 	}
 	l.note(func(s *Status) { s.Resumed = secure.ConnectionState().DidResume })
 	return secure, nil
 }
-
-func newSessionCache() tls.ClientSessionCache { return tls.NewLRUClientSessionCache(4) }
 
 // receive never blocks: paho would stop reading, and then pinging.
 func (c *conn) receive(payload []byte) {
