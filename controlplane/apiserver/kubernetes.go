@@ -66,6 +66,9 @@ const (
 )
 
 // newKubernetes builds the server of all built-in groups of upstream's default set.
+// maxTokenLife bounds what a TokenRequest may ask for.
+const maxTokenLife = 365 * 24 * time.Hour
+
 func (s *Server) newKubernetes(auth *authentication, st *storages, resources *serverstorage.ResourceConfig,
 	proxyTransport *http.Transport, delegate genericapiserver.DelegationTarget,
 ) (*genericapiserver.GenericAPIServer, error) {
@@ -106,14 +109,17 @@ func (s *Server) storageProviders(auth *authentication, st *storages, proxyTrans
 	authz := s.generic.Authorization.Authorizer
 	core, err := corerest.New(corerest.Config{
 		GenericConfig: corerest.GenericConfig{
-			StorageFactory:        st.factory,
-			EventTTL:              eventTTL,
-			ServiceAccountIssuer:  auth.issuer,
-			ExtendExpiration:      true,
-			MaxExtendedExpiration: maxExtension,
-			APIAudiences:          auth.audiences,
-			LoopbackClientConfig:  s.generic.LoopbackClientConfig,
-			Informers:             s.informers,
+			StorageFactory:       st.factory,
+			EventTTL:             eventTTL,
+			ServiceAccountIssuer: auth.issuer,
+			// A node asks for its pods' tokens: whoever holds its key shall not have one
+			// that outlives everything that could end it.
+			ServiceAccountMaxExpiration: maxTokenLife,
+			ExtendExpiration:            true,
+			MaxExtendedExpiration:       maxExtension,
+			APIAudiences:                auth.audiences,
+			LoopbackClientConfig:        s.generic.LoopbackClientConfig,
+			Informers:                   s.informers,
 		},
 		Proxy: corerest.ProxyConfig{Transport: proxyTransport, KubeletClientConfig: s.kubeletClient()},
 		Services: corerest.ServicesConfig{
