@@ -18,7 +18,7 @@ const (
 	rebirthEvery  = 5 * time.Second
 	maxFlight     = 128 // reports under way
 	deposedAfter  = 3   // Hellos that only a deposed hub answers
-	maxUnanswered = 3   // repeats of a report, then the session begins anew
+	maxUnanswered = 3   // sendings of a report or journal, then the session begins anew
 )
 
 // Phase of a session.
@@ -51,6 +51,7 @@ type (
 		Version fleet.OrderVersion
 		Upserts []*fleet.Object
 		Removes []string
+		More    bool // pods that should be here may be missing after it
 	}
 	// ReleaseReport was answered for; an empty UID is the node's own.
 	ReleaseReport struct {
@@ -97,6 +98,7 @@ type flight struct {
 type order struct {
 	version  fleet.OrderVersion
 	decision Decision
+	fetching bool
 }
 
 // Machine is one node's side of the protocol. Its methods are its transitions:
@@ -108,6 +110,7 @@ type Machine struct {
 	grant   fleet.GrantID
 	upSeq   uint64
 	downSeq uint64
+	said    fleet.OrderVersion // in the session's Hello
 
 	helloDue   time.Duration // when to say Hello (again); 0 is never
 	helloTries int
@@ -165,8 +168,12 @@ func (m *Machine) Connected(now time.Duration) []Output {
 }
 
 // Disconnected ends it. What was under way is forgotten, not lost: it stays in
-// the outbox.
+// the outbox. So is an order whose objects were being fetched, because fetching
+// ends with the connection; the hub gives it again.
 func (m *Machine) Disconnected() {
+	if m.order != nil && m.order.fetching {
+		m.order = nil
+	}
 	m.phase = Offline
 	m.helloDue = 0
 	m.grant = fleet.GrantID{}
@@ -180,6 +187,7 @@ func (m *Machine) greet(now time.Duration) []Output {
 	m.phase = Greeting
 	m.grant = fleet.GrantID{}
 	m.upSeq, m.downSeq = 0, 0
+	m.said = m.version
 	clear(m.flights)
 	m.forgetJournal()
 	m.helloDue = now + backoff(helloRetry, helloRetryMax, m.helloTries)
@@ -237,6 +245,10 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		m.phase, m.grant, m.downSeq = Live, grant, 0
 		m.helloDue, m.helloTries = 0, 0
 		out = append(out, Use{w})
+		if m.version != m.said {
+			// An order of the hub before this one came between.
+			out = append(out, SendAck{m.ack(m.version, Decision{Status: fleet.AckStatus_DUPLICATE})})
+		}
 	}
 	if d.GetSeq() <= m.downSeq {
 		return []Output{Refused{"seen before"}}
@@ -319,8 +331,8 @@ func (m *Machine) adopt(a *fleet.Adopt) []Output {
 	if m.order != nil || to.Incarnation == "" || string(a.GetFrom()) != m.version.Incarnation {
 		return []Output{Refused{"adoption from another incarnation than this node's"}}
 	}
-	m.order = &order{to, Decision{Status: fleet.AckStatus_APPLIED, Result: m.set}}
-	return []Output{StoreOrder{Version: to}}
+	m.order = &order{version: to, decision: Decision{Status: fleet.AckStatus_APPLIED, Result: m.set}}
+	return []Output{StoreOrder{Version: to, More: true}}
 }
 
 func (m *Machine) take(unix int64, o *fleet.Order) []Output {
@@ -332,7 +344,7 @@ func (m *Machine) take(unix int64, o *fleet.Order) []Output {
 	if d.Status != fleet.AckStatus_APPLIED {
 		return []Output{SendAck{m.ack(version, d)}}
 	}
-	m.order = &order{version, d}
+	m.order = &order{version: version, decision: d}
 	var fetch []*fleet.Object
 	for _, obj := range d.Upserts {
 		if obj.GetSize() > 0 {
@@ -340,18 +352,20 @@ func (m *Machine) take(unix int64, o *fleet.Order) []Output {
 		}
 	}
 	if len(fetch) > 0 {
+		m.order.fetching = true
 		return []Output{Fetch{fetch}}
 	}
-	return []Output{StoreOrder{version, d.Upserts, d.Removes}}
+	return []Output{StoreOrder{version, d.Upserts, d.Removes, d.More}}
 }
 
 // Fetched says what came of Fetch: complete objects by UID, and why others
 // couldn't be had.
 func (m *Machine) Fetched(got map[string]*fleet.Object, failed map[string]string) []Output {
-	if m.order == nil {
-		return nil
+	if m.order == nil || !m.order.fetching {
+		return nil // of a connection that ended
 	}
 	o := m.order
+	o.fetching = false
 	if len(failed) > 0 {
 		m.order = nil
 		ack := m.ack(o.version, Decision{Status: fleet.AckStatus_FAILED})
@@ -365,7 +379,7 @@ func (m *Machine) Fetched(got map[string]*fleet.Object, failed map[string]string
 			upserts[i] = full
 		}
 	}
-	return []Output{StoreOrder{o.version, upserts, o.decision.Removes}}
+	return []Output{StoreOrder{o.version, upserts, o.decision.Removes, o.decision.More}}
 }
 
 // Stored says what came of StoreOrder.
@@ -445,6 +459,10 @@ func (m *Machine) Outbox(now time.Duration, refs []Ref, journal bool) []Output {
 	switch {
 	case m.journalDue != 0 && now >= m.journalDue: // lost: from the start
 		tries := m.journalTries
+		if tries >= maxUnanswered {
+			m.helloTries = 0
+			return m.greet(now)
+		}
 		m.forgetJournal()
 		m.journalTries = tries
 		out = append(out, SendJournal{})

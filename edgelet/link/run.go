@@ -134,7 +134,11 @@ func (s *session) do(outputs []Output) {
 			s.journal = &o
 			s.soon()
 		case StoreOrder:
-			err := l.c.State.Apply(o.Version, o.Upserts, o.Removes, s.arrived)
+			apply := l.c.State.Apply
+			if o.More {
+				apply = l.c.State.ApplyPart
+			}
+			err := apply(o.Version, o.Upserts, o.Removes, s.arrived)
 			now := l.c.Now()
 			for _, obj := range o.Upserts {
 				l.c.State.Times(obj.GetUid()).Mark(trace.NodeAcked, now)
@@ -276,9 +280,6 @@ func (s *session) hello() {
 		KnownKeys: l.c.Trust.Known(), AgentVersion: l.c.AgentVersion, LinkClass: l.c.LinkClass, Protocol: fleet.ProtocolVersion,
 	}
 	for _, r := range l.c.State.Reports() {
-		if r.UID == "" {
-			continue
-		}
 		if len(h.Running) == maxRunning {
 			h.RunningComplete = false
 			break
@@ -287,7 +288,7 @@ func (s *session) hello() {
 		if r.Stamp.Store != l.c.State.ID() {
 			p.Stamp.Store = []byte(r.Stamp.Store)
 		}
-		if _, ok := set[r.UID]; !ok {
+		if _, ok := set[r.UID]; !ok && r.UID != "" {
 			p.Namespace, p.Name = r.Namespace, r.Name
 		}
 		h.Running = append(h.Running, p)

@@ -2061,7 +2061,11 @@ type Order struct {
 	Synced bool `protobuf:"varint,8,opt,name=synced,proto3" json:"synced,omitempty"`
 	// Seconds since 1970 after which the order must not be carried out any more;
 	// 0 is never.
-	Expires       int64 `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`
+	Expires int64 `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`
+	// Of a delta: pods that the node should have are still missing after it, and
+	// come with the next ones. Until then a node that has lost its state doesn't
+	// take what is absent for unwanted.
+	More          bool `protobuf:"varint,30,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2157,6 +2161,13 @@ func (x *Order) GetExpires() int64 {
 		return x.Expires
 	}
 	return 0
+}
+
+func (x *Order) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 type Entry struct {
@@ -2813,7 +2824,7 @@ const file_fleet_proto_rawDesc = "" +
 	"objectsUrl\"F\n" +
 	"\x05Adopt\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\fR\x04from\x12)\n" +
-	"\x02to\x18\x02 \x01(\v2\x19.coracle.fleet.v1.VersionR\x02to\"\xaf\x02\n" +
+	"\x02to\x18\x02 \x01(\v2\x19.coracle.fleet.v1.VersionR\x02to\"\xc3\x02\n" +
 	"\x05Order\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\fR\x04base\x12\x16\n" +
@@ -2823,7 +2834,8 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04list\x18\x06 \x01(\bR\x04list\x121\n" +
 	"\aentries\x18\a \x03(\v2\x17.coracle.fleet.v1.EntryR\aentries\x12\x16\n" +
 	"\x06synced\x18\b \x01(\bR\x06synced\x12\x18\n" +
-	"\aexpires\x18\t \x01(\x03R\aexpires\"-\n" +
+	"\aexpires\x18\t \x01(\x03R\aexpires\x12\x12\n" +
+	"\x04more\x18\x1e \x01(\bR\x04more\"-\n" +
 	"\x05Entry\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\"\xb2\x01\n" +

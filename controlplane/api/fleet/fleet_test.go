@@ -67,6 +67,7 @@ func samples() map[string]struct {
 		"adopt":          down(&Down{Adopt: &Adopt{From: []byte("other"), To: version}}),
 		"order-delta":    down(&Down{Order: &Order{Version: version, Base: hash[:], Digest: hash[:], Removes: []string{"uid-9"}, Synced: true, Expires: 1e9, Upserts: []*Object{{Kind: "Pod", Namespace: "ns", Name: "n", Uid: "uid-1", Hash: hash[:], Raw: []byte("k8s\x00pod")}, {Kind: "Secret", Namespace: "ns", Name: "s", Uid: "uid-2", Hash: hash[:], Sealed: []byte("sealed")}, {Kind: "ConfigMap", Namespace: "ns", Name: "c", Uid: "uid-3", Hash: hash[:], Size: 1 << 20}}}}),
 		"order-list":     down(&Down{Order: &Order{Version: version, List: true, Synced: true, Digest: hash[:], Entries: []*Entry{{Uid: "uid-1", Hash: hash[:]}}}}),
+		"order-part":     down(&Down{Order: &Order{Version: version, Base: hash[:], Digest: hash[:], Synced: true, More: true, Upserts: []*Object{{Kind: "Pod", Namespace: "ns", Name: "n", Uid: "uid-1", Hash: hash[:], Raw: []byte("k8s\x00pod")}}}}),
 		"acks":           down(&Down{ReportAck: &ReportAck{Verdicts: []*ReportVerdict{{Uid: "uid-1", Stamp: stamp, Verdict: Verdict_OBSOLETE, Message: "m"}}}, JournalAck: &JournalAck{Boot: 3, Seq: 4}}),
 		"tunnel-request": down(&Down{Tunnel: &TunnelRequest{Id: "id", Purpose: "10250", Url: "https://h:1/v1/tunnel/id"}}),
 		"resend":         down(&Down{Resend: &Resend{Uids: []string{"uid-1"}, All: true, Node: true}}),
