@@ -116,6 +116,7 @@ type Hub struct {
 	revision atomic.Uint64
 	counters fleet.Counters
 	live     atomic.Bool // Run has raised the epoch and synced
+	deposed  atomic.Bool // a later hub has begun
 
 	// mu guards the maps; a node's own state is its own.
 	mu    sync.Mutex
@@ -190,6 +191,9 @@ func (h *Hub) Run(ctx context.Context) error {
 	}
 	h.expectNodes(ctx)
 	h.live.Store(true)
+	if record, err := h.secretList.Secrets(Namespace).Get(RecordName); err == nil {
+		h.seeRecord(record) // it may have changed while the informers synced
+	}
 	h.log.Info("fleet hub begins", "epoch", h.reign.Number, "incarnation", fmt.Sprintf("%x", h.reign.Incarnation))
 
 	ctx, cancel := context.WithCancel(ctx)

@@ -17,7 +17,7 @@ import (
 // have, and releases what was sent. What isn't stored stays readable on the node.
 func (h *Hub) writeJournal(ctx context.Context, n *node) error {
 	n.mu.Lock()
-	j, store := n.journal, n.store
+	j := n.journal
 	n.mu.Unlock()
 	if j == nil {
 		return nil
@@ -48,7 +48,7 @@ func (h *Hub) writeJournal(ctx context.Context, n *node) error {
 			dropped++
 			continue
 		}
-		event := h.event(n, store, e)
+		event := h.event(n, j.store, e)
 		_, err := client.Events(event.Namespace).Create(ctx, event, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) {
 			h.returnToken(n)
@@ -70,7 +70,9 @@ func (h *Hub) writeJournal(ctx context.Context, n *node) error {
 	if !newer {
 		n.journal = nil
 	}
-	n.jack = &ack
+	if n.store == j.store { // else nobody is left to be answered
+		n.jack = &ack
+	}
 	n.mu.Unlock()
 	if newer {
 		h.writes.Add(writeKey{n.name, writeJournal, ""})

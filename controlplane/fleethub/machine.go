@@ -14,6 +14,8 @@ const (
 	failedRetry   = 10 * time.Second // refused for the moment; then doubled
 	failedMax     = 10 * time.Minute
 	confirmWithin = 10 * time.Second // from Welcome to the first word that answers it
+	askMax        = 5 * time.Minute  // between questions to a node that may hear us
+	maxAsks       = 8                // from then on the wait is the longest
 )
 
 // Epoch is one reign of one hub.
@@ -65,6 +67,7 @@ type (
 		Base, Digest fleet.Hash
 		Upserts      []string // UIDs; their content is the shell's
 		Removes      []string
+		More         bool      // pods are still missing after it
 		List         fleet.Set // not nil: a list
 	}
 	// SendAdopt in a message with Peer.Header.
@@ -113,8 +116,8 @@ type sent struct {
 }
 
 type failure struct {
-	hash  fleet.Hash // that failed; another one is tried at once
-	until time.Duration
+	hash  fleet.Hash    // that failed; another one is tried at once
+	until time.Duration // 0: it is tried
 	tries int
 }
 
@@ -133,8 +136,9 @@ func (t Timing) silence() time.Duration { return t.Keepalive*3/2 + t.Jitter }
 // at no clock and do no I/O; now is monotonic time since any fixed moment. Not
 // safe for concurrent use.
 type Peer struct {
-	epoch  Epoch
-	timing Timing
+	epoch   Epoch
+	timing  Timing
+	deposed bool
 
 	// The session.
 	session   fleet.SessionID
@@ -165,6 +169,7 @@ type Peer struct {
 	awayAt   time.Duration // 0: not running
 	reason   string
 	reborn   time.Duration // when to ask for a Hello (again); 0 is never
+	asks     int           // since it was called away
 	askAgain time.Duration // a stray message before this isn't answered
 }
 
@@ -217,20 +222,36 @@ func (p *Peer) Header() *fleet.Down {
 // await calls the node away if it doesn't show up, after asking twice.
 func (p *Peer) await(now time.Duration) {
 	p.awayAt = now + p.timing.silence()
-	p.reborn = now + p.timing.silence()/3
+	p.reborn, p.asks = now+p.timing.silence()/3, 0
 	p.reason = "not heard of since the control plane started"
+}
+
+// Depose tells a hub that another one reigns, for good. It still takes what the
+// node reports, and otherwise leaves the node alone: it gives no orders, asks for
+// nothing and calls nobody away.
+func (p *Peer) Depose() {
+	p.deposed = true
+	p.sent = nil
+	if p.presence == Present {
+		p.presence = Unsure
+	}
 }
 
 // LinkUp is the way to the broker being there (again). All sessions are void:
 // the node is asked for a Hello.
 func (p *Peer) LinkUp(now time.Duration) []Output {
 	p.open, p.confirmed, p.sent = false, false, nil
+	if p.deposed {
+		return nil
+	}
 	if p.presence == Present {
 		p.presence = Unsure
 	}
 	if p.presence == Unsure {
 		p.await(now)
 		p.reason = "not heard of since the broker came back"
+	} else {
+		p.reborn, p.asks = now+confirmWithin, 0
 	}
 	return []Output{SendRebirth{}}
 }
@@ -253,7 +274,7 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 	if h := u.GetHello(); h != nil {
 		return p.hello(now, session, u.GetSeq(), h)
 	}
-	if !p.open && now >= p.askAgain {
+	if !p.open && now >= p.askAgain && !p.deposed {
 		// It speaks in a session that this hub never heard of, or has closed.
 		p.askAgain = now + confirmWithin
 		return []Output{SendRebirth{}}, false
@@ -264,11 +285,10 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 	p.upSeq = u.GetSeq()
 	if !p.confirmed {
 		p.confirmed = true
-		first := p.presence == Unsure
-		was := p.presence
-		p.presence, p.awayAt, p.reborn = Present, 0, 0
-		if was != Present {
-			out = append(out, Came{first})
+		p.awayAt, p.reborn = 0, 0
+		if was := p.presence; was != Present && !p.deposed {
+			p.presence = Present
+			out = append(out, Came{First: was == Unsure})
 		}
 	}
 	if a := u.GetAck(); a != nil {
@@ -299,10 +319,19 @@ func (p *Peer) hello(now time.Duration, session fleet.SessionID, seq uint64, h *
 		p.awayAt, p.reason = now+p.timing.silence(), "its Hello was not confirmed"
 	}
 	p.awayAt = max(p.awayAt, now+confirmWithin)
-	p.reborn = now + confirmWithin
+	p.reborn, p.asks = now+confirmWithin, 0
 	p.theirs = fleet.VersionFrom(h.GetVersion())
-	p.foreign, p.inSync = false, false
-	var out []Output
+	p.inSync = false
+	out := p.judge()
+	p.learn(h.GetDigest())
+	synced := p.desired != nil && p.known && !p.foreign && maps.Equal(p.has, p.desired.Set())
+	out = append(out, SendWelcome{InSync: synced})
+	return append(out, p.plan(now)...), true
+}
+
+// judge says whose orders the node obeys.
+func (p *Peer) judge() []Output {
+	p.foreign = false
 	mine := p.Version()
 	mine.Counter = p.theirs.Counter + 1 // what the next order would be
 	if p.theirs.Incarnation == mine.Incarnation && p.theirs.Epoch == mine.Epoch && p.theirs.Hub == mine.Hub {
@@ -311,15 +340,12 @@ func (p *Peer) hello(now time.Duration, session fleet.SessionID, seq uint64, h *
 	switch fleet.Compare(p.theirs, mine) {
 	case fleet.Foreign:
 		p.foreign = true
-		out = append(out, Foreign{p.theirs})
+		return []Output{Foreign{p.theirs}}
 	case fleet.Older, fleet.Same:
 		p.foreign = true
-		out = append(out, Deposed{p.theirs})
+		return []Output{Deposed{p.theirs}}
 	}
-	p.learn(h.GetDigest())
-	synced := p.desired != nil && p.known && !p.foreign && maps.Equal(p.has, p.desired.Set())
-	out = append(out, SendWelcome{InSync: synced})
-	return append(out, p.plan(now)...), true
+	return nil
 }
 
 // learn takes the node's digest: either it has what we know, or what it should
@@ -355,7 +381,8 @@ func (p *Peer) Will(now time.Duration, session fleet.SessionID) {
 func (p *Peer) gone(now time.Duration, reason string, backIn time.Duration) {
 	p.open, p.confirmed, p.sent = false, false, nil
 	p.awayAt = now + max(p.timing.WillGrace, min(backIn, 5*time.Minute))
-	p.reborn = 0
+	// It comes back by itself, unless it's here and it was we who didn't hear it.
+	p.reborn, p.asks = p.awayAt+askMax, maxAsks
 	p.reason = reason
 }
 
@@ -374,18 +401,35 @@ func (p *Peer) Adopt(now time.Duration) []Output {
 
 // Tick does what is due; see Deadline.
 func (p *Peer) Tick(now time.Duration) []Output {
+	if p.deposed {
+		return nil
+	}
 	var out []Output
+	// What was waited for needs no timer any more.
+	if now >= p.pause {
+		p.pause = 0
+	}
+	for uid, f := range p.failed {
+		if f.until != 0 && now >= f.until {
+			f.until = 0
+			p.failed[uid] = f
+		}
+	}
 	if p.reborn != 0 && now >= p.reborn {
 		p.reborn = 0
 		if !p.confirmed {
+			// Until it answers: a node that has nothing to say may hold a session
+			// for good that nobody here knows.
 			out = append(out, SendRebirth{})
-			if p.awayAt > now {
-				p.reborn = now + max(confirmWithin, p.timing.silence()/3)
+			wait := max(confirmWithin, p.timing.silence()/3)
+			p.reborn = now + backoff(wait, max(wait, askMax), p.asks)
+			if p.awayAt <= now {
+				p.asks = min(p.asks+1, maxAsks)
 			}
 		}
 	}
 	if p.awayAt != 0 && now >= p.awayAt {
-		p.awayAt, p.reborn = 0, 0
+		p.awayAt = 0
 		if !p.Confirmed() && p.presence != Away {
 			p.presence = Away
 			out = append(out, Went{p.reason})
@@ -411,6 +455,9 @@ func (p *Peer) Deadline() (time.Duration, bool) {
 			at = t
 		}
 	}
+	if p.deposed {
+		return 0, false
+	}
 	earliest(p.awayAt)
 	earliest(p.reborn)
 	if p.sent != nil {
@@ -426,7 +473,13 @@ func (p *Peer) Deadline() (time.Duration, bool) {
 
 // ack takes the answer to the order under way.
 func (p *Peer) ack(now time.Duration, a *fleet.Ack) []Output {
+	before := p.theirs
 	p.theirs = fleet.VersionFrom(a.GetCurrent())
+	if p.sent == nil && p.theirs != before {
+		// Since its Hello it has carried out an order of another hub.
+		p.learn(a.GetDigest())
+		return p.judge()
+	}
 	if p.sent == nil || fleet.VersionFrom(a.GetVersion()) != p.sent.version() {
 		return nil // of an order that doesn't matter any more, or of a Welcome
 	}
@@ -516,7 +569,7 @@ func (p *Peer) Abandon(now time.Duration) {
 
 // plan sends the next order, if there is need and nothing is under way.
 func (p *Peer) plan(now time.Duration) []Output {
-	if !p.open || p.sent != nil || p.desired == nil || now < p.pause {
+	if !p.open || p.deposed || p.sent != nil || p.desired == nil || now < p.pause {
 		return nil
 	}
 	if p.foreign {
@@ -616,6 +669,10 @@ func (p *Peer) delta(now time.Duration) (SendOrder, fleet.Set) {
 			o.Removes = append(o.Removes, uid)
 			delete(result, uid)
 		}
+	}
+	for uid, item := range p.desired {
+		_, has := result[uid]
+		o.More = o.More || item.Later && !has
 	}
 	o.Digest = result.Digest()
 	return o, result

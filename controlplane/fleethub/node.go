@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,12 @@ type report struct {
 	*fleet.PodReport
 	at   time.Time // it came in
 	sent time.Time // its pod was ordered; zero if not by this hub
+}
+
+// journal waits to be written.
+type journal struct {
+	*fleet.Journal
+	store string // that it came from: boots and sequences are that one's
 }
 
 // node is the shell around one Peer.
@@ -61,7 +68,7 @@ type node struct {
 	adopt    bool
 	reports  map[string]*report
 	node     *fleet.NodeReport
-	journal  *fleet.Journal
+	journal  *journal
 	verdicts []*fleet.ReportVerdict
 	jack     *fleet.JournalAck
 	resend   []string
@@ -145,6 +152,9 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 		stale = false
 	}
 	t := &turn{h: h, n: n, ctx: ctx}
+	if h.deposed.Load() {
+		n.peer.Depose()
+	}
 	if linkDown {
 		n.peer.LinkDown()
 	}
@@ -257,10 +267,13 @@ func (t *turn) hello(u *fleet.Up) {
 	for _, k := range u.GetHello().GetKnownKeys() {
 		n.knowsKey = n.knowsKey || bytes.Equal(k, id)
 	}
+	store := string(u.GetSession().GetStore())
+	pods, node := t.h.behind(n, store, u.GetHello())
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.verdicts, n.jack, n.tunnels = nil, nil, nil
-	n.store = string(u.GetSession().GetStore())
+	n.resend, n.again = append(n.resend, pods...), n.again || node
+	n.store = store
 	n.order = nil
 }
 
@@ -281,7 +294,7 @@ func (t *turn) take(u *fleet.Up, at time.Time) {
 		keys = append(keys, writeKey{n.name, writeNode, ""})
 	}
 	if j := u.GetJournal(); j != nil {
-		n.journal = j
+		n.journal = &journal{j, n.store}
 		keys = append(keys, writeKey{n.name, writeJournal, ""})
 	}
 	n.mu.Unlock()
@@ -415,7 +428,7 @@ func (h *Hub) build(ctx context.Context, n *node, o SendOrder) (*fleet.Order, er
 		out.Digest = digest[:]
 		return out, nil
 	}
-	out.Base, out.Digest = o.Base[:], o.Digest[:]
+	out.Base, out.Digest, out.More = o.Base[:], o.Digest[:], o.More
 	for _, uid := range o.Upserts {
 		obj, ok := n.objects[uid]
 		if !ok {
@@ -480,6 +493,10 @@ func (t *turn) gather() {
 	if !n.peer.Confirmed() {
 		return
 	}
+	// What has come in meanwhile needn't be asked for.
+	slices.Sort(n.resend)
+	n.resend = slices.DeleteFunc(slices.Compact(n.resend), func(uid string) bool { return n.reports[uid] != nil })
+	n.again = n.again && n.node == nil
 	if len(n.resend) > 0 || n.again {
 		t.part().Resend = &fleet.Resend{Uids: n.resend, Node: n.again}
 		n.resend, n.again = nil, false

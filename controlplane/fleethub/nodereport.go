@@ -169,12 +169,12 @@ var (
 // writeAway writes the transition of a node to away, once, with the hub's own
 // identity.
 func (h *Hub) writeAway(ctx context.Context, n *node) error {
-	n.mu.Lock()
-	why := n.went
-	n.mu.Unlock()
-	if why == "" {
-		return nil // it is back
+	reason := func() string {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.went
 	}
+	why := reason()
 	since := ""
 	if at := n.heard.Load(); at != 0 {
 		since = fmt.Sprintf(" Last heard of at %s:", time.Unix(0, at).UTC().Format(time.RFC3339))
@@ -182,8 +182,8 @@ func (h *Hub) writeAway(ctx context.Context, n *node) error {
 	message := fmt.Sprintf("%s%s %s.", awayMessage, since, why)
 	have, err := h.nodeLister.Get(n.name)
 	for try := 0; ; try++ {
-		if apierrors.IsNotFound(err) {
-			return nil
+		if apierrors.IsNotFound(err) || h.deposed.Load() || reason() == "" {
+			return nil // there is no such node, it isn't ours to say, or it is back
 		}
 		if err != nil {
 			return err

@@ -90,6 +90,9 @@ func (r refHandler) change(obj any) {
 	}
 	h := r.h
 	h.see(revisionOf(m.GetResourceVersion()))
+	if secret, ok := obj.(*corev1.Secret); ok && secret.Namespace == Namespace && secret.Name == RecordName {
+		h.seeRecord(secret)
+	}
 	h.mu.Lock()
 	names := make([]string, 0, 4)
 	for name := range h.users[ref{r.kind, m.GetNamespace(), m.GetName()}] {
@@ -117,12 +120,48 @@ func (n nodeHandler) OnAdd(obj any, _ bool) {
 }
 
 func (n nodeHandler) OnUpdate(_, obj any) {
-	if o, ok := obj.(*corev1.Node); ok {
-		n.h.see(revisionOf(o.ResourceVersion))
+	o, ok := obj.(*corev1.Node)
+	if !ok {
+		return
+	}
+	n.h.see(revisionOf(o.ResourceVersion))
+	// Another hub, or this one a moment ago, wrote that it's away.
+	if ready := nodeCondition(o.Status.Conditions, corev1.NodeReady); ready != nil && ready.Status == corev1.ConditionUnknown {
+		n.h.contradict(o.Name)
 	}
 }
 
 func (n nodeHandler) OnDelete(any) {}
+
+// contradict has a node that is there asked for its own report, because the API
+// says that it's away.
+func (h *Hub) contradict(name string) {
+	n := h.find(name)
+	if n == nil || !n.confirmed.Load() || h.deposed.Load() {
+		return
+	}
+	n.mu.Lock()
+	n.again = true
+	n.mu.Unlock()
+	h.work.Add(name)
+}
+
+// seeRecord notices that another hub has begun, and tells all peers.
+func (h *Hub) seeRecord(secret *corev1.Secret) {
+	if !h.live.Load() {
+		return // Run looks at it
+	}
+	r, err := readReign(secret)
+	if err != nil || r.Incarnation == h.reign.Incarnation && r.Number <= h.reign.Number || h.deposed.Swap(true) {
+		return
+	}
+	h.log.Error("another control plane has taken over: this one gives no orders any more", "epoch", h.reign.Number, "its", r.Number)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name := range h.nodes {
+		h.work.Add(name)
+	}
+}
 
 // dirty has what a node should have computed anew.
 func (h *Hub) dirty(name string) {
