@@ -16,9 +16,10 @@ const (
 	resendAfter   = 20 * time.Second // then doubled
 	resendMax     = 5 * time.Minute
 	rebirthEvery  = 5 * time.Second
-	maxFlight     = 128 // reports under way
-	deposedAfter  = 3   // Hellos that only a deposed hub answers
-	maxUnanswered = 3   // sendings of a report or journal, then the session begins anew
+	doubtAfter    = 5 * time.Minute // of an earlier hub asking while the later one is silent
+	maxFlight     = 128             // reports under way
+	deposedAfter  = 3               // Hellos that only a deposed hub answers
+	maxUnanswered = 3               // sendings of a report or journal, then the session begins anew
 )
 
 // Phase of a session.
@@ -115,6 +116,7 @@ type Machine struct {
 	helloDue   time.Duration // when to say Hello (again); 0 is never
 	helloTries int
 	rebirthOK  time.Duration // a Rebirth before this is ignored
+	doubt      time.Duration // from then on a Rebirth of an earlier hub is obeyed; 0: none asked
 
 	version fleet.OrderVersion // durable
 	set     fleet.Set          // durable; never changed in place
@@ -244,6 +246,9 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		}
 		m.phase, m.grant, m.downSeq = Live, grant, 0
 		m.helloDue, m.helloTries = 0, 0
+		// What is under way to another hub is nothing to this one.
+		clear(m.flights)
+		m.forgetJournal()
 		out = append(out, Use{w})
 		if m.version != m.said {
 			// An order of the hub before this one came between.
@@ -257,6 +262,7 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		return []Output{Refused{"of another hub, or before its Welcome"}}
 	}
 	m.downSeq = d.GetSeq()
+	m.doubt = 0
 	if a := d.GetAdopt(); a != nil {
 		out = append(out, m.adopt(a)...)
 	}
@@ -314,15 +320,25 @@ func (m *Machine) rebirth(now time.Duration, random float64, r *fleet.Rebirth) [
 	switch {
 	case now < m.rebirthOK:
 		return []Output{Refused{"too many rebirths"}}
-	case v.Incarnation == m.version.Incarnation && v.Epoch < m.version.Epoch:
+	case v.Incarnation == m.version.Incarnation && v.Epoch < m.version.Epoch && !m.doubts(now):
 		return []Output{Refused{"rebirth by a hub that was deposed"}}
 	case m.phase == Greeting && m.helloTries <= 1:
 		return nil // a Hello is under way
 	}
 	m.rebirthOK = now + rebirthEvery
-	m.helloTries = 0
+	m.helloTries, m.doubt = 0, 0
 	m.helloDue = now + max(time.Duration(random*float64(r.GetJitter()))*time.Millisecond, time.Nanosecond)
 	return m.Tick(now)
+}
+
+// doubts says whether a hub of an earlier epoch has asked for so long, and the
+// one of this session said nothing, that its etcd may have been restored and the
+// later hub be of a past that is lost.
+func (m *Machine) doubts(now time.Duration) bool {
+	if m.doubt == 0 {
+		m.doubt = now + doubtAfter
+	}
+	return now >= m.doubt
 }
 
 // adopt moves the node into another incarnation, with everything it has.

@@ -298,6 +298,9 @@ func TestOrderBetweenHelloAndWelcomeIsTold(t *testing.T) {
 		t.Error("what the Hello said is said again")
 	}
 	m = welcomed(t)
+	ref := Ref{UID: "a", Stamp: fleet.StampID{Store: "store", Boot: 1, Seq: 1}, Size: 100}
+	m.Outbox(0, []Ref{ref}, true)
+	m.JournalSent(0, 1, 2)
 	m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: 2, Grant: grant.Proto(), Order: delta(next(), fleet.Set{}, fleet.Set{"c": fleet.HashObject([]byte("c"))}, []*fleet.Object{obj("c", "c")})})
 	m.Stored(nil)
 	var told *fleet.Ack
@@ -308,6 +311,9 @@ func TestOrderBetweenHelloAndWelcomeIsTold(t *testing.T) {
 	}
 	if digest := m.Set().Digest(); fleet.VersionFrom(told.GetCurrent()) != next() || string(told.GetDigest()) != string(digest[:]) {
 		t.Errorf("the later hub is told %v", told)
+	}
+	if out := m.Outbox(0, []Ref{ref}, true); len(out) != 2 {
+		t.Errorf("what went to the hub before isn't said again: %v", out)
 	}
 }
 
@@ -333,5 +339,31 @@ func TestWhetherPodsAreMissingIsSaidWithTheOrder(t *testing.T) {
 		if s, ok := out[0].(StoreOrder); !ok || s.More != x.more {
 			t.Errorf("%s: %+v", what, out)
 		}
+	}
+}
+
+func TestDeposedHubIsGreetedIfItGoesOnAskingAndNoOtherSpeaks(t *testing.T) {
+	old := have
+	old.Epoch--
+	rebirth := &fleet.Down{Rebirth: &fleet.Rebirth{Version: old.Proto()}}
+	asks := func(m *Machine, from, to time.Duration) (at time.Duration) {
+		for now := from; now <= to; now += time.Minute {
+			out := append(m.Down(now, 0, 0, rebirth), m.Tick(now+time.Second)...)
+			if hello, _, _, _, _ := kinds(out); hello > 0 {
+				return now
+			}
+		}
+		return 0
+	}
+	if at := asks(welcomed(t), time.Minute, time.Hour); at != 6*time.Minute {
+		t.Errorf("greeted after %v", at)
+	}
+	m := welcomed(t)
+	for i := range 20 { // the later hub lives
+		now := time.Duration(1+4*i) * time.Minute
+		if at := asks(m, now, now+3*time.Minute); at != 0 {
+			t.Fatalf("greeted after %v", at)
+		}
+		m.Down(now+3*time.Minute, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: uint64(i + 2), Grant: grant.Proto()})
 	}
 }
