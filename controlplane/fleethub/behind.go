@@ -1,15 +1,17 @@
 package fleethub
 
 import (
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 )
 
 // behind compares what the node said last, by its Hello, with what the API has.
 // Reports that were answered for aren't said again by themselves, so after etcd
 // was restored to an earlier time the API would be wrong until something changes.
-// It returns the UIDs of pods to be asked for, and whether the node's own report
-// is.
-func (h *Hub) behind(n *node, store string, hello *fleet.Hello) (pods []string, node bool) {
+// It returns the UIDs of pods to be asked for; empty is the node's own report.
+func (h *Hub) behind(n *node, store string, hello *fleet.Hello) (uids []string) {
 	written := map[string]string{}
 	h.mu.Lock()
 	for _, pod := range h.bound[n.name] {
@@ -34,15 +36,23 @@ func (h *Hub) behind(n *node, store string, hello *fleet.Hello) (pods []string, 
 		}
 		if r.GetUid() == "" {
 			have, err := h.nodeLister.Get(n.name)
-			node = err == nil && isBehind(have.Annotations[AnnotationReport], stamp)
+			if apierrors.IsNotFound(err) || err == nil && (isBehind(have.Annotations[AnnotationReport], stamp) || saidAway(have)) {
+				uids = append(uids, "")
+			}
 			continue
 		}
 		// What is gone was never answered for, so it is said anyway.
 		if annotation, exists := written[r.GetUid()]; exists && !r.GetGone() && isBehind(annotation, stamp) {
-			pods = append(pods, r.GetUid())
+			uids = append(uids, r.GetUid())
 		}
 	}
-	return pods, node
+	return uids
+}
+
+// saidAway: somebody wrote that the node is away.
+func saidAway(node *corev1.Node) bool {
+	ready := nodeCondition(node.Status.Conditions, corev1.NodeReady)
+	return ready != nil && ready.Status == corev1.ConditionUnknown
 }
 
 func isBehind(annotation string, said fleet.StampID) bool {

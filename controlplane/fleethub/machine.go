@@ -16,6 +16,8 @@ const (
 	confirmWithin = 10 * time.Second // from Welcome to the first word that answers it
 	askMax        = 5 * time.Minute  // between questions to a node that may hear us
 	maxAsks       = 8                // from then on the wait is the longest
+	resendRetry   = 30 * time.Second // a report that was asked for didn't come; then doubled
+	resendTries   = 6                // in one session
 )
 
 // Epoch is one reign of one hub.
@@ -77,6 +79,11 @@ type (
 	}
 	// SendRebirth asks for a Hello.
 	SendRebirth struct{}
+	// SendResend asks for reports once more, in a message with Peer.Header.
+	SendResend struct {
+		UIDs []string
+		Node bool
+	}
 	// Came says that the node speaks again, or for the first time.
 	Came struct{ First bool }
 	// Went says that the node is away.
@@ -99,6 +106,7 @@ func (SendWelcome) output() {}
 func (SendOrder) output()   {}
 func (SendAdopt) output()   {}
 func (SendRebirth) output() {}
+func (SendResend) output()  {}
 func (Came) output()        {}
 func (Went) output()        {}
 func (Foreign) output()     {}
@@ -165,6 +173,11 @@ type Peer struct {
 	pauses   int
 	inSync   bool // as last said
 
+	// Reports to be asked for, by UID; empty: the node's own.
+	wanted   map[string]bool
+	askDue   time.Duration
+	askTries int
+
 	presence Presence
 	awayAt   time.Duration // 0: not running
 	reason   string
@@ -176,7 +189,7 @@ type Peer struct {
 // NewPeer knows nothing of its node yet. If unsure, the node is expected to show
 // up within 1.5 keepalives or be called away.
 func NewPeer(now time.Duration, epoch Epoch, timing Timing, unsure bool) *Peer {
-	p := &Peer{epoch: epoch, timing: timing, failed: map[string]failure{}, presence: Away}
+	p := &Peer{epoch: epoch, timing: timing, failed: map[string]failure{}, wanted: map[string]bool{}, presence: Away}
 	if unsure {
 		p.presence = Unsure
 		p.await(now)
@@ -187,7 +200,7 @@ func NewPeer(now time.Duration, epoch Epoch, timing Timing, unsure bool) *Peer {
 // Clone copies the peer's state.
 func (p *Peer) Clone() *Peer {
 	c := *p
-	c.failed = maps.Clone(p.failed)
+	c.failed, c.wanted = maps.Clone(p.failed), maps.Clone(p.wanted)
 	if p.sent != nil {
 		s := *p.sent
 		c.sent = &s
@@ -291,12 +304,19 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 			out = append(out, Came{First: was == Unsure})
 		}
 	}
+	for _, r := range u.GetReport().GetPods() {
+		delete(p.wanted, r.GetUid())
+	}
+	if u.GetReport().GetNode() != nil {
+		delete(p.wanted, "")
+	}
 	if a := u.GetAck(); a != nil {
 		out = append(out, p.ack(now, a)...)
 	}
 	if b := u.GetBye(); b != nil {
 		p.gone(now, "the node said goodbye: "+b.GetReason(), time.Duration(b.GetBackIn())*time.Second)
 	}
+	out = append(out, p.resend(now)...)
 	return append(out, p.plan(now)...), true
 }
 
@@ -310,6 +330,7 @@ func (p *Peer) hello(now time.Duration, session fleet.SessionID, seq uint64, h *
 	p.grants++
 	p.grant = fleet.GrantID{Epoch: p.epoch.Number, Hub: p.epoch.Hub, Number: p.grants}
 	p.pause, p.pauses = 0, 0
+	p.askDue, p.askTries = 0, 0
 	clear(p.failed)
 	if k := time.Duration(h.GetKeepalive()) * time.Second; k > 0 {
 		p.timing.Keepalive = k
@@ -399,6 +420,35 @@ func (p *Peer) Adopt(now time.Duration) []Output {
 	return p.plan(now)
 }
 
+// Ask has the node asked for its report of a pod, or of itself (empty), until it
+// comes: once a session is confirmed, and again in the next one.
+func (p *Peer) Ask(now time.Duration, uid string) []Output {
+	if !p.wanted[uid] {
+		p.wanted[uid] = true
+		p.askDue, p.askTries = 0, 0
+	}
+	return p.resend(now)
+}
+
+// resend asks for what is wanted, if it is due.
+func (p *Peer) resend(now time.Duration) []Output {
+	if !p.Confirmed() || p.deposed || len(p.wanted) == 0 || p.askTries > resendTries || now < p.askDue {
+		return nil
+	}
+	p.askDue = now + backoff(resendRetry, askMax, p.askTries)
+	p.askTries++
+	if p.askTries > resendTries {
+		return nil // it has no such report
+	}
+	out := SendResend{Node: p.wanted[""]}
+	for _, uid := range slices.Sorted(maps.Keys(p.wanted)) {
+		if uid != "" {
+			out.UIDs = append(out.UIDs, uid)
+		}
+	}
+	return []Output{out}
+}
+
 // Tick does what is due; see Deadline.
 func (p *Peer) Tick(now time.Duration) []Output {
 	if p.deposed {
@@ -435,6 +485,7 @@ func (p *Peer) Tick(now time.Duration) []Output {
 			out = append(out, Went{p.reason})
 		}
 	}
+	out = append(out, p.resend(now)...)
 	if s := p.sent; s != nil && now >= s.due {
 		s.tries++
 		s.due = now + backoff(orderRetry, orderRetryMax, s.tries)
@@ -460,6 +511,9 @@ func (p *Peer) Deadline() (time.Duration, bool) {
 	}
 	earliest(p.awayAt)
 	earliest(p.reborn)
+	if p.Confirmed() && len(p.wanted) > 0 && p.askTries <= resendTries {
+		earliest(p.askDue)
+	}
 	if p.sent != nil {
 		earliest(p.sent.due)
 	} else if p.open {

@@ -2,6 +2,7 @@ package fleethub
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -148,6 +149,60 @@ func TestDeposedHubLeavesTheNodeAlone(t *testing.T) {
 	out = append(out, append(more, p.Tick(2*time.Hour)...)...)
 	if len(out) > 0 {
 		t.Errorf("a deposed hub does %v", out)
+	}
+}
+
+func TestReportsAreAskedForUntilTheyCome(t *testing.T) {
+	p := testPeer(false)
+	p.SetDesired(0, Desired{}, 1)
+	p.Up(0, hello(sessionNo(1), fleet.OrderVersion{}, nil))
+	if out := append(p.Ask(0, "a"), p.Ask(0, "")...); len(out) > 0 {
+		t.Errorf("asked before the session is confirmed: %v", out)
+	}
+	resends := func(out []Output) (n int, last SendResend) {
+		for _, o := range out {
+			if r, ok := o.(SendResend); ok {
+				n, last = n+1, r
+			}
+		}
+		return n, last
+	}
+	out, _ := p.Up(0, said(p, 2))
+	if n, r := resends(out); n != 1 || !r.Node || !slices.Equal(r.UIDs, []string{"a"}) {
+		t.Fatalf("%v", out)
+	}
+	u := said(p, 3)
+	u.Report = &fleet.Report{Node: &fleet.NodeReport{}}
+	if out, _ := p.Up(0, u); len(out) > 1 {
+		t.Errorf("asked again at once: %v", out)
+	}
+	at, ok := p.Deadline()
+	if n, r := resends(p.Tick(at)); !ok || n != 1 || r.Node || !slices.Equal(r.UIDs, []string{"a"}) {
+		t.Errorf("at %v: %d, %v", at, n, r)
+	}
+	// It was lost, too, and the session is another.
+	p.Up(at, hello(sessionNo(2), fleet.OrderVersion{}, nil))
+	out, _ = p.Up(at, said(p, 2))
+	if n, _ := resends(out); n != 1 {
+		t.Errorf("not asked in the next session: %v", out)
+	}
+	// A node that has none isn't asked for ever.
+	asked := 0
+	for range 100 {
+		if at, ok = p.Deadline(); !ok {
+			break
+		}
+		n, _ := resends(p.Tick(at))
+		asked += n
+	}
+	if asked == 0 || asked > resendTries || ok {
+		t.Errorf("asked %d times, due again %v", asked, ok)
+	}
+	u = said(p, 3)
+	u.Report = &fleet.Report{Pods: []*fleet.PodReport{{Uid: "a"}}}
+	p.Up(at, u)
+	if len(p.wanted) > 0 {
+		t.Errorf("still wanted: %v", p.wanted)
 	}
 }
 

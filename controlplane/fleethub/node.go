@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,8 +70,7 @@ type node struct {
 	journal  *journal
 	verdicts []*fleet.ReportVerdict
 	jack     *fleet.JournalAck
-	resend   []string
-	again    bool // ask for the node's own report
+	ask      []string // UIDs of reports to be asked for; empty: the node's own
 	tunnels  []*fleet.TunnelRequest
 	went     string // reason to be written
 	client   corev1client.CoreV1Interface
@@ -139,8 +137,8 @@ func (h *Hub) orderLoop(ctx context.Context) {
 // turn does all that there is to do for one node, and sends what comes of it.
 func (h *Hub) turn(ctx context.Context, n *node) {
 	n.mu.Lock()
-	inbox, stale, expected, linkUp, linkDown, adopt := n.inbox, n.stale, n.expected, n.linkUp, n.linkDown, n.adopt
-	n.inbox, n.stale, n.linkUp, n.linkDown, n.adopt = nil, false, false, false, false
+	inbox, stale, expected, linkUp, linkDown, adopt, ask := n.inbox, n.stale, n.expected, n.linkUp, n.linkDown, n.adopt, n.ask
+	n.inbox, n.stale, n.linkUp, n.linkDown, n.adopt, n.ask = nil, false, false, false, false, nil
 	n.mu.Unlock()
 	now := h.now()
 	if n.peer == nil {
@@ -170,6 +168,9 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 	}
 	if adopt {
 		t.do(n.peer.Adopt(now))
+	}
+	for _, uid := range ask {
+		t.do(n.peer.Ask(now, uid))
 	}
 	t.do(n.peer.Tick(h.now()))
 	t.gather()
@@ -268,11 +269,12 @@ func (t *turn) hello(u *fleet.Up) {
 		n.knowsKey = n.knowsKey || bytes.Equal(k, id)
 	}
 	store := string(u.GetSession().GetStore())
-	pods, node := t.h.behind(n, store, u.GetHello())
+	for _, uid := range t.h.behind(n, store, u.GetHello()) {
+		n.peer.Ask(t.h.now(), uid) // once the session is confirmed
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.verdicts, n.jack, n.tunnels = nil, nil, nil
-	n.resend, n.again = append(n.resend, pods...), n.again || node
 	n.store = store
 	n.order = nil
 }
@@ -326,6 +328,8 @@ func (t *turn) do(outputs []Output) {
 			t.part().Adopt = &fleet.Adopt{From: []byte(o.From), To: o.To.Proto()}
 		case SendRebirth:
 			t.rebirth()
+		case SendResend:
+			t.part().Resend = &fleet.Resend{Uids: o.UIDs, Node: o.Node}
 		case Came:
 			h.log.Info("node is there", "node", n.name, "first", o.First)
 			t.came()
@@ -354,10 +358,11 @@ func (t *turn) do(outputs []Output) {
 func (t *turn) came() {
 	n := t.n
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.went = ""
-	if n.node == nil && !t.h.ready(n.name) {
-		n.again = true
+	has := n.node != nil
+	n.mu.Unlock()
+	if !has && !t.h.ready(n.name) {
+		t.do(n.peer.Ask(t.h.now(), ""))
 	}
 }
 
@@ -492,14 +497,6 @@ func (t *turn) gather() {
 	}
 	if !n.peer.Confirmed() {
 		return
-	}
-	// What has come in meanwhile needn't be asked for.
-	slices.Sort(n.resend)
-	n.resend = slices.DeleteFunc(slices.Compact(n.resend), func(uid string) bool { return n.reports[uid] != nil })
-	n.again = n.again && n.node == nil
-	if len(n.resend) > 0 || n.again {
-		t.part().Resend = &fleet.Resend{Uids: n.resend, Node: n.again}
-		n.resend, n.again = nil, false
 	}
 	for _, request := range n.tunnels {
 		t.part().Tunnel = request

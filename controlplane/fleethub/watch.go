@@ -126,7 +126,7 @@ func (n nodeHandler) OnUpdate(_, obj any) {
 	}
 	n.h.see(revisionOf(o.ResourceVersion))
 	// Another hub, or this one a moment ago, wrote that it's away.
-	if ready := nodeCondition(o.Status.Conditions, corev1.NodeReady); ready != nil && ready.Status == corev1.ConditionUnknown {
+	if saidAway(o) {
 		n.h.contradict(o.Name)
 	}
 }
@@ -141,7 +141,7 @@ func (h *Hub) contradict(name string) {
 		return
 	}
 	n.mu.Lock()
-	n.again = true
+	n.ask = append(n.ask, "")
 	n.mu.Unlock()
 	h.work.Add(name)
 }
@@ -182,7 +182,7 @@ func (h *Hub) repeatReport(name, uid string) {
 		return
 	}
 	n.mu.Lock()
-	n.resend = append(n.resend, uid)
+	n.ask = append(n.ask, uid)
 	n.mu.Unlock()
 	h.work.Add(name)
 }

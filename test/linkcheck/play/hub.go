@@ -66,7 +66,6 @@ type Hub struct {
 	store     string // of the session
 	order     *fleet.Order
 	orderFrom *Origin
-	resend    []string // UIDs to ask for, sorted; empty: the node's own
 	// Unable to make the next order: the node's key can't be read, say.
 	Unable bool
 
@@ -103,7 +102,6 @@ func (h *Hub) event(e *Etcd, handle func()) {
 	h.etcd = e
 	handle()
 	h.do(h.Transitions.HubTick(h.Peer, h.Now))
-	h.gather()
 	h.send()
 	h.etcd = nil
 }
@@ -181,19 +179,15 @@ func (h *Hub) behind(hello *fleet.Hello) {
 		uid, said := r.GetUid(), fleet.StampFrom(r.GetStamp())
 		_, exists := h.View.Objects[uid]
 		have, written := h.etcd.Reports[uid]
-		if uid != "" && !exists || r.GetGone() || written && (said == have.Stamp || !said.Obsoletes(have.Stamp)) {
-			continue
+		behind := !written || said != have.Stamp && said.Obsoletes(have.Stamp)
+		if uid == "" && (behind || h.View.Away) || uid != "" && exists && behind && !r.GetGone() {
+			h.ask(uid)
 		}
-		h.ask(uid)
 	}
 }
 
-// ask the node for a report, once it is sure that it's there.
-func (h *Hub) ask(uid string) {
-	if i, ok := slices.BinarySearch(h.resend, uid); !ok {
-		h.resend = slices.Insert(slices.Clone(h.resend), i, uid)
-	}
-}
+// ask the node for a report.
+func (h *Hub) ask(uid string) { h.do(h.Transitions.Ask(h.Peer, h.Now, uid)) }
 
 // take has reports and journal written, some time.
 func (h *Hub) take(u *fleet.Up) {
@@ -297,9 +291,11 @@ func (h *Hub) do(outputs []fleethub.Output) {
 			h.part().Adopt = &fleet.Adopt{From: []byte(o.From), To: o.To.Proto()}
 		case fleethub.SendRebirth:
 			h.publish(&fleet.Down{Rebirth: &fleet.Rebirth{Version: h.Peer.Version().Proto(), Jitter: 1000}})
+		case fleethub.SendResend:
+			h.part().Resend = &fleet.Resend{Uids: o.UIDs, Node: o.Node}
 		case fleethub.Came:
 			h.unqueue(Away)
-			if h.View.Away {
+			if _, has := h.find(""); !has && h.View.Away {
 				h.ask("")
 			}
 		case fleethub.Went:
@@ -337,28 +333,6 @@ func (h *Hub) build(o fleethub.SendOrder) *fleet.Order {
 		out.Upserts = append(out.Upserts, obj)
 	}
 	return out
-}
-
-// gather adds what waits besides orders.
-func (h *Hub) gather() {
-	if len(h.resend) == 0 || !h.Peer.Confirmed() {
-		return
-	}
-	resend := &fleet.Resend{}
-	for _, uid := range h.resend {
-		if _, ok := h.find(uid); ok {
-			continue // it came in meanwhile
-		}
-		if uid == "" {
-			resend.Node = true
-		} else {
-			resend.Uids = append(resend.Uids, uid)
-		}
-	}
-	h.resend = nil
-	if resend.Node || len(resend.Uids) > 0 {
-		h.part().Resend = resend
-	}
 }
 
 // verdict answers a report, if there is a session to answer in. What isn't said

@@ -27,6 +27,7 @@ type Transitions struct {
 	Will       func(*fleethub.Peer, time.Duration, fleet.SessionID)
 	SetDesired func(*fleethub.Peer, time.Duration, fleethub.Desired, uint64) []fleethub.Output
 	Adopt      func(*fleethub.Peer, time.Duration) []fleethub.Output
+	Ask        func(*fleethub.Peer, time.Duration, string) []fleethub.Output
 	Depose     func(*fleethub.Peer)
 	LinkUp     func(*fleethub.Peer, time.Duration) []fleethub.Output
 	LinkDown   func(*fleethub.Peer)
@@ -70,6 +71,7 @@ func Real() *Transitions {
 		Will:       (*fleethub.Peer).Will,
 		SetDesired: (*fleethub.Peer).SetDesired,
 		Adopt:      (*fleethub.Peer).Adopt,
+		Ask:        (*fleethub.Peer).Ask,
 		Depose:     (*fleethub.Peer).Depose,
 		LinkUp:     (*fleethub.Peer).LinkUp,
 		LinkDown:   (*fleethub.Peer).LinkDown,
