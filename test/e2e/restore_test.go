@@ -360,7 +360,7 @@ func TestRestoreUnderARunningFleet(t *testing.T) {
 		c.restore(t, snapshot)
 		eventually(t, 60*time.Second, func() error {
 			out, err := c.operate("restore", "status")
-			if err == nil && (strings.Count(out, "unknown") < 12 || !strings.Contains(out, "Not heard of") || !strings.Contains(out, "board-5")) {
+			if err == nil && (strings.Count(out, "unknown") < 16 || !strings.Contains(out, "Not heard of") || !strings.Contains(out, "board-5")) {
 				err = fmt.Errorf("%s", out)
 			}
 			return err
