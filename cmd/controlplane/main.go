@@ -21,14 +21,7 @@ func main() {
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: opts.logLevel}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	do := run
-	switch {
-	case opts.restore != "":
-		do = restore
-	case opts.markRestored:
-		do = markRestored
-	}
-	if err := do(ctx, opts, logger); err != nil {
+	if err := run(ctx, opts, logger); err != nil {
 		logger.Error("controlplane stopped", "err", err)
 		os.Exit(1)
 	}
