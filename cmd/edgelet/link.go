@@ -42,7 +42,7 @@ func (a *agent) runLink(ctx context.Context) error {
 		OnTunnel: func(r *fleet.TunnelRequest) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
-		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs,
+		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs, Addresses: id.Addresses, Learn: id.Learn,
 		Features: features(), AgentVersion: version(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {

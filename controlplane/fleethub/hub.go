@@ -88,6 +88,9 @@ type Config struct {
 	// FleetURL is https://host:port of the fleet endpoint, for tunnels and
 	// large objects.
 	FleetURL func() string
+	// Addresses of all control planes, for nodes that know others; may be nil, and
+	// return nil. When they change, call Greet.
+	Addresses func() *fleet.Addresses
 	// Events that a node may have stored at once; then one more per
 	// EventInterval. 25 and 10 s if zero.
 	Events        int
@@ -360,6 +363,18 @@ func (h *Hub) ForeignNodes() []string {
 		}
 	}
 	return out
+}
+
+// Greet asks all nodes for a Hello, because what a Welcome says has changed.
+func (h *Hub) Greet() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, n := range h.nodes {
+		n.mu.Lock()
+		n.greet = true
+		n.mu.Unlock()
+		h.work.Add(name)
+	}
 }
 
 func (h *Hub) now() time.Duration { return h.c.Now().Sub(h.started) }

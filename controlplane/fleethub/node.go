@@ -45,7 +45,9 @@ type node struct {
 	order    *fleet.Order // under way
 	ordered  map[string]time.Time
 	knowsKey bool
-	big      bigObjects
+	// addresses is the hash of those that it knows, of its Hello.
+	addresses []byte
+	big       bigObjects
 
 	presence  atomic.Int32
 	confirmed atomic.Bool
@@ -68,6 +70,7 @@ type node struct {
 	jack     *fleet.JournalAck
 	resend   []string
 	again    bool // ask for the node's own report
+	greet    bool // ask it for a Hello
 	// Of a node of another incarnation: what it runs, and whether to ask it for all
 	// of its reports.
 	runs      *runs
@@ -172,6 +175,9 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 	t.settle()
 	t.gather()
 	t.send()
+	if t.greet {
+		t.rebirth()
+	}
 	n.presence.Store(int32(n.peer.Presence()))
 	n.confirmed.Store(n.peer.Confirmed())
 	if at, ok := n.peer.Deadline(); ok {
@@ -194,6 +200,7 @@ type turn struct {
 	ctx   context.Context
 	down  *fleet.Down
 	chain bool
+	greet bool
 }
 
 // part returns the message to add a part to.
@@ -270,6 +277,7 @@ func (t *turn) hello(u *fleet.Up) {
 	n.verdicts, n.jack, n.tunnels = nil, nil, nil
 	n.store = string(u.GetSession().GetStore())
 	n.order = nil
+	n.addresses = u.GetHello().GetAddresses()
 	var theirs *string
 	if n.runs, n.resendAll = nil, false; n.peer.IsForeign() {
 		incarnation := n.peer.Theirs().Incarnation
@@ -323,7 +331,7 @@ func (t *turn) do(outputs []Output) {
 				Version: n.peer.Version().Proto(), InSync: o.InSync, Protocol: fleet.ProtocolVersion,
 				Keepalive:       uint32(h.c.Keepalive / time.Second),
 				ReconnectJitter: uint32(h.c.ReconnectJitter / time.Millisecond),
-				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(),
+				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(), Addresses: h.addressesFor(n),
 			}
 			t.chain = t.chain || !n.knowsKey
 		case SendOrder:
@@ -354,6 +362,18 @@ func (t *turn) do(outputs []Output) {
 			h.log.Debug("node is in step", "node", n.name, "order", o.Version)
 		}
 	}
+}
+
+// addressesFor are nil if the node knows them, or takes none.
+func (h *Hub) addressesFor(n *node) *fleet.Addresses {
+	if h.c.Addresses == nil || len(n.addresses) == 0 {
+		return nil
+	}
+	a := h.c.Addresses()
+	if a == nil || bytes.Equal(a.Hash(), n.addresses) {
+		return nil
+	}
+	return a
 }
 
 // came asks for the node's own report if the API doesn't say that it is ready.
@@ -502,6 +522,10 @@ func (t *turn) gather() {
 	if len(n.resend) > 0 || n.again || n.resendAll {
 		t.part().Resend = &fleet.Resend{Uids: n.resend, All: n.resendAll, Node: n.again}
 		n.resend, n.again, n.resendAll = nil, false, false
+	}
+	if n.greet {
+		n.greet = false
+		t.greet = true
 	}
 	for _, request := range n.tunnels {
 		t.part().Tunnel = request

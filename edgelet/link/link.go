@@ -57,6 +57,10 @@ type Config struct {
 	// doesn't say.
 	ObjectsTLS *tls.Config
 	FleetURLs  func() []string
+	// Addresses are those that the node knows; Learn makes those that the hub says
+	// durable. Both may be nil: then the hub is told that none are taken.
+	Addresses func() *fleet.Addresses
+	Learn     func(*fleet.Addresses) error
 
 	// What the node says of itself.
 	Features     []string
@@ -82,6 +86,7 @@ type Link struct {
 	log      *slog.Logger
 	codec    *fleet.Codec
 	machine  *Machine // Run's goroutine only
+	brokers  brokers  // likewise
 	started  time.Time
 	counters fleet.Counters
 	tls      *tls.Config
@@ -172,8 +177,8 @@ func (l *Link) now() time.Duration { return l.c.Now().Sub(l.started) }
 // one moment.
 func (l *Link) Run(ctx context.Context) error {
 	failures := 0
-	for attempt := 0; ctx.Err() == nil; attempt++ {
-		live, err := l.connection(ctx, attempt)
+	for ctx.Err() == nil {
+		live, err := l.connection(ctx)
 		if ctx.Err() != nil {
 			break
 		}
@@ -186,6 +191,9 @@ func (l *Link) Run(ctx context.Context) error {
 		default:
 			failures++
 			wait += time.Duration((0.5 + l.c.Rand()) * float64(backoff(250*time.Millisecond, maxRetry, failures)))
+		}
+		if l.brokers.ended(l.c.Brokers(), live, err) {
+			failures, wait = max(failures-1, 0), time.Duration(l.c.Rand()*float64(nextBroker))
 		}
 		if err != nil {
 			l.note(func(s *Status) { s.LastError, s.Err = err.Error(), err })
