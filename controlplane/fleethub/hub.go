@@ -365,13 +365,14 @@ func (h *Hub) ForeignNodes() []string {
 	return out
 }
 
-// Greet asks all nodes for a Hello, because what a Welcome says has changed.
+// Greet asks those nodes for a Hello that know other addresses than ours, because a
+// Welcome says them.
 func (h *Hub) Greet() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for name, n := range h.nodes {
 		n.mu.Lock()
-		n.greet = true
+		n.greets = maxGreets
 		n.mu.Unlock()
 		h.work.Add(name)
 	}

@@ -70,7 +70,8 @@ type node struct {
 	jack     *fleet.JournalAck
 	resend   []string
 	again    bool // ask for the node's own report
-	greet    bool // ask it for a Hello
+	greets   int  // how often to ask it for a Hello, until it knows our addresses
+	greetAt  time.Time
 	// Of a node of another incarnation: what it runs, and whether to ask it for all
 	// of its reports.
 	runs      *runs
@@ -364,6 +365,33 @@ func (t *turn) do(outputs []Output) {
 	}
 }
 
+const (
+	maxGreets = 3
+	// greetEvery is above the time within which a node obeys one of two rebirths.
+	greetEvery = 10 * time.Second
+)
+
+// greeting asks for a Hello as long as the node doesn't know our addresses; n.mu is
+// held.
+func (t *turn) greeting() {
+	h, n := t.h, t.n
+	if n.greets == 0 {
+		return
+	}
+	if h.addressesFor(n) == nil {
+		n.greets = 0
+		return
+	}
+	now := h.c.Now()
+	if now.Before(n.greetAt) {
+		return
+	}
+	n.greets--
+	n.greetAt = now.Add(greetEvery)
+	t.greet = true
+	h.work.AddAfter(n.name, greetEvery)
+}
+
 // addressesFor are nil if the node knows them, or takes none.
 func (h *Hub) addressesFor(n *node) *fleet.Addresses {
 	if h.c.Addresses == nil || len(n.addresses) == 0 {
@@ -523,10 +551,7 @@ func (t *turn) gather() {
 		t.part().Resend = &fleet.Resend{Uids: n.resend, All: n.resendAll, Node: n.again}
 		n.resend, n.again, n.resendAll = nil, false, false
 	}
-	if n.greet {
-		n.greet = false
-		t.greet = true
-	}
+	t.greeting()
 	for _, request := range n.tunnels {
 		t.part().Tunnel = request
 		t.send()

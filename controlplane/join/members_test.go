@@ -1,6 +1,7 @@
 package join
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,8 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/kubernetes/scheme"
 )
 
 func member(id string, alone bool) Member {
@@ -75,4 +79,35 @@ func FuzzAllAddresses(f *testing.F) {
 			t.Fatalf("%v", all)
 		}
 	})
+}
+
+func TestRootIsCheckedInEtcd(t *testing.T) {
+	encode := func(data map[string]string) []byte {
+		var raw bytes.Buffer
+		m := &corev1.ConfigMap{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "ConfigMap"}, Data: data}
+		if err := protobuf.NewSerializer(scheme.Scheme, scheme.Scheme).Encode(m, &raw); err != nil {
+			t.Fatal(err)
+		}
+		return raw.Bytes()
+	}
+	for what, c := range map[string]struct {
+		raw  []byte
+		want error
+	}{
+		"the same":       {encode(map[string]string{"ca-hash": "hash"}), nil},
+		"another":        {encode(map[string]string{"ca-hash": "other"}), ErrOtherRoot},
+		"not said":       {encode(nil), nil},
+		"not an object":  {[]byte("hello"), errors.ErrUnsupported},
+		"another object": {encode(nil)[:8], errors.ErrUnsupported},
+	} {
+		err := CheckRoot(c.raw, "hash")
+		if (err == nil) != (c.want == nil) || errors.Is(c.want, ErrOtherRoot) != errors.Is(err, ErrOtherRoot) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func FuzzCheckRoot(f *testing.F) {
+	f.Add([]byte("k8s\x00\n\x0f\n\x02v1\x12\tConfigMap"))
+	f.Fuzz(func(t *testing.T, raw []byte) { _ = CheckRoot(raw, "hash") })
 }

@@ -15,6 +15,7 @@ const nextBroker = 250 * time.Millisecond
 // takes nodes; which one is found out by asking.
 type brokers struct {
 	last string // tried
+	at   int    // where it was in the list
 	stay bool   // the next attempt is of last, too
 	// asked are the addresses that failed since one was live, or since all had.
 	asked int
@@ -22,11 +23,14 @@ type brokers struct {
 
 // next is the address after the last one, as the list is now; the first at first.
 func (b *brokers) next(list []string) string {
-	i := slices.Index(list, b.last)
+	i := b.at
+	if i >= len(list) || list[i] != b.last { // it is another list
+		i = slices.Index(list, b.last)
+	}
 	if i < 0 || !b.stay {
 		i = (i + 1) % len(list)
 	}
-	b.last, b.stay = list[i], false
+	b.last, b.at, b.stay = list[i], i, false
 	return b.last
 }
 

@@ -34,6 +34,12 @@ func TestBrokersAreAskedInTurn(t *testing.T) {
 	list = []string{"c", "a"}
 	step("c", true, silent, false)
 	step("a", true, silent, false)
+	list = []string{"x", "y", "x", "z"} // even so
+	for _, want := range []string{"x", "y", "x", "z", "x"} {
+		if got := b.next(list); got != want {
+			t.Errorf("asked %s, want %s", got, want)
+		}
+	}
 	list = []string{"x"}
 	step("x", false, refused, false)
 	step("x", false, refused, false)

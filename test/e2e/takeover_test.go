@@ -256,7 +256,7 @@ func TestTakeover(t *testing.T) {
 				return err
 			})
 		}
-		t.Logf("%s: logs of all nodes through %s after %.1f s (lease %v, keepalive %v)", what, p.name, time.Since(began).Seconds(), testLease, testKeepalive)
+		logs := time.Since(began)
 		p.follow(t, pods["board-1"])
 		if now := c.guests(t); !maps.Equal(guests, now) {
 			t.Errorf("%s: guests %v, before %v", what, now, guests)
@@ -280,11 +280,17 @@ func TestTakeover(t *testing.T) {
 		if err := os.WriteFile(manifest, []byte(wasmPod(name, image)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		for _, args := range [][]string{{"apply", "-f", manifest}, {"wait", "--for=jsonpath={.status.phase}=Running", "pod/" + name, "--timeout=60s"}, {"delete", "pod", name, "--timeout=60s"}} {
+		kubectl := func(args ...string) {
+			t.Helper()
 			if out, err := coracle(append([]string{"kubectl", "--kubeconfig", p.kubeconfig}, args...)...); err != nil {
 				t.Fatal(err, out)
 			}
 		}
+		kubectl("apply", "-f", manifest)
+		kubectl("wait", "--for=jsonpath={.status.phase}=Running", "pod/"+name, "--timeout=60s")
+		t.Logf("%s: through %s, logs of all nodes after %.1f s, a new pod runs after %.1f s (lease %v, keepalive %v)",
+			what, p.name, logs.Seconds(), time.Since(began).Seconds(), testLease, testKeepalive)
+		kubectl("delete", "pod", name, "--timeout=60s")
 		if now := c.guests(t); !maps.Equal(guests, now) {
 			t.Errorf("%s, after a pod came and went: guests %v, before %v", what, now, guests)
 		}
