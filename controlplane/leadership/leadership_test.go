@@ -194,6 +194,16 @@ func TestWokenLateItHoldsNothing(t *testing.T) {
 	if now.Store(int64(9*time.Second + time.Millisecond)); l.Held() {
 		t.Error("held up to the last moment, when another may begin")
 	}
+	// A renewal counts from when it was sent.
+	now.Store(int64(20 * time.Second))
+	for end := time.Now().Add(20 * time.Second); !l.Held(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it isn't renewed")
+		}
+	}
+	if now.Store(int64(29*time.Second + time.Millisecond)); l.Held() {
+		t.Error("held for longer after a renewal")
+	}
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)

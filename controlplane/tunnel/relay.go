@@ -65,9 +65,9 @@ func splice(ctx context.Context, a, b net.Conn) {
 	var both sync.WaitGroup
 	pass := func(to, from net.Conn) {
 		_, _ = io.Copy(to, from)
-		// Inside is TLS, which says its end itself: half an end is none.
+		// Inside is TLS, which says its end itself: half an end is none. That ends the
+		// other direction, too.
 		_ = to.Close()
-		_ = from.Close()
 	}
 	both.Go(func() { pass(a, b) })
 	both.Go(func() { pass(b, a) })
