@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -130,8 +131,11 @@ func (s *Store) openEmbedded(ctx context.Context, cfg Config) (*clientv3.Client,
 	return client, nil
 }
 
+// smallSegments sets what etcd has for the whole process, once.
+var smallSegments = sync.OnceFunc(func() { wal.SegmentSizeBytes = walSegment })
+
 func startEtcd(dir string, logger *zap.Logger) (*embed.Etcd, error) {
-	wal.SegmentSizeBytes = walSegment
+	smallSegments()
 	c := embed.NewConfig()
 	c.Name = memberName
 	c.Dir = dir

@@ -17,6 +17,7 @@ func external(t *testing.T) string {
 	}
 	endpoint := url.URL{Scheme: "http", Host: free.Addr().String()}
 	free.Close()
+	smallSegments() // of this process's, so of this one's, too
 	c := embed.NewConfig()
 	c.Dir = t.TempDir()
 	c.ListenPeerUrls = nil

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	etcdsnapshot "go.etcd.io/etcd/etcdutl/v3/snapshot"
-	"go.etcd.io/etcd/server/v3/storage/wal"
 
 	"github.com/coracle-edge/coracle/controlplane/snapshots"
 	"github.com/coracle-edge/coracle/internal/durable"
@@ -153,7 +152,7 @@ func stage(ctx context.Context, cfg RestoreConfig, mark Mark) error {
 
 // unpack has etcd's own tool make a data folder of the snapshot.
 func unpack(cfg RestoreConfig, dir string) (err error) {
-	wal.SegmentSizeBytes = walSegment
+	smallSegments()
 	said := make(chan string, 1)
 	manager := etcdsnapshot.NewV3(newLogger(cfg.Logger, func(message string) {
 		select {

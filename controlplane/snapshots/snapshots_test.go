@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -20,6 +21,7 @@ import (
 
 // source makes real databases with one key per revision.
 type source struct {
+	mu       sync.Mutex // in tests with a Run
 	t        testing.TB
 	revision int64
 	pad      int // bytes of the newest value
@@ -28,10 +30,28 @@ type source struct {
 	written  int
 }
 
-func (s *source) Revision(context.Context) (int64, error)     { return s.revision, s.fail }
-func (s *source) SnapshotSize(context.Context) (int64, error) { return int64(s.pad), nil }
+func (s *source) Revision(context.Context) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.revision, s.fail
+}
+
+func (s *source) SnapshotSize(context.Context) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return int64(s.pad), nil
+}
+
+// at brings it to a revision, at which it may fail.
+func (s *source) at(revision int64, fail error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revision, s.fail = revision, fail
+}
 
 func (s *source) WriteSnapshot(_ context.Context, w io.Writer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.written++
 	path := filepath.Join(s.t.TempDir(), "db")
 	db, err := bolt.Open(path, 0o600, nil)
@@ -301,14 +321,14 @@ func TestSchedule(t *testing.T) {
 		at(time.Minute)          // the start is let settle
 		at(9*time.Minute, 1)     // the first
 		at(30*time.Hour, 1)      // nothing changed
-		s.revision = 2           // it is due since long
+		s.at(2, nil)             // it is due since long
 		at(2*time.Hour, 1, 2)    //
-		s.revision = 3           //
+		s.at(3, nil)             //
 		at(20*time.Hour, 1, 2)   // not due yet
 		at(6*time.Hour, 1, 2, 3) //
-		s.revision, s.fail = 4, io.EOF
+		s.at(4, io.EOF)
 		at(25*time.Hour, 1, 2, 3)
-		s.fail = nil
+		s.at(4, nil)
 		at(time.Hour+time.Minute, 2, 3, 4)
 		cancel()
 		if err := <-done; err != nil {
