@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+
+	fleetapi "github.com/coracle-edge/coracle/controlplane/api/fleet"
 )
 
 // options are the flags.
@@ -25,6 +27,7 @@ type options struct {
 
 	mqttURL       string
 	nodeKeepalive time.Duration
+	linkClasses   fleetapi.LinkClasses
 	logLevel      slog.Level
 	klogLevel     int
 }
@@ -45,7 +48,9 @@ func parseFlags(args []string) (options, error) {
 	fs.StringVar(&o.etcdCertFile, "etcd-certfile", "", "client certificate for the external etcd")
 	fs.StringVar(&o.etcdKeyFile, "etcd-keyfile", "", "key of --etcd-certfile")
 	fs.StringVar(&o.mqttURL, "mqtt-url", "", "URL of an external MQTT broker; embedded if unset")
-	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", time.Minute, "how often an idle node says that it is there")
+	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", 0, "how often an idle node says that it is there, whatever its link class; that of the class if 0")
+	o.linkClasses = fleetapi.DefaultClasses()
+	fs.Func("link-class", "change a link class (lan, wifi, lte, satellite): NAME:KEY=VALUE,... with the keys keepalive, jitter, slots, retry, gather, answer, grace; may be repeated", o.linkClasses.Set)
 	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	fs.IntVar(&o.klogLevel, "v", 0, "verbosity of Kubernetes' own log")
 	if err := fs.Parse(args); err != nil {

@@ -106,6 +106,7 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		Keys:       f.keys,
 		Key:        signer,
 		Chain:      hubKey.Current().Certificate,
+		Classes:    f.opts.linkClasses,
 		Keepalive:  f.opts.nodeKeepalive,
 		FleetURL:   func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
 		Trace:      f.trace,

@@ -22,9 +22,9 @@ const (
 	maxInflight  = 64                      // messages under way to one node
 	maxPending   = 64                      // messages waiting to be written to one node
 	maxPacket    = fleet.MaxMessage + 1024 // bytes, with topic and header
-	minKeepalive = 5                       // seconds
-	maxKeepalive = 4 * 3600                // seconds; 1.5 of it still fits MQTT's 16 bits
-	firstPacket  = 15 * time.Second        // for TLS handshake and CONNECT together
+	minKeepalive = int(fleet.MinKeepalive / time.Second)
+	maxKeepalive = int(fleet.MaxKeepalive / time.Second) // 1.5 of it still fits MQTT's 16 bits
+	firstPacket  = 15 * time.Second                      // for TLS handshake and CONNECT together
 	defaultNodes = 10000
 )
 
@@ -201,7 +201,7 @@ func (g *gate) check(cl *mqtt.Client, pk packets.Packet) error {
 		return fmt.Errorf("%w: client id %q must be %q", ErrRefused, pk.Connect.ClientIdentifier, user)
 	case !pk.Connect.Clean:
 		return fmt.Errorf("%w: clean session is needed, nothing is queued here", ErrRefused)
-	case pk.Connect.Keepalive < minKeepalive || pk.Connect.Keepalive > maxKeepalive:
+	case int(pk.Connect.Keepalive) < minKeepalive || int(pk.Connect.Keepalive) > maxKeepalive:
 		return fmt.Errorf("%w: keepalive of %d s, want %d to %d", ErrRefused, pk.Connect.Keepalive, minKeepalive, maxKeepalive)
 	case pk.Connect.WillFlag && (pk.Connect.WillTopic != fleet.Topic(node, fleet.DirWill) || pk.Connect.WillRetain):
 		return fmt.Errorf("%w: will on topic %q", ErrRefused, pk.Connect.WillTopic)

@@ -1,6 +1,7 @@
 package fleethub
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -30,8 +31,6 @@ const (
 	orderWorkers = 4
 	writeWorkers = 8
 	component    = "fleethub"
-	// ackDelay lets acknowledgements gather into one message.
-	ackDelay = 3 * time.Millisecond
 )
 
 var (
@@ -75,13 +74,11 @@ type Config struct {
 	Key   ed25519.PrivateKey
 	Chain [][]byte
 
-	// Keepalive of nodes. 60 s if zero.
-	Keepalive time.Duration
-	// WillGrace is how long a broken connection may be replaced before the node
-	// is called away. 500 ms if zero.
-	WillGrace time.Duration
-	// ReconnectJitter spreads nodes that come back. 2 s if zero.
-	ReconnectJitter time.Duration
+	// Classes of links. fleet.DefaultClasses if nil.
+	Classes fleet.LinkClasses
+	// Keepalive, WillGrace and ReconnectJitter, where they aren't zero, take the
+	// place of every class's own.
+	Keepalive, WillGrace, ReconnectJitter time.Duration
 	// FleetURL is https://host:port of the fleet endpoint, for tunnels and
 	// large objects.
 	FleetURL func() string
@@ -101,6 +98,7 @@ type Hub struct {
 	log     *slog.Logger
 	codec   *fleet.Codec
 	started time.Time
+	classes fleet.LinkClasses
 	reign   reign
 	encoder *encoder
 
@@ -129,15 +127,13 @@ func New(c Config) (*Hub, error) {
 	if c.Client == nil || c.NodeClient == nil || c.Factory == nil || c.Transport == nil || c.Keys == nil || c.Key == nil {
 		return nil, errors.New("fleethub: Client, NodeClient, Factory, Transport, Keys and Key are needed")
 	}
-	def := func(d *time.Duration, v time.Duration) {
-		if *d == 0 {
-			*d = v
-		}
+	classes, err := c.classes()
+	if err != nil {
+		return nil, fmt.Errorf("fleethub: %w", err)
 	}
-	def(&c.Keepalive, time.Minute)
-	def(&c.WillGrace, 500*time.Millisecond)
-	def(&c.ReconnectJitter, 2*time.Second)
-	def(&c.EventInterval, 10*time.Second)
+	if c.EventInterval == 0 {
+		c.EventInterval = 10 * time.Second
+	}
 	if c.Events == 0 {
 		c.Events = 25
 	}
@@ -151,7 +147,7 @@ func New(c Config) (*Hub, error) {
 		c.FleetURL = func() string { return "" }
 	}
 	h := &Hub{
-		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(),
+		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(), classes: classes,
 		nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
 		work: workqueue.NewTypedDelayingQueue[string](),
 		writes: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[writeKey](
@@ -178,6 +174,30 @@ func New(c Config) (*Hub, error) {
 		h.synced = append(h.synced, registration.HasSynced)
 	}
 	return h, nil
+}
+
+// classes are the configured ones with what is the same for all put in.
+func (c *Config) classes() (fleet.LinkClasses, error) {
+	from := c.Classes
+	if from == nil {
+		from = fleet.DefaultClasses()
+	}
+	out := fleet.LinkClasses{}
+	for name, class := range from {
+		if c.Keepalive != 0 {
+			class.Keepalive, class.Retry = c.Keepalive, min(class.Retry, c.Keepalive*2/3)
+		}
+		class.Grace = cmp.Or(c.WillGrace, class.Grace)
+		class.Jitter = cmp.Or(c.ReconnectJitter, class.Jitter)
+		if err := class.Validate(); err != nil {
+			return nil, err
+		}
+		out[name] = class
+	}
+	if _, ok := out[fleet.DefaultClass]; !ok {
+		return nil, fmt.Errorf("%w %s is missing", fleet.ErrClass, fleet.DefaultClass)
+	}
+	return out, nil
 }
 
 // Run raises the epoch, waits for the informers and serves until ctx ends.

@@ -70,12 +70,11 @@ func (h *Hub) writeJournal(ctx context.Context, n *node) error {
 	if !newer {
 		n.journal = nil
 	}
-	n.jack = &ack
 	n.mu.Unlock()
 	if newer {
 		h.writes.Add(writeKey{n.name, writeJournal, ""})
 	}
-	h.work.AddAfter(n.name, ackDelay)
+	h.answer(n, func() { n.jack = &ack })
 	return nil
 }
 

@@ -46,6 +46,10 @@ type node struct {
 	ordered  map[string]time.Time
 	knowsKey bool
 	big      bigObjects
+	settings linkSettings  // in force
+	told     linkSettings  // in the last Welcome
+	retellAt time.Duration // not asked again before
+	wrong    string        // what was last found wrong with the Node's word on its link
 
 	presence  atomic.Int32
 	confirmed atomic.Bool
@@ -64,6 +68,9 @@ type node struct {
 	journal  *fleet.Journal
 	verdicts []*fleet.ReportVerdict
 	jack     *fleet.JournalAck
+	answer   time.Duration // how long these wait for others
+	answerAt time.Duration // when they are due; 0: none wait
+	said     string        // link class by the node's own word
 	resend   []string
 	again    bool // ask for the node's own report
 	tunnels  []*fleet.TunnelRequest
@@ -140,10 +147,12 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 		if len(inbox) == 0 && !expected {
 			return
 		}
-		n.peer = NewPeer(now, h.reign.Epoch, Timing{h.c.Keepalive, h.c.WillGrace, h.c.ReconnectJitter}, expected)
+		h.adjust(n)
+		n.peer = NewPeer(now, h.reign.Epoch, Timing{n.settings.Keepalive, n.settings.Grace, h.window(n.settings.LinkClass)}, expected)
 		n.peer.SetDesired(now, h.compute(n), n.revision)
 		stale = false
 	}
+	h.adjust(n)
 	t := &turn{h: h, n: n, ctx: ctx}
 	if linkDown {
 		n.peer.LinkDown()
@@ -164,19 +173,33 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 	t.do(n.peer.Tick(h.now()))
 	t.gather()
 	t.send()
+	t.retell()
 	n.presence.Store(int32(n.peer.Presence()))
 	n.confirmed.Store(n.peer.Confirmed())
 	n.foreign.Store(n.peer.IsForeign() && n.peer.Open())
-	if at, ok := n.peer.Deadline(); ok {
-		n.mu.Lock()
-		wait := max(at-h.now(), time.Millisecond)
-		if n.timer == nil {
-			name := n.name
-			n.timer = time.AfterFunc(wait, func() { h.work.Add(name) })
-		} else {
-			n.timer.Reset(wait)
-		}
-		n.mu.Unlock()
+	h.arm(n)
+}
+
+// arm has the node's next turn come when something is due.
+func (h *Hub) arm(n *node) {
+	at, ok := n.peer.Deadline()
+	if n.outdated() && (!ok || n.retellAt < at) {
+		at, ok = n.retellAt, true
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.answerAt != 0 && n.peer.Open() && (!ok || n.answerAt < at) {
+		at, ok = n.answerAt, true
+	}
+	if !ok {
+		return
+	}
+	wait := max(at-h.now(), time.Millisecond)
+	if n.timer == nil {
+		name := n.name
+		n.timer = time.AfterFunc(wait, func() { h.work.Add(name) })
+	} else {
+		n.timer.Reset(wait)
 	}
 }
 
@@ -258,10 +281,12 @@ func (t *turn) hello(u *fleet.Up) {
 		n.knowsKey = n.knowsKey || bytes.Equal(k, id)
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.verdicts, n.jack, n.tunnels = nil, nil, nil
+	n.verdicts, n.jack, n.answerAt, n.tunnels = nil, nil, 0, nil
 	n.store = string(u.GetSession().GetStore())
+	n.said = u.GetHello().GetLinkClass()
+	n.mu.Unlock()
 	n.order = nil
+	t.h.adjust(n)
 }
 
 // take has reports and journal written.
@@ -302,17 +327,18 @@ func (t *turn) do(outputs []Output) {
 		case SendWelcome:
 			t.part().Welcome = &fleet.Welcome{
 				Version: n.peer.Version().Proto(), InSync: o.InSync, Protocol: fleet.ProtocolVersion,
-				Keepalive:       uint32(h.c.Keepalive / time.Second),
-				ReconnectJitter: uint32(h.c.ReconnectJitter / time.Millisecond),
-				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(),
+				Keepalive:       uint32(n.settings.Keepalive / time.Second),
+				ReconnectJitter: uint32(n.peer.Timing().Jitter / time.Millisecond),
+				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(), Link: n.link(),
 			}
+			n.told = n.settings
 			t.chain = t.chain || !n.knowsKey
 		case SendOrder:
 			t.order(o)
 		case SendAdopt:
 			t.part().Adopt = &fleet.Adopt{From: []byte(o.From), To: o.To.Proto()}
 		case SendRebirth:
-			t.rebirth()
+			t.rebirth(n.peer.Timing().Jitter)
 		case Came:
 			h.log.Info("node is there", "node", n.name, "first", o.First)
 			t.came()
@@ -469,13 +495,14 @@ func (t *turn) gather() {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.verdicts) > 0 {
-		t.part().ReportAck = &fleet.ReportAck{Verdicts: n.verdicts}
-		n.verdicts = nil
-	}
-	if n.jack != nil {
-		t.part().JournalAck = n.jack
-		n.jack = nil
+	if n.answerAt != 0 && (t.down != nil || t.h.now() >= n.answerAt) {
+		if len(n.verdicts) > 0 {
+			t.part().ReportAck = &fleet.ReportAck{Verdicts: n.verdicts}
+		}
+		if n.jack != nil {
+			t.part().JournalAck = n.jack
+		}
+		n.verdicts, n.jack, n.answerAt = nil, nil, 0
 	}
 	if !n.peer.Confirmed() {
 		return
@@ -504,10 +531,10 @@ func (t *turn) send() {
 	t.h.publish(t.n, down, chain)
 }
 
-func (t *turn) rebirth() {
+func (t *turn) rebirth(jitter time.Duration) {
 	h, n := t.h, t.n
 	h.publish(n, &fleet.Down{Rebirth: &fleet.Rebirth{
-		Version: n.peer.Version().Proto(), Jitter: uint32(h.c.ReconnectJitter / time.Millisecond),
+		Version: n.peer.Version().Proto(), Jitter: uint32(jitter / time.Millisecond),
 	}}, h.c.Chain)
 }
 

@@ -9,23 +9,11 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/edgelet/state"
-)
-
-// Settings that the hub gives and that are used before it can be asked.
-const (
-	settingKeepalive = "link.keepalive" // seconds
-	settingJitter    = "link.jitter"    // milliseconds
-	settingObjects   = "link.objects"   // URL
-
-	defaultKeepalive = 60 * time.Second
-	defaultJitter    = 2 * time.Second
-	maxRetry         = 2 * time.Minute
 )
 
 var (
@@ -61,10 +49,11 @@ type Config struct {
 	// What the node says of itself.
 	Features     []string
 	AgentVersion string
-	LinkClass    string
-	BootID       []byte
+	// LinkClass is what the hub goes by until the Node's label says otherwise.
+	LinkClass string
+	BootID    []byte
 
-	// Coalesce is how long reports wait for others. 2 ms if zero.
+	// Coalesce is how long reports wait for others. What the hub says if zero.
 	Coalesce time.Duration
 	// ShutdownWait bounds the goodbye. 500 ms if zero.
 	ShutdownWait time.Duration
@@ -96,6 +85,8 @@ type Status struct {
 	Live      bool      // the hub has welcomed us
 	Since     time.Time // of the last change of Live
 	Broker    string
+	Class     string // of the link
+	Keepalive time.Duration
 	Resumed   bool // the TLS session was
 	LastError string
 	Err       error // the same, for errors.Is
@@ -112,9 +103,6 @@ func New(c Config) (*Link, error) {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	if c.Coalesce == 0 {
-		c.Coalesce = 2 * time.Millisecond
 	}
 	if c.ShutdownWait == 0 {
 		c.ShutdownWait = 500 * time.Millisecond
@@ -177,15 +165,15 @@ func (l *Link) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		wait := time.Duration(l.c.Rand() * float64(l.setting(settingJitter, defaultJitter, time.Millisecond)))
+		var wait time.Duration
 		switch {
 		case errors.Is(err, errReconnect):
-			failures, wait = 0, 0
-		case live:
 			failures = 0
+		case live:
+			failures, wait = 0, l.settings().comeBack(l.c.Rand())
 		default:
 			failures++
-			wait += time.Duration((0.5 + l.c.Rand()) * float64(backoff(250*time.Millisecond, maxRetry, failures)))
+			wait = l.settings().again(failures, l.c.Rand())
 		}
 		if err != nil {
 			l.note(func(s *Status) { s.LastError, s.Err = err.Error(), err })
@@ -202,14 +190,4 @@ func (l *Link) Run(ctx context.Context) error {
 	return nil
 }
 
-func (l *Link) setting(name string, fallback, unit time.Duration) time.Duration {
-	n, err := strconv.ParseUint(l.c.State.Setting(name), 10, 32)
-	if err != nil {
-		return fallback
-	}
-	return time.Duration(n) * unit
-}
-
-func (l *Link) keepalive() time.Duration {
-	return min(max(l.setting(settingKeepalive, defaultKeepalive, time.Second), 5*time.Second), 4*time.Hour)
-}
+func (l *Link) settings() settings { return readSettings(l.c.State, l.c.LinkClass) }

@@ -56,6 +56,7 @@ type cluster struct {
 	tap       *tap
 	objects   string // URL of the fleet endpoint
 	cut       func(net.Conn) net.Conn
+	configure func(*fleethub.Config) // of the next hub; may be nil
 
 	mu   sync.Mutex
 	keys map[string]fleethub.NodeKeys
@@ -89,8 +90,13 @@ func (t *tap) Run(ctx context.Context, message func(string, fleet.Direction, []b
 
 func newCluster(t *testing.T, external bool) *cluster {
 	t.Helper()
+	return newClusterWith(t, external, nil)
+}
+
+func newClusterWith(t *testing.T, external bool, configure func(*fleethub.Config)) *cluster {
+	t.Helper()
 	_, hubKey, _ := ed25519.GenerateKey(rand.Reader)
-	c := &cluster{t: t, pki: brokertest.NewPKI(t), client: fake.NewClientset(), hubKey: hubKey, trace: trace.NewRecorder(0), keys: map[string]fleethub.NodeKeys{}}
+	c := &cluster{t: t, pki: brokertest.NewPKI(t), client: fake.NewClientset(), hubKey: hubKey, trace: trace.NewRecorder(0), keys: map[string]fleethub.NodeKeys{}, configure: configure}
 	if external {
 		c.mosquitto = brokertest.StartMosquitto(t, c.pki)
 		c.addr = c.mosquitto.Addr
@@ -138,7 +144,7 @@ func (c *cluster) startHub() {
 	c.t.Helper()
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	c.tap = &tap{Transport: c.transport()}
-	hub, err := fleethub.New(fleethub.Config{
+	config := fleethub.Config{
 		Client: c.client,
 		NodeClient: func(string) (corev1client.CoreV1Interface, error) {
 			return c.client.CoreV1(), nil
@@ -155,7 +161,11 @@ func (c *cluster) startHub() {
 		},
 		Keepalive: 10 * time.Second, WillGrace: 300 * time.Millisecond, ReconnectJitter: 50 * time.Millisecond,
 		FleetURL: func() string { return c.objects },
-	})
+	}
+	if c.configure != nil {
+		c.configure(&config)
+	}
+	hub, err := fleethub.New(config)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -219,6 +229,7 @@ type board struct {
 	link    *link.Link
 	stop    func()
 	tunnels chan *fleet.TunnelRequest
+	class   string // by its own word
 	cable   *cable
 }
 
@@ -287,7 +298,7 @@ func (b *board) start() {
 		Trust: link.NewTrust(nil, b.c.hubKey.Public().(ed25519.PublicKey)), State: store, ObjectsTLS: b.tls,
 		OnTunnel: func(r *fleet.TunnelRequest) error { b.tunnels <- r; return nil },
 		Dial:     b.cable.dial,
-		BootID:   []byte("boot"), Logger: logger(t, b.name),
+		BootID:   []byte("boot"), LinkClass: b.class, Logger: logger(t, b.name),
 	})
 	if err != nil {
 		t.Fatal(err)
