@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+	fleetapi "github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
 	"github.com/coracle-edge/coracle/controlplane/broker"
@@ -47,11 +48,13 @@ type fleet struct {
 	hub     atomic.Pointer[fleethub.Hub]
 	// audience is the API's own, that nodes sign pods' tokens for.
 	audience string
+	// counters are those of the hub, the broker and the tunnels together.
+	counters *fleetapi.Counters
 }
 
 func newFleet(authority *pki.Authority, l *listeners, o options, recorder *trace.Recorder, logger *slog.Logger) *fleet {
-	f := &fleet{authority: authority, listeners: l, opts: o, trace: recorder, logger: logger}
-	f.tunnels = tunnel.New(tunnel.Config{Asker: f, Logger: logger})
+	f := &fleet{authority: authority, listeners: l, opts: o, trace: recorder, logger: logger, counters: &fleetapi.Counters{}}
+	f.tunnels = tunnel.New(tunnel.Config{Asker: f, Count: f.countStream, Logger: logger})
 	return f
 }
 
@@ -62,6 +65,23 @@ func (f *fleet) RequestTunnel(ctx context.Context, node, id, purpose string) err
 		return errors.New("the fleet hub hasn't begun yet")
 	}
 	return hub.RequestTunnel(ctx, node, id, purpose)
+}
+
+// countStream counts a stream for all nodes and for its own.
+func (f *fleet) countStream(node, purpose string) func(sent, received int) {
+	all, own := f.counters.Stream(purpose), f.nodeCounters(node).Stream(purpose)
+	return func(sent, received int) {
+		all.Add(sent, received)
+		own.Add(sent, received)
+	}
+}
+
+// nodeCounters are the hub's; before there is one nobody asks for them.
+func (f *fleet) nodeCounters(node string) *fleetapi.Counters {
+	if hub := f.hub.Load(); hub != nil {
+		return hub.NodeCounters(node)
+	}
+	return &fleetapi.Counters{}
 }
 
 // extend lets in pods by what their node signed, and nodes only while their record says so.
@@ -109,13 +129,18 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		Classes:    f.opts.linkClasses,
 		Keepalive:  f.opts.nodeKeepalive,
 		FleetURL:   func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
-		Trace:      f.trace,
-		Logger:     f.logger,
+		Counters:   f.counters, TunnelRefused: f.tunnels.Refused,
+		Trace:  f.trace,
+		Logger: f.logger,
 	})
 	if err != nil {
 		return nil, err
 	}
 	f.hub.Store(hub)
+	if err := server.RegisterMetrics(hub.Metrics()); err != nil {
+		return nil, err
+	}
+	server.Handle(fleethub.NodesPath, hub.NodesHandler())
 	endpoint, err := f.endpoint(server, hub, hubKey)
 	if err != nil {
 		return nil, err
@@ -141,7 +166,7 @@ func (f *fleet) transport(hubKey *pki.Leaf) (fleethub.Transport, error) {
 			TLS: &tls.Config{
 				MinVersion: tls.VersionTLS12, RootCAs: f.authority.RootPool(), GetClientCertificate: hubKey.GetClientCertificate,
 			},
-			Logger: f.logger,
+			Counters: f.counters, Logger: f.logger,
 		})
 	}
 	serving, err := f.authority.Broker(f.listeners.hosts...)
@@ -154,7 +179,8 @@ func (f *fleet) transport(hubKey *pki.Leaf) (fleethub.Transport, error) {
 			MinVersion: tls.VersionTLS13, GetCertificate: serving.GetCertificate,
 			ClientCAs: f.authority.RootPool(), ClientAuth: tls.RequireAndVerifyClientCert,
 		},
-		Admit:  f.admit,
+		Admit:    f.admit,
+		Counters: f.counters, NodeCounters: f.nodeCounters,
 		Logger: f.logger,
 	})
 }

@@ -29,7 +29,8 @@ func (a *agent) runLink(ctx context.Context) error {
 		return err
 	}
 	tunnels := tunnel.New(tunnel.Config{Identity: id, Logger: a.log,
-		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log})})
+		Count:   func(purpose string) func(sent, received int) { return a.counters.Stream(purpose).Add },
+		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log, More: a.metricsPaths()})})
 	var known []ed25519.PublicKey
 	if key, err := id.HubKey(); err == nil {
 		known = append(known, key)
@@ -40,7 +41,7 @@ func (a *agent) runLink(ctx context.Context) error {
 		OnTunnel: func(r *fleet.TunnelRequest) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
-		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs,
+		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs, Counters: &a.counters,
 		Features: features(), AgentVersion: version(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {
@@ -49,7 +50,7 @@ func (a *agent) runLink(ctx context.Context) error {
 	a.link.Store(&linkStatus{l.Status})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return tunnels.Run(ctx) })
-	g.Go(func() error { return id.Run(ctx) })
+	g.Go(func() error { return id.Run(a.metered(ctx)) })
 	g.Go(func() error { return l.Run(ctx) })
 	g.Go(func() error { a.renewExpired(ctx, id, l); return nil })
 	return g.Wait()
@@ -65,7 +66,7 @@ func (a *agent) ensureJoined(ctx context.Context) (*identity.Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--join: %w", err)
 	}
-	id, err := identity.Join(ctx, identity.JoinOptions{Options: a.identityOptions(), Line: line, NodeName: a.name})
+	id, err := identity.Join(a.metered(ctx), identity.JoinOptions{Options: a.identityOptions(), Line: line, NodeName: a.name})
 	if ctx.Err() != nil {
 		return nil, nil
 	}
@@ -74,6 +75,11 @@ func (a *agent) ensureJoined(ctx context.Context) (*identity.Identity, error) {
 	}
 	a.id.Store(id)
 	return id, nil
+}
+
+// metered has what the identity sends and receives in ctx counted.
+func (a *agent) metered(ctx context.Context) context.Context {
+	return identity.WithMeter(ctx, a.counters.Stream(fleet.StreamIdentity).Add)
 }
 
 // renewExpired renews when the broker says that the certificate expired: a board
@@ -90,7 +96,7 @@ func (a *agent) renewExpired(ctx context.Context, id *identity.Identity, l *link
 		if s := l.Status(); s.Connected || !identity.Expired(s.Err) {
 			continue
 		}
-		if err := id.Renew(ctx); err != nil && ctx.Err() == nil {
+		if err := id.Renew(a.metered(ctx)); err != nil && ctx.Err() == nil {
 			a.log.Warn("the certificate was not renewed", "err", err)
 		}
 	}

@@ -46,6 +46,8 @@ type agent struct {
 	node    *node.Node
 	pods    *pods.Manager
 	link    atomic.Pointer[linkStatus]
+	// counters are of all that goes to the control plane and comes from it.
+	counters fleet.Counters
 }
 
 // containerRuntime is what all users of the runtime need together.

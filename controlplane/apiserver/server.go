@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -50,6 +51,7 @@ type Server struct {
 	outermost *genericapiserver.GenericAPIServer
 	ready     chan struct{}
 	hooks     []namedHook
+	metrics   *prometheus.Registry // besides upstream's
 }
 
 type namedHook struct {
@@ -67,7 +69,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	capabilities.Setup(true, 0)
-	s := &Server{cfg: cfg, handler: newChain(), ready: make(chan struct{})}
+	s := &Server{cfg: cfg, handler: newChain(), ready: make(chan struct{}), metrics: prometheus.NewRegistry()}
 	var err error
 	if s.client, err = kubernetes.NewForConfig(s.loopback()); err != nil {
 		return nil, err
@@ -235,6 +237,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.outermost = aggregator.GenericAPIServer
 	s.outermost.ShutdownTimeout = shutdownGrace
 	s.installOpenAPI(auth, kube, crds, aggregator, services)
+	s.installMetrics()
 	s.outermost.Handler.NonGoRestfulMux.UnlistedHandle(TracePath, traceHandler(s.cfg.Trace, s.client))
 	return nil
 }

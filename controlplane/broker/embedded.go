@@ -55,9 +55,11 @@ type EmbeddedConfig struct {
 	Active func() bool
 	// MaxNodes bounds the connections. 10000 if zero.
 	MaxNodes int64
-	// Counters, if set, counts the bytes on the sockets.
-	Counters *fleet.Counters
-	Logger   *slog.Logger
+	// Counters, if set, counts the bytes on the sockets; so do those that
+	// NodeCounters, if set, returns for an admitted node.
+	Counters     *fleet.Counters
+	NodeCounters func(node string) *fleet.Counters
+	Logger       *slog.Logger
 }
 
 // Embedded is an MQTT broker in this process that serves nodes only.
@@ -147,6 +149,20 @@ func (e *Embedded) Disconnect(node string) {
 	}
 }
 
+// Heard is when the connection of a node last brought anything, a keepalive
+// included; false if it has none.
+func (e *Embedded) Heard(node string) (time.Time, bool) {
+	cl, ok := e.server.Clients.Get(fleet.NodeUserPrefix + node)
+	if !ok {
+		return time.Time{}, false
+	}
+	socket := socketOf(cl)
+	if socket == nil {
+		return time.Time{}, false
+	}
+	return time.Unix(0, socket.heard.Load()), true
+}
+
 // Connected is the number of nodes that are connected.
 func (e *Embedded) Connected() int {
 	return e.server.Clients.Len() - 1 // the inline client
@@ -211,6 +227,9 @@ func (g *gate) check(cl *mqtt.Client, pk packets.Packet) error {
 			return fmt.Errorf("%w: %w", ErrRefused, err)
 		}
 	}
+	if socket := socketOf(cl); socket != nil && g.e.config.NodeCounters != nil {
+		socket.belongs(g.e.config.NodeCounters(node))
+	}
 	return nil
 }
 
@@ -234,6 +253,16 @@ func peer(cl *mqtt.Client) (*x509.Certificate, string) {
 	return certs[0], certs[0].Subject.CommonName
 }
 
+// socketOf is the client's connection below TLS; nil of the inline client.
+func socketOf(cl *mqtt.Client) *counted {
+	conn, ok := cl.Net.Conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	socket, _ := conn.NetConn().(*counted)
+	return socket
+}
+
 // listener gives each connection a time to say CONNECT and counts its bytes.
 type listener struct {
 	net.Listener
@@ -249,7 +278,7 @@ func (l *listener) Accept() (net.Conn, error) {
 				_ = tcp.SetKeepAlive(false)
 			}
 			_ = conn.SetDeadline(time.Now().Add(firstPacket)) // MQTT sets its own after CONNECT
-			return Count(conn, l.counters), nil
+			return count(conn, l.counters), nil
 		}
 		if errors.Is(err, net.ErrClosed) {
 			return nil, err

@@ -89,7 +89,10 @@ func window(class fleet.LinkClass, nodes int) time.Duration {
 // adjust brings the peer's times to the node's class. The keepalive is that of
 // the connection in use; a Hello says it.
 func (h *Hub) adjust(n *node) {
-	n.settings = h.settingsOf(n)
+	if now := h.settingsOf(n); now != n.settings {
+		n.settings = now
+		n.inForce.Store(&now)
+	}
 	n.mu.Lock()
 	n.answer = n.settings.Answer
 	n.mu.Unlock()
@@ -118,6 +121,7 @@ func (t *turn) retell() {
 	spread := time.Duration(len(h.nodes)) * time.Second / returnRate
 	h.mu.Unlock()
 	n.retellAt = h.now() + retellEvery + spread
+	h.stats.retold.Add(1)
 	t.rebirth(spread)
 }
 
@@ -133,6 +137,14 @@ func withClass(o *corev1.Node, own string) *corev1.Node {
 		o.Labels[fleet.LabelLinkClass] = own
 	}
 	return o
+}
+
+// class in force, empty before the node was first looked at.
+func (n *node) class() string {
+	if s := n.inForce.Load(); s != nil {
+		return s.Name
+	}
+	return ""
 }
 
 // ownClass is what the node itself says, empty if nothing that is known.

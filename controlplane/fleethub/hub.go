@@ -6,7 +6,6 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -87,6 +86,12 @@ type Config struct {
 	Events        int
 	EventInterval time.Duration
 
+	// Counters count what is sent and received; its own if nil. Whoever has the
+	// sockets counts into the same.
+	Counters *fleet.Counters
+	// TunnelRefused is told what a node says to a request for a tunnel; may be nil.
+	TunnelRefused func(node, id, reason string)
+
 	Trace  *trace.Recorder
 	Logger *slog.Logger
 	Now    func() time.Time
@@ -112,7 +117,8 @@ type Hub struct {
 	work     workqueue.TypedDelayingInterface[string]
 	writes   workqueue.TypedRateLimitingInterface[writeKey]
 	revision atomic.Uint64
-	counters fleet.Counters
+	counters *fleet.Counters
+	stats    stats
 	live     atomic.Bool // Run has raised the epoch and synced
 
 	// mu guards the maps; a node's own state is its own.
@@ -143,11 +149,14 @@ func New(c Config) (*Hub, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Counters == nil {
+		c.Counters = &fleet.Counters{}
+	}
 	if c.FleetURL == nil {
 		c.FleetURL = func() string { return "" }
 	}
 	h := &Hub{
-		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(), classes: classes,
+		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(), classes: classes, counters: c.Counters,
 		nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
 		work: workqueue.NewTypedDelayingQueue[string](),
 		writes: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[writeKey](
@@ -266,33 +275,14 @@ func (h *Hub) Incarnation() string {
 func (h *Hub) Live() bool { return h.live.Load() }
 
 // Counters of messages and bytes.
-func (h *Hub) Counters() *fleet.Counters { return &h.counters }
-
-// WriteMetrics writes all metrics in Prometheus' text format.
-func (h *Hub) WriteMetrics(w io.Writer) error {
-	if err := h.counters.WriteMetrics(w); err != nil {
-		return err
-	}
-	count := map[Presence]int{}
-	h.mu.Lock()
-	for _, n := range h.nodes {
-		count[Presence(n.presence.Load())]++
-	}
-	h.mu.Unlock()
-	for _, p := range []Presence{Present, Away, Unsure} {
-		if _, err := fmt.Fprintf(w, "coracle_fleet_nodes{state=%q} %d\n", p, count[p]); err != nil {
-			return err
-		}
-	}
-	_, err := fmt.Fprintf(w, "coracle_fleet_epoch %d\n", h.reign.Number)
-	return err
-}
+func (h *Hub) Counters() *fleet.Counters { return h.counters }
 
 // Liveness of a node, from memory.
 type Liveness struct {
 	Presence Presence
-	// Heard is when the node was last known to be there: now, while its
-	// connection stands.
+	// Heard is when the node last gave a sign of life: a message, or a keepalive
+	// where the broker tells of it. Where it doesn't, now while its connection
+	// stands.
 	Heard time.Time
 }
 
@@ -302,13 +292,7 @@ func (h *Hub) Liveness(name string) (Liveness, bool) {
 	if n == nil {
 		return Liveness{}, false
 	}
-	l := Liveness{Presence: Presence(n.presence.Load())}
-	if n.confirmed.Load() {
-		l.Heard = h.c.Now()
-	} else if at := n.heard.Load(); at != 0 {
-		l.Heard = time.Unix(0, at)
-	}
-	return l, true
+	return Liveness{Presence: Presence(n.presence.Load()), Heard: h.heardOf(n)}, true
 }
 
 // RequestTunnel asks a node to dial the tunnel with this id for this purpose. It

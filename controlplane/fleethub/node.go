@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
@@ -51,6 +52,8 @@ type node struct {
 	retellAt time.Duration // not asked again before
 	wrong    string        // what was last found wrong with the Node's word on its link
 
+	counters  fleet.Counters
+	inForce   atomic.Pointer[linkSettings] // for others to read
 	presence  atomic.Int32
 	confirmed atomic.Bool
 	foreign   atomic.Bool
@@ -106,6 +109,8 @@ func (h *Hub) message(name string, d fleet.Direction, payload []byte) {
 	n.mu.Lock()
 	if len(n.inbox) < maxInbox {
 		n.inbox = append(n.inbox, message{d, payload, h.c.Now()})
+	} else {
+		h.stats.drop(dropFull)
 	}
 	n.mu.Unlock()
 	h.work.Add(name)
@@ -224,6 +229,8 @@ func (t *turn) receive(m message) {
 	h, n := t.h, t.n
 	refuse := func(err error) {
 		h.counters.Refused()
+		n.counters.Refused()
+		h.stats.drop(dropRefused)
 		h.log.Warn("message refused", "node", n.name, "direction", m.direction, "error", err)
 	}
 	keys := func(keyID []byte, _ [][]byte) (ed25519.PublicKey, error) {
@@ -242,7 +249,7 @@ func (t *turn) receive(m message) {
 			refuse(err)
 			return
 		}
-		h.counters.Received(fleet.ClassSession, len(m.payload))
+		h.received(n, &w, len(m.payload))
 		if n.peer.Confirmed() && n.peer.Session().SameConn(fleet.SessionFrom(w.GetSession())) {
 			n.heard.Store(m.at.UnixNano())
 		}
@@ -254,15 +261,18 @@ func (t *turn) receive(m message) {
 		refuse(err)
 		return
 	}
-	h.counters.Received(fleet.ClassOf(&u), len(m.payload))
+	h.received(n, &u, len(m.payload))
 	outputs, accept := n.peer.Up(h.now(), &u)
 	if !accept {
 		t.do(outputs)
 		h.counters.Refused()
+		n.counters.Refused()
+		h.stats.drop(dropStray)
 		h.log.Debug("message not accepted", "node", n.name, "session", fleet.SessionFrom(u.GetSession()), "seq", u.GetSeq())
 		return
 	}
 	if hello := u.GetHello(); hello != nil {
+		h.stats.hellos.Add(1)
 		t.hello(&u)
 	} else {
 		n.heard.Store(m.at.UnixNano())
@@ -316,6 +326,12 @@ func (t *turn) take(u *fleet.Up, at time.Time) {
 	}
 	if a := u.GetTunnel(); a.GetError() != "" {
 		h.log.Warn("node opens no tunnel", "node", n.name, "id", a.GetId(), "reason", a.GetError())
+		if h.c.TunnelRefused != nil {
+			h.c.TunnelRefused(n.name, a.GetId(), a.GetError())
+		}
+	}
+	if a := u.GetAck(); a != nil && n.order != nil && fleet.VersionFrom(a.GetVersion()) == fleet.VersionFrom(n.order.GetVersion()) {
+		h.stats.ack(a.GetStatus())
 	}
 }
 
@@ -338,11 +354,14 @@ func (t *turn) do(outputs []Output) {
 		case SendAdopt:
 			t.part().Adopt = &fleet.Adopt{From: []byte(o.From), To: o.To.Proto()}
 		case SendRebirth:
+			h.stats.rebirths.Add(1)
 			t.rebirth(n.peer.Timing().Jitter)
 		case Came:
+			h.stats.came.Add(1)
 			h.log.Info("node is there", "node", n.name, "first", o.First)
 			t.came()
 		case Went:
+			h.stats.went.Add(1)
 			h.log.Info("node is away", "node", n.name, "reason", o.Reason)
 			n.mu.Lock()
 			n.went = o.Reason
@@ -399,6 +418,9 @@ func (t *turn) order(o SendOrder) {
 			return
 		}
 		n.order = built
+		h.stats.ordersSent.Add(1)
+	} else {
+		h.stats.ordersRepeated.Add(1)
 	}
 	now := h.c.Now()
 	for _, obj := range n.order.GetUpserts() {
@@ -549,12 +571,20 @@ func (h *Hub) publish(n *node, down *fleet.Down, chain [][]byte) {
 		return
 	}
 	if err != nil {
-		h.log.Error("message not sent", "node", n.name, "class", fleet.ClassOf(down), "error", err)
+		h.stats.drop(dropTooLarge)
+		h.log.Error("message not sent", "node", n.name, "error", err)
 		return
 	}
 	if err := h.c.Transport.Publish(n.name, payload); err != nil {
+		h.stats.drop(dropNotSent)
 		h.log.Debug("message not sent", "node", n.name, "error", err)
 		return
 	}
-	h.counters.Sent(fleet.ClassOf(down), len(payload))
+	h.counters.Sent(down, len(payload))
+	n.counters.Sent(down, len(payload))
+}
+
+func (h *Hub) received(n *node, msg proto.Message, bytes int) {
+	h.counters.Received(msg, bytes)
+	n.counters.Received(msg, bytes)
 }

@@ -84,6 +84,7 @@ func final(err error) (fleet.Verdict, bool) {
 
 // verdict queues an answer; several travel together.
 func (h *Hub) verdict(n *node, uid string, stamp *fleet.Stamp, v fleet.Verdict, message string) {
+	h.stats.verdicts[v].Add(1)
 	h.answer(n, func() {
 		n.verdicts = append(n.verdicts, &fleet.ReportVerdict{Uid: uid, Stamp: stamp, Verdict: v, Message: message})
 	})

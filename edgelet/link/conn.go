@@ -98,7 +98,10 @@ func (l *Link) dial(ctx context.Context, attempt int) (*conn, error) {
 		c.client.Disconnect(0)
 		return nil, fmt.Errorf("broker %s: subscribe: %w", host, err)
 	}
-	l.note(func(s *Status) { s.Connected, s.Broker, s.Keepalive = true, host, c.keepalive })
+	l.note(func(s *Status) {
+		s.Connected, s.Broker, s.Keepalive = true, host, c.keepalive
+		s.Connections++
+	})
 	return c, nil
 }
 
@@ -114,13 +117,13 @@ func (l *Link) open(ctx context.Context, host, name string, within time.Duration
 		conf = conf.Clone()
 		conf.ServerName = name
 	}
-	secure := tls.Client(&counted{tcp, &l.counters}, conf)
+	secure := tls.Client(fleet.Meter(tcp, l.counters.Socket.Add), conf)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		_ = tcp.Close()
 		return nil, err
 	}
 	l.note(func(s *Status) { s.Resumed = secure.ConnectionState().DidResume })
-	return secure, nil
+	return fleet.Meter(secure, l.counters.Plain.Add), nil
 }
 
 // receive never blocks: paho would stop reading, and then pinging.
@@ -155,21 +158,4 @@ func wait(ctx context.Context, token paho.Token) error {
 	case <-timer.C:
 		return errors.New("no answer")
 	}
-}
-
-type counted struct {
-	net.Conn
-	counters *fleet.Counters
-}
-
-func (c *counted) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.counters.Received(fleet.ClassSocket, n)
-	return n, err
-}
-
-func (c *counted) Write(b []byte) (int, error) {
-	n, err := c.Conn.Write(b)
-	c.counters.Sent(fleet.ClassSocket, n)
-	return n, err
 }

@@ -45,6 +45,8 @@ type Config struct {
 	// doesn't say.
 	ObjectsTLS *tls.Config
 	FleetURLs  func() []string
+	// Counters count what is sent and received; its own if nil.
+	Counters *fleet.Counters
 
 	// What the node says of itself.
 	Features     []string
@@ -72,7 +74,7 @@ type Link struct {
 	codec    *fleet.Codec
 	machine  *Machine // Run's goroutine only
 	started  time.Time
-	counters fleet.Counters
+	counters *fleet.Counters
 	tls      *tls.Config
 
 	mu     sync.Mutex
@@ -87,10 +89,12 @@ type Status struct {
 	Broker    string
 	Class     string // of the link
 	Keepalive time.Duration
-	Resumed   bool // the TLS session was
-	LastError string
-	Err       error // the same, for errors.Is
-	Session   fleet.SessionID
+	// Connections that the broker accepted since the agent started.
+	Connections int64
+	Resumed     bool // the TLS session was
+	LastError   string
+	Err         error // the same, for errors.Is
+	Session     fleet.SessionID
 }
 
 // New returns a Link; nothing happens before Run.
@@ -106,6 +110,9 @@ func New(c Config) (*Link, error) {
 	}
 	if c.ShutdownWait == 0 {
 		c.ShutdownWait = 500 * time.Millisecond
+	}
+	if c.Counters == nil {
+		c.Counters = &fleet.Counters{}
 	}
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: connectTimeout, KeepAlive: -1}).DialContext // MQTT has its own
@@ -128,13 +135,13 @@ func New(c Config) (*Link, error) {
 	}
 	set, version := c.State.Set()
 	return &Link{
-		c: c, log: c.Logger, codec: fleet.NewCodec(), tls: conf, started: c.Now(),
+		c: c, log: c.Logger, codec: fleet.NewCodec(), counters: c.Counters, tls: conf, started: c.Now(),
 		machine: NewMachine(c.State.ID(), c.State.BootSeq(), version, set),
 	}, nil
 }
 
 // Counters of bytes and messages.
-func (l *Link) Counters() *fleet.Counters { return &l.counters }
+func (l *Link) Counters() *fleet.Counters { return l.counters }
 
 // Status returns what the link is doing.
 func (l *Link) Status() Status {

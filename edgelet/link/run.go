@@ -108,7 +108,7 @@ func (s *session) receive(payload []byte) {
 		l.log.Warn("message refused", "error", err)
 		return
 	}
-	l.counters.Received(fleet.ClassOf(&d), len(payload))
+	l.counters.Received(&d, len(payload))
 	unix := max(l.c.State.TimeFloor().Unix(), 0)
 	s.do(l.machine.Down(l.now(), unix, l.c.Rand(), &d))
 }
@@ -240,10 +240,10 @@ func (s *session) publish(up *fleet.Up) {
 		}
 	}
 	if err != nil {
-		l.log.Error("message not sent", "class", fleet.ClassOf(up), "error", err)
+		l.log.Error("message not sent", "error", err)
 		return
 	}
-	l.counters.Sent(fleet.ClassOf(up), len(payload))
+	l.counters.Sent(up, len(payload))
 	// The broker's acknowledgement means nothing to us: ours come from the hub.
 	s.conn.client.Publish(s.conn.topic, fleet.QoS, false, payload)
 }

@@ -78,6 +78,14 @@ func (t *tap) Publish(node string, payload []byte) error {
 	return t.Transport.Publish(node, payload)
 }
 
+// Heard is the embedded broker's.
+func (t *tap) Heard(node string) (time.Time, bool) {
+	if e, ok := t.Transport.(*broker.Embedded); ok {
+		return e.Heard(node)
+	}
+	return time.Now(), true
+}
+
 func (t *tap) Run(ctx context.Context, message func(string, fleet.Direction, []byte), link func(bool)) error {
 	t.into = message
 	return t.Transport.Run(ctx, func(node string, d fleet.Direction, payload []byte) {
@@ -132,7 +140,8 @@ func (c *cluster) transport() fleethub.Transport {
 	if l == nil {
 		c.t.Fatalf("can't listen on %s", c.addr)
 	}
-	e, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: l, TLS: c.pki.Server(), Logger: logger(c.t, "broker")})
+	e, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: l, TLS: c.pki.Server(), Logger: logger(c.t, "broker"),
+		NodeCounters: func(node string) *fleet.Counters { return c.hub.NodeCounters(node) }})
 	if err != nil {
 		c.t.Fatal(err)
 	}
