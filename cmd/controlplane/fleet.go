@@ -20,6 +20,7 @@ import (
 	fleetapi "github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
+	"github.com/coracle-edge/coracle/controlplane/apiserver/nodelease"
 	"github.com/coracle-edge/coracle/controlplane/broker"
 	"github.com/coracle-edge/coracle/controlplane/fleethub"
 	"github.com/coracle-edge/coracle/controlplane/join"
@@ -65,6 +66,20 @@ func (f *fleet) RequestTunnel(ctx context.Context, node, id, purpose string) err
 		return errors.New("the fleet hub hasn't begun yet")
 	}
 	return hub.RequestTunnel(ctx, node, id, purpose)
+}
+
+// NodeLeases implements nodelease.Source.
+func (f *fleet) NodeLeases() ([]nodelease.Lease, bool) {
+	hub := f.hub.Load()
+	if hub == nil {
+		return nil, false
+	}
+	list, known := hub.NodeLeases()
+	out := make([]nodelease.Lease, 0, len(list))
+	for _, l := range list {
+		out = append(out, nodelease.Lease(l))
+	}
+	return out, known
 }
 
 // countStream counts a stream for all nodes and for its own.

@@ -67,6 +67,7 @@ func run(ctx context.Context, o options, logger *slog.Logger) error {
 		PKI:              keys,
 		Extend:           fleet.extend,
 		DialNode:         fleet.tunnels.DialContext,
+		NodeLeases:       fleet,
 		Trace:            recorder,
 		SystemNamespaces: []string{systemNamespace},
 		Logger:           logger,

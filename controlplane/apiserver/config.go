@@ -14,6 +14,7 @@ import (
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
+	"github.com/coracle-edge/coracle/controlplane/apiserver/nodelease"
 	"github.com/coracle-edge/coracle/controlplane/datastore"
 )
 
@@ -48,6 +49,8 @@ type Config struct {
 	// DialCluster connects to pods and Services, for webhooks, aggregated APIs and
 	// the pod and Service proxies. Nil dials the network.
 	DialCluster utilnet.DialFunc
+	// NodeLeases are served in kube-node-lease instead of stored ones; may be nil.
+	NodeLeases nodelease.Source
 	// Trace is told of the steps of pods; may be nil.
 	Trace *trace.Recorder
 	// Audit and AuditPolicy are optional.

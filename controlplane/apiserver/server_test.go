@@ -80,12 +80,13 @@ type running struct {
 	trace     *trace.Recorder
 	cluster   map[string]string // pod and Service addresses -> where they really are
 	nodes     map[string]string
+	leases    *heard
 	stop      func() error
 	kubectlAs string // path of the kubeconfig
 }
 
 func start(dir string, storeConfig datastore.Config) (*running, error) {
-	r := &running{dir: dir, trace: trace.NewRecorder(0), cluster: map[string]string{}, nodes: map[string]string{}}
+	r := &running{dir: dir, trace: trace.NewRecorder(0), cluster: map[string]string{}, nodes: map[string]string{}, leases: &heard{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var err error
 	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -137,6 +138,7 @@ func start(dir string, storeConfig datastore.Config) (*running, error) {
 		},
 		DialCluster: redirect(r.cluster),
 		DialNode:    redirect(r.nodes),
+		NodeLeases:  r.leases,
 		Trace:       r.trace,
 		Logger:      logger,
 	})

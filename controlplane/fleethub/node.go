@@ -25,6 +25,7 @@ type message struct {
 	direction fleet.Direction
 	payload   []byte
 	at        time.Time
+	heard     time.Time // the sign of life that this is, or follows
 }
 
 // report waits to be written.
@@ -58,6 +59,7 @@ type node struct {
 	confirmed atomic.Bool
 	foreign   atomic.Bool
 	heard     atomic.Int64
+	keepalive atomic.Int64 // of its connection, nanoseconds; 0: not known
 
 	mu       sync.Mutex
 	inbox    []message
@@ -106,9 +108,17 @@ func (n *node) stopTimer() {
 // message takes what a node published. It doesn't block.
 func (h *Hub) message(name string, d fleet.Direction, payload []byte) {
 	n := h.get(name)
+	m := message{direction: d, payload: payload, at: h.c.Now()}
+	m.heard = m.at
+	if d == fleet.DirWill {
+		// The broker's own; the node may have been silent for long.
+		if at, ok := h.ear(name); ok {
+			m.heard = at
+		}
+	}
 	n.mu.Lock()
 	if len(n.inbox) < maxInbox {
-		n.inbox = append(n.inbox, message{d, payload, h.c.Now()})
+		n.inbox = append(n.inbox, m)
 	} else {
 		h.stats.drop(dropFull)
 	}
@@ -181,6 +191,7 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 	t.retell()
 	n.presence.Store(int32(n.peer.Presence()))
 	n.confirmed.Store(n.peer.Confirmed())
+	n.keepalive.Store(int64(n.peer.Timing().Keepalive))
 	n.foreign.Store(n.peer.IsForeign() && n.peer.Open())
 	h.arm(n)
 }
@@ -251,7 +262,7 @@ func (t *turn) receive(m message) {
 		}
 		h.received(n, &w, len(m.payload))
 		if n.peer.Confirmed() && n.peer.Session().SameConn(fleet.SessionFrom(w.GetSession())) {
-			n.heard.Store(m.at.UnixNano())
+			n.heard.Store(m.heard.UnixNano())
 		}
 		n.peer.Will(h.now(), fleet.SessionFrom(w.GetSession()))
 		return

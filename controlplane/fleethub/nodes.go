@@ -83,14 +83,23 @@ func (h *Hub) heardOf(n *node) time.Time {
 	if !n.confirmed.Load() {
 		return last
 	}
-	ear, ok := h.c.Transport.(interface {
-		Heard(node string) (time.Time, bool)
-	})
-	if !ok {
+	if _, ok := h.c.Transport.(ear); !ok {
 		return h.c.Now()
 	}
-	if at, ok := ear.Heard(n.name); ok && at.After(last) {
+	if at, ok := h.ear(n.name); ok && at.After(last) {
 		last = at
 	}
 	return last
+}
+
+// ear is a Transport that knows when a node's connection last brought anything.
+type ear interface {
+	Heard(node string) (time.Time, bool)
+}
+
+func (h *Hub) ear(name string) (time.Time, bool) {
+	if e, ok := h.c.Transport.(ear); ok {
+		return e.Heard(name)
+	}
+	return time.Time{}, false
 }

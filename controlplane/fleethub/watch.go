@@ -179,6 +179,7 @@ func (h *Hub) expect(ctx context.Context, name string) {
 	n.expected = true
 	n.stale = true
 	n.mu.Unlock()
+	n.presence.Store(int32(Unsure))
 	h.work.Add(name)
 }
 

@@ -108,6 +108,13 @@ func TestBothSidesCountTheSame(t *testing.T) {
 
 func TestHubMetrics(t *testing.T) {
 	c := newCluster(t, false)
+	t.Cleanup(func() {
+		if t.Failed() {
+			for name, f := range hubMetrics(t, c) {
+				t.Log(name, f.GetMetric())
+			}
+		}
+	})
 	b := c.board("board-a")
 	b.live(t)
 	c.createPod("one", "board-a", nil)
