@@ -125,7 +125,7 @@ func (s *Server) storageProviders(auth *authentication, st *storages, proxyTrans
 		return nil, err
 	}
 	return []controlplaneapiserver.RESTStorageProvider{
-		core,
+		withNodeProxy{core},
 		authenticationrest.RESTStorageProvider{Authenticator: auth.Request, APIAudiences: auth.audiences},
 		authorizationrest.RESTStorageProvider{Authorizer: authz, RuleResolver: s.generic.RuleResolver},
 		autoscalingrest.RESTStorageProvider{},

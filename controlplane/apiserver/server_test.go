@@ -610,6 +610,16 @@ func TestLogsGoThroughTheNodeDialer(t *testing.T) {
 	if want := "log of /containerLogs/" + ns + "/p/c\n"; out != want {
 		t.Errorf("kubectl logs = %q, want %q", out, want)
 	}
+	// The proxy goes the same way, though no name server knows the node.
+	for _, path := range []string{"board-9/proxy/metrics", "board-9:10250/proxy/metrics"} {
+		raw, err := admin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + path).DoRaw(t.Context())
+		if want := "log of /metrics\n"; err != nil || string(raw) != want {
+			t.Errorf("proxy by %s = %q, %v, want %q", path, raw, err, want)
+		}
+	}
+	if _, err := admin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/board-9:22/proxy/").DoRaw(t.Context()); err == nil {
+		t.Error("the proxy reached another port of the node")
+	}
 }
 
 func TestTraceOfAnApply(t *testing.T) {

@@ -91,6 +91,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		counter(m.acks, s.acks[i].Load(), ackName(i))
 	}
 	for i := range s.verdicts {
+		if i == int(fleet.Verdict_VERDICT_UNKNOWN) {
+			continue // never given
+		}
 		counter(m.verdicts, s.verdicts[i].Load(), verdictName(i))
 	}
 	for i := range s.journal {
