@@ -122,6 +122,7 @@ func (e *Embedded) Run(ctx context.Context, message func(node string, d fleet.Di
 	conf := e.config.TLS.Clone()
 	conf.ClientAuth = tls.RequireAndVerifyClientCert
 	conf.MinVersion = tls.VersionTLS13
+	newSessions(sessionsPerNode * int(e.config.MaxNodes)).serve(conf)
 	if err := e.server.AddListener(listeners.NewNet("nodes", tls.NewListener(&listener{e.config.Listener, e.config.Counters}, conf))); err != nil {
 		return fmt.Errorf("embedded broker on %s: %w", e.Addr(), err)
 	}

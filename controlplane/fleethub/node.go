@@ -80,6 +80,7 @@ type node struct {
 	again    bool // ask for the node's own report
 	tunnels  []*fleet.TunnelRequest
 	went     string // reason to be written
+	last     *lastWords
 	client   corev1client.CoreV1Interface
 	written  map[string]*corev1.Pod // newer than the informer's
 	tokens   float64                // events that may be stored
@@ -393,13 +394,17 @@ func (t *turn) do(outputs []Output) {
 	}
 }
 
-// came asks for the node's own report if the API doesn't say that it is ready.
+// came has the API say that the node is there, if it doesn't.
 func (t *turn) came() {
 	n := t.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.went = ""
-	if n.node == nil && !t.h.ready(n.name) {
+	switch {
+	case n.node != nil: // its own report will say it
+	case n.last != nil:
+		t.h.writes.Add(writeKey{n.name, writeBack, ""})
+	case !t.h.ready(n.name):
 		n.again = true
 	}
 }

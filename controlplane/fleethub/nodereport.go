@@ -193,6 +193,7 @@ func (h *Hub) writeAway(ctx context.Context, n *node) error {
 			return nil
 		}
 		if _, err = h.c.Client.CoreV1().Nodes().UpdateStatus(ctx, next, metav1.UpdateOptions{}); err == nil {
+			h.called(n, have)
 			return nil
 		}
 		if !apierrors.IsConflict(err) || try == maxConflicts {

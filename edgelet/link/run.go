@@ -15,6 +15,9 @@ const (
 	maxJournalBytes = 24 << 10 // per message
 	maxRunning      = 1000     // pods listed in a Hello
 	turnTime        = 2 * time.Millisecond
+	// journalWait is how long history waits at least for something to travel with:
+	// what happened is followed by a report of what is.
+	journalWait = 250 * time.Millisecond
 	// reconnectIn is what the hub is told when a connection is ended for another:
 	// a handshake over a satellite takes some seconds.
 	reconnectIn = 15 * time.Second
@@ -138,7 +141,7 @@ func (s *session) do(outputs []Output) {
 			s.soon()
 		case SendJournal:
 			s.journal = &o
-			s.soon()
+			s.within(max(s.gather, journalWait))
 		case StoreOrder:
 			err := l.c.State.Apply(o.Version, o.Upserts, o.Removes, s.arrived)
 			now := l.c.Now()

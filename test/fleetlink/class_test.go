@@ -19,7 +19,7 @@ func quickClasses(c *fleethub.Config) {
 	c.Keepalive, c.WillGrace, c.ReconnectJitter = 0, 0, 0
 	c.Classes = fleet.DefaultClasses()
 	for _, text := range []string{
-		"lan:keepalive=10s,jitter=50ms,grace=300ms",
+		"lan:keepalive=10s,jitter=50ms,grace=300ms,answer=3ms",
 		"satellite:keepalive=40s,jitter=200ms,grace=5s,retry=2s,gather=400ms,answer=300ms",
 	} {
 		if err := c.Classes.Set(text); err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/coracle-edge/coracle/controlplane/fleethub"
 	"github.com/coracle-edge/coracle/edgelet/state"
@@ -206,5 +207,55 @@ func TestHeardIsTheLastSignOfLife(t *testing.T) {
 	eventuallyIn(t, 25*time.Second, "a keepalive is heard", func() bool { return heard().After(first.Add(time.Second)) })
 	if now := c.hub.Nodes("board-a")[0].Traffic.Messages; now["ack"] != messages["ack"] || now["report"] != messages["report"] {
 		t.Errorf("it was a message: %v after %v", now, messages)
+	}
+}
+
+// TestAReturnCostsNoReport: the API says again what it said before the node was
+// away, without the node having to; unless it says something new.
+func TestAReturnCostsNoReport(t *testing.T) {
+	c := newCluster(t, false)
+	b := c.board("board-a")
+	b.register()
+	eventually(t, "ready", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
+	eventually(t, "the node knows that it was heard", func() bool { return b.store.Reports()[0].Acked })
+	before := c.node("board-a")
+	reports := func() int64 { return c.hub.Nodes("board-a")[0].Traffic.Messages["report"].Received }
+	away := func() {
+		t.Helper()
+		b.cable.out.Store(true)
+		b.cable.pull()
+		eventually(t, "away", func() bool { return c.readiness("board-a") == corev1.ConditionUnknown })
+	}
+	away()
+	said := reports()
+	b.cable.out.Store(false)
+	eventually(t, "ready again", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
+	after := c.node("board-a")
+	for i, cond := range after.Status.Conditions {
+		was := before.Status.Conditions[i]
+		if cond.Type != was.Type || cond.Status != was.Status || cond.Reason != was.Reason || cond.Message != was.Message {
+			t.Errorf("condition %+v, before the absence %+v", cond, was)
+		}
+	}
+	if n := reports() - said; n != 0 {
+		t.Errorf("the return took %d reports", n)
+	}
+
+	// What the node says meanwhile is what counts.
+	away()
+	node := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: b.name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
+		{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady", Message: "the runtime is down"}}}}
+	raw, err := node.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.store.PutNodeReport(raw); err != nil {
+		t.Fatal(err)
+	}
+	b.cable.out.Store(false)
+	eventually(t, "it says what it says now", func() bool { return c.readiness("board-a") == corev1.ConditionFalse })
+	time.Sleep(200 * time.Millisecond)
+	if r := c.readiness("board-a"); r != corev1.ConditionFalse {
+		t.Errorf("and then %s", r)
 	}
 }

@@ -68,8 +68,8 @@ type LinkClasses map[string]LinkClass
 func DefaultClasses() LinkClasses {
 	out := LinkClasses{}
 	for _, c := range []LinkClass{
-		{"lan", 30 * time.Second, 2 * time.Second, 20, 8 * time.Second, 2 * time.Millisecond, 3 * time.Millisecond, 500 * time.Millisecond},
-		{"wifi", time.Minute, 4 * time.Second, 20, 20 * time.Second, 5 * time.Millisecond, 10 * time.Millisecond, 500 * time.Millisecond},
+		{"lan", 30 * time.Second, 2 * time.Second, 20, 8 * time.Second, 2 * time.Millisecond, 100 * time.Millisecond, 500 * time.Millisecond},
+		{"wifi", time.Minute, 4 * time.Second, 20, 20 * time.Second, 5 * time.Millisecond, 200 * time.Millisecond, 500 * time.Millisecond},
 		{"lte", 4 * time.Minute, 10 * time.Second, 20, 2 * time.Minute, 250 * time.Millisecond, 500 * time.Millisecond, 15 * time.Second},
 		{"satellite", 15 * time.Minute, 20 * time.Second, 20, 8 * time.Minute, 2 * time.Second, 3 * time.Second, 30 * time.Second},
 	} {
