@@ -67,7 +67,7 @@ func (a *agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
 		"flash": map[string]int64{"commits": written.Commits, "bytes": written.Bytes, "syncs": written.Syncs}}
 	if l := a.link.Load(); l != nil {
 		out["link"] = l.of()
-		out["traffic"] = a.counters.Snapshot()
+		out["traffic"], out["budget"] = a.counters.Snapshot(), a.budget.Status()
 	}
 	views := []podView{}
 	for _, p := range a.pods.Pods() {

@@ -29,7 +29,7 @@ func (a *agent) runLink(ctx context.Context) error {
 		return err
 	}
 	tunnels := tunnel.New(tunnel.Config{Identity: id, Logger: a.log,
-		Count:   func(purpose string) func(sent, received int) { return a.counters.Stream(purpose).Add },
+		Count:   a.countStream,
 		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log, More: a.metricsPaths()})})
 	var known []ed25519.PublicKey
 	if key, err := id.HubKey(); err == nil {
@@ -41,7 +41,7 @@ func (a *agent) runLink(ctx context.Context) error {
 		OnTunnel: func(r *fleet.TunnelRequest) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
-		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs, Counters: &a.counters,
+		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs, Counters: &a.counters, Budget: a.budget,
 		Features: features(), AgentVersion: version(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {
@@ -79,7 +79,16 @@ func (a *agent) ensureJoined(ctx context.Context) (*identity.Identity, error) {
 
 // metered has what the identity sends and receives in ctx counted.
 func (a *agent) metered(ctx context.Context) context.Context {
-	return identity.WithMeter(ctx, a.counters.Stream(fleet.StreamIdentity).Add)
+	return identity.WithMeter(ctx, a.countStream(fleet.StreamIdentity))
+}
+
+// countStream counts a connection beside MQTT's.
+func (a *agent) countStream(purpose string) func(sent, received int) {
+	flow := a.counters.Stream(purpose)
+	return func(sent, received int) {
+		flow.Add(sent, received)
+		a.budget.Count(sent, received)
+	}
 }
 
 // renewExpired renews when the broker says that the certificate expired: a board

@@ -38,6 +38,14 @@ func (a *agent) fillMetrics(p *metrics.Page) {
 		p.Sample("coracle_link_class", 1, "class", s.Class)
 	}
 	metrics.Traffic(p, a.counters.Snapshot())
+	if b := a.budget.Status(); b.Limit > 0 {
+		p.Gauge("coracle_link_data_budget_bytes", "Bytes that the node should not exceed in a day.")
+		p.Sample("coracle_link_data_budget_bytes", float64(b.Limit))
+		p.Gauge("coracle_link_data_used_bytes", "Bytes of the day that are used.")
+		p.Sample("coracle_link_data_used_bytes", float64(b.Used))
+		p.Gauge("coracle_link_data_held", "1 while what isn't urgent waits.")
+		p.Sample("coracle_link_data_held", number(b.Held))
+	}
 
 	written := a.state.Written()
 	p.Counter("coracle_state_commits_total", "Transactions of the node's state file since the agent started.")

@@ -19,6 +19,7 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/crishim"
+	"github.com/coracle-edge/coracle/edgelet/budget"
 	"github.com/coracle-edge/coracle/edgelet/identity"
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/node"
@@ -48,6 +49,8 @@ type agent struct {
 	link    atomic.Pointer[linkStatus]
 	// counters are of all that goes to the control plane and comes from it.
 	counters fleet.Counters
+	// budget is what of that may be in a day.
+	budget *budget.Budget
 }
 
 // containerRuntime is what all users of the runtime need together.
@@ -68,6 +71,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.state.Close()) }()
+	a.budget = budget.New(a.state, nil)
 	if err := a.loadIdentity(); err != nil {
 		return err
 	}
@@ -108,6 +112,8 @@ func (a *agent) runParts(ctx context.Context) error {
 		a.pods.SetStatic(nil)
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
+	g.Go(func() error { return a.budget.Run(ctx) })
+	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
 	g.Go(func() error { settle(ctx); return nil })
 	g.Go(func() error {
@@ -221,7 +227,7 @@ func (a *agent) buildNode() (err error) {
 	machine := boards.This(a.o.dataDir)
 	machine.Floor = a.state.TimeFloor()
 	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport, AgentVersion: version(),
-		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), Log: a.log, Now: a.now}
+		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Log: a.log, Now: a.now}
 	if ips := split(a.o.nodeIP); len(ips) > 0 {
 		c.IPs = func() []string { return ips }
 	}

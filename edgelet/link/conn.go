@@ -117,7 +117,10 @@ func (l *Link) open(ctx context.Context, host, name string, within time.Duration
 		conf = conf.Clone()
 		conf.ServerName = name
 	}
-	secure := tls.Client(fleet.Meter(tcp, l.counters.Socket.Add), conf)
+	secure := tls.Client(fleet.Meter(tcp, func(sent, received int) {
+		l.counters.Socket.Add(sent, received)
+		l.c.Budget.Count(sent, received)
+	}), conf)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		_ = tcp.Close()
 		return nil, err

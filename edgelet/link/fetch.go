@@ -45,7 +45,10 @@ func (s *session) fetch(objects []*fleet.Object) {
 			if err != nil {
 				return nil, err
 			}
-			return fleet.Meter(conn, flow.Add), nil
+			return fleet.Meter(conn, func(sent, received int) {
+				flow.Add(sent, received)
+				l.c.Budget.Count(sent, received)
+			}), nil
 		}
 		client := &http.Client{Transport: &http.Transport{DialContext: dial, TLSClientConfig: l.c.ObjectsTLS.Clone(), ForceAttemptHTTP2: false, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}}}
 		defer client.CloseIdleConnections()

@@ -47,6 +47,8 @@ type Config struct {
 	FleetURLs  func() []string
 	// Counters count what is sent and received; its own if nil.
 	Counters *fleet.Counters
+	// Budget may hold back what isn't urgent; nil is none.
+	Budget Budget
 
 	// What the node says of itself.
 	Features     []string
@@ -76,6 +78,7 @@ type Link struct {
 	started  time.Time
 	counters *fleet.Counters
 	tls      *tls.Config
+	budget   <-chan struct{} // what may be sent is another
 
 	mu     sync.Mutex
 	status Status
@@ -114,6 +117,9 @@ func New(c Config) (*Link, error) {
 	if c.Counters == nil {
 		c.Counters = &fleet.Counters{}
 	}
+	if c.Budget == nil {
+		c.Budget = unlimited{}
+	}
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: connectTimeout, KeepAlive: -1}).DialContext // MQTT has its own
 	}
@@ -133,9 +139,10 @@ func New(c Config) (*Link, error) {
 		// connection, as much as all the rest. Secrets are sealed within.
 		conf.CurvePreferences = []tls.CurveID{tls.X25519}
 	}
+	c.Budget.Set(readSettings(c.State, c.LinkClass).budget)
 	set, version := c.State.Set()
 	return &Link{
-		c: c, log: c.Logger, codec: fleet.NewCodec(), counters: c.Counters, tls: conf, started: c.Now(),
+		c: c, log: c.Logger, codec: fleet.NewCodec(), counters: c.Counters, tls: conf, started: c.Now(), budget: c.Budget.Watch(),
 		machine: NewMachine(c.State.ID(), c.State.BootSeq(), version, set),
 	}, nil
 }

@@ -77,6 +77,8 @@ func (l *Link) connection(ctx context.Context, attempt int) (live bool, err erro
 			}
 		case <-l.c.State.Outbox():
 			s.outbox()
+		case <-l.budget:
+			s.outbox()
 		case <-s.flush.C:
 			s.flushAt = time.Time{}
 			s.send()
@@ -140,6 +142,9 @@ func (s *session) do(outputs []Output) {
 			}
 			s.soon()
 		case SendJournal:
+			if s.holdJournal(o) {
+				continue
+			}
 			s.journal = &o
 			s.within(max(s.gather, journalWait))
 		case StoreOrder:
@@ -150,6 +155,10 @@ func (s *session) do(outputs []Output) {
 			}
 			s.do(l.machine.Stored(err))
 		case Fetch:
+			if failed := s.tooMuch(o.Objects); failed != nil {
+				s.do(l.machine.Fetched(nil, failed))
+				continue
+			}
 			s.fetch(o.Objects)
 		case ReleaseReport:
 			if o.Verdict == fleet.Verdict_REJECTED {
@@ -330,13 +339,8 @@ func (s *session) outbox() {
 	if l.machine.Phase() != Live {
 		return
 	}
-	var refs []Ref
-	for _, r := range l.c.State.Reports() {
-		if !r.Acked {
-			refs = append(refs, Ref{r.UID, r.Stamp, r.Size})
-		}
-	}
-	s.do(l.machine.Outbox(l.now(), refs, l.c.State.HasJournal()))
+	refs, journal := s.waiting()
+	s.do(l.machine.Outbox(l.now(), refs, journal))
 }
 
 func (s *session) repeat(o RepeatReports) {
@@ -359,6 +363,8 @@ func (s *session) openTunnel(r *fleet.TunnelRequest) {
 	answer := &fleet.TunnelAnswer{Id: r.GetId()}
 	if s.l.c.OnTunnel == nil {
 		answer.Error = "this node opens no tunnels"
+	} else if err := s.l.c.Budget.Fits(0); err != nil {
+		answer.Error = err.Error()
 	} else if err := s.l.c.OnTunnel(r); err != nil {
 		answer.Error = err.Error()
 	}
@@ -379,9 +385,11 @@ func (s *session) use(w *fleet.Welcome) {
 	if s.gather = l.c.Coalesce; s.gather == 0 {
 		s.gather = said.Gather
 	}
+	l.c.Budget.Set(said.budget)
 	l.note(func(st *Status) { st.Live, st.LastError, st.Err, st.Class = true, "", nil, said.Name })
 	l.log.Info("fleet link is live", "broker", l.Status().Broker, "class", said.Name, "order", fleet.VersionFrom(w.GetVersion()), "inSync", w.GetInSync())
 	if t := w.GetTime(); t > 0 {
+		l.c.Budget.Heard(time.Unix(0, t))
 		if err := l.c.State.RaiseTimeFloor(time.Unix(0, t)); err != nil {
 			l.log.Warn("time floor", "error", err)
 		}

@@ -60,6 +60,8 @@ type Config struct {
 	Runtime Runtime
 	// Report is handed the protobuf of a v1.Node when it changed; may be nil.
 	Report func(raw []byte) error
+	// More are conditions of others; may be nil. Call Changed when they do.
+	More func() []boards.Condition
 	// AgentVersion comes behind the Kubernetes version, as in v1.36.3+coracle-0.1.0.
 	AgentVersion string
 	// Labels are added to those found.

@@ -84,7 +84,10 @@ type Store struct {
 	desired  desired
 	reports  reports
 	journal  journal
+	usage    Usage
 	health   error
+
+	usageDirty bool
 
 	commits, bytes, syncs atomic.Int64
 }
@@ -119,6 +122,7 @@ func Open(path string, opts Options) (*Store, error) {
 		s.desired.init()
 		s.reports.init()
 		s.journal = journal{}
+		s.usage = Usage{}
 		s.settings = map[string]string{}
 		err = s.open()
 	}
@@ -234,6 +238,7 @@ func (s *Store) load(tx *bolt.Tx) error {
 	if n := int64(fromBE64(getMeta(tx, keyFloor))); n != 0 {
 		s.floor = time.Unix(n, 0).UTC()
 	}
+	s.usage = decodeUsage(getMeta(tx, keyUsage))
 	if err := tx.Bucket(bucketSettings).ForEach(func(k, v []byte) error {
 		s.settings[string(k)] = string(v)
 		return nil

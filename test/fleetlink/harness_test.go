@@ -30,6 +30,7 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/broker"
 	"github.com/coracle-edge/coracle/controlplane/broker/brokertest"
 	"github.com/coracle-edge/coracle/controlplane/fleethub"
+	"github.com/coracle-edge/coracle/edgelet/budget"
 	"github.com/coracle-edge/coracle/edgelet/link"
 	"github.com/coracle-edge/coracle/edgelet/state"
 )
@@ -239,6 +240,7 @@ type board struct {
 	stop    func()
 	tunnels chan *fleet.TunnelRequest
 	class   string // by its own word
+	budget  *budget.Budget
 	cable   *cable
 }
 
@@ -301,12 +303,14 @@ func (b *board) start() {
 		t.Fatal(err)
 	}
 	b.store = store
+	b.budget = budget.New(store, nil)
 	_ = store.PutSetting("link.keepalive", "10")
 	b.link, err = link.New(link.Config{
 		NodeName: b.name, Brokers: func() []string { return []string{"mqtts://" + b.c.addr} }, TLS: b.tls, Key: b.key,
 		Trust: link.NewTrust(nil, b.c.hubKey.Public().(ed25519.PublicKey)), State: store, ObjectsTLS: b.tls,
 		OnTunnel: func(r *fleet.TunnelRequest) error { b.tunnels <- r; return nil },
 		Dial:     b.cable.dial,
+		Budget:   b.budget,
 		BootID:   []byte("boot"), LinkClass: b.class, Logger: logger(t, b.name),
 	})
 	if err != nil {

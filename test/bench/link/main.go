@@ -161,9 +161,16 @@ func (b *bench) populate(ctx context.Context) error {
 	if _, err := b.client.AppsV1().Deployments("default").Create(ctx, d, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	return b.until(ctx, 3*time.Minute, "all pods run", func() bool {
+	if err := b.until(ctx, 3*time.Minute, "all pods run", func() bool {
 		d, err := b.client.AppsV1().Deployments("default").Get(ctx, "ordinary", metav1.GetOptions{})
 		return err == nil && int(d.Status.AvailableReplicas) == b.pods
+	}); err != nil {
+		return err
+	}
+	// It looks every five minutes, and would tell in the midst of something else.
+	return b.until(ctx, 6*time.Minute, "the node has told of its new image", func() bool {
+		n, err := b.client.CoreV1().Nodes().Get(ctx, b.board, metav1.GetOptions{})
+		return err == nil && slices.ContainsFunc(n.Status.Images, func(i corev1.ContainerImage) bool { return slices.Contains(i.Names, examples.HelloImage) })
 	})
 }
 
