@@ -114,3 +114,56 @@ func TestALabelChangesTheLinkClass(t *testing.T) {
 		t.Errorf("the node is %s", ready)
 	}
 }
+
+// TestADataBudgetOfARunningNode is said in a condition, and lifted by a larger
+// one.
+func TestADataBudgetOfARunningNode(t *testing.T) {
+	const board = "board-2"
+	condition := func(want string) func() error {
+		return func() error {
+			out, err := shared.kubectl("", "get", "node", board, "-o", `jsonpath={.status.conditions[?(@.type=="DataBudgetExceeded")].status}`)
+			if err == nil && out != want {
+				err = fmt.Errorf("DataBudgetExceeded is %q", out)
+			}
+			return err
+		}
+	}
+	metrics := func() (string, error) {
+		return shared.kubectl("", "get", "--raw", "/api/v1/nodes/"+board+"/proxy/metrics")
+	}
+	defer shared.must(t, "annotate", "node", board, "coracle.dev/data-budget-")
+	shared.must(t, "annotate", "node", board, "coracle.dev/data-budget=1Gi", "--overwrite")
+	eventually(t, time.Minute, condition("False"))
+	used := regexp.MustCompile(`(?m)^coracle_link_data_used_bytes (\S+)$`)
+	out, err := metrics()
+	m := used.FindStringSubmatch(out)
+	if err != nil || m == nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	n, err := strconv.ParseFloat(m[1], 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared.must(t, "annotate", "node", board, fmt.Sprintf("coracle.dev/data-budget=%d", int(n)+20_000), "--overwrite")
+	eventually(t, time.Minute, func() error { // looking costs, too
+		if _, err := metrics(); err != nil && !strings.Contains(err.Error(), "data budget") {
+			return err
+		}
+		return condition("True")()
+	})
+	eventually(t, time.Minute, func() error {
+		out, err := metrics()
+		if err == nil || !strings.Contains(out, "coracle.dev/data-budget") {
+			return fmt.Errorf("the node is still looked at: %v\n%s", err, out)
+		}
+		return nil
+	})
+	if ready := shared.must(t, "get", "node", board, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`); ready != "True" {
+		t.Errorf("the node is %s", ready)
+	}
+	shared.must(t, "annotate", "node", board, "coracle.dev/data-budget=1Gi", "--overwrite")
+	eventually(t, time.Minute, condition("False"))
+	if out, err := metrics(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
