@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -22,6 +23,13 @@ type options struct {
 
 	etcdEndpoints                         []string
 	etcdCAFile, etcdCertFile, etcdKeyFile string
+
+	snapshotDir      string
+	snapshotInterval time.Duration
+	snapshotKeep     int
+	snapshotBytes    int64
+	restore          string
+	markRestored     bool
 
 	mqttURL       string
 	nodeKeepalive time.Duration
@@ -44,6 +52,12 @@ func parseFlags(args []string) (options, error) {
 	fs.StringVar(&o.etcdCAFile, "etcd-cafile", "", "CA of the external etcd")
 	fs.StringVar(&o.etcdCertFile, "etcd-certfile", "", "client certificate for the external etcd")
 	fs.StringVar(&o.etcdKeyFile, "etcd-keyfile", "", "key of --etcd-certfile")
+	fs.StringVar(&o.snapshotDir, "snapshot-dir", "", "folder of snapshots of etcd; snapshots in --data-dir if unset")
+	fs.DurationVar(&o.snapshotInterval, "snapshot-interval", 24*time.Hour, "how often a snapshot of etcd is taken if something changed; 0 for none")
+	fs.IntVar(&o.snapshotKeep, "snapshot-keep", 7, "how many snapshots are kept of each reason (scheduled, requested, upgrade)")
+	snapshotMiB := fs.Int64("snapshot-max-mib", 512, "bound of all kept snapshots together, in MiB")
+	fs.StringVar(&o.restore, "restore", "", "put this snapshot, a file or a name in the folder of snapshots, in the place of the embedded etcd's data, and exit; nodes keep what they run until `coracle restore confirm`")
+	fs.BoolVar(&o.markRestored, "mark-restored", false, "say in etcd that it was put back to an earlier time by other means than --restore, and exit; no control plane may run on it meanwhile")
 	fs.StringVar(&o.mqttURL, "mqtt-url", "", "URL of an external MQTT broker; embedded if unset")
 	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", time.Minute, "how often an idle node says that it is there")
 	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
@@ -57,7 +71,17 @@ func parseFlags(args []string) (options, error) {
 	if o.dataDir == "" {
 		return o, errors.New("--data-dir is required: the folder where this cluster lives")
 	}
+	if o.snapshotKeep < 1 {
+		return o, fmt.Errorf("--snapshot-keep %d: at least one is kept; --snapshot-interval 0 takes none", o.snapshotKeep)
+	}
+	if o.snapshotDir == "" {
+		o.snapshotDir = filepath.Join(o.dataDir, "snapshots")
+	}
+	o.snapshotBytes = *snapshotMiB << 20
 	o.hosts, o.etcdEndpoints = list(*hosts), list(*endpoints)
+	if o.restore != "" && len(o.etcdEndpoints) > 0 {
+		return o, errors.New("--restore is for the embedded etcd: put an external one back with `etcdutl snapshot restore`, then run this with --mark-restored in its place")
+	}
 	return o, nil
 }
 

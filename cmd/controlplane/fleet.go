@@ -20,11 +20,13 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
 	"github.com/coracle-edge/coracle/controlplane/broker"
+	"github.com/coracle-edge/coracle/controlplane/datastore"
 	"github.com/coracle-edge/coracle/controlplane/fleethub"
 	"github.com/coracle-edge/coracle/controlplane/join"
 	"github.com/coracle-edge/coracle/controlplane/join/noderecord"
 	"github.com/coracle-edge/coracle/controlplane/nodetoken"
 	"github.com/coracle-edge/coracle/controlplane/pki"
+	"github.com/coracle-edge/coracle/controlplane/restoration"
 	"github.com/coracle-edge/coracle/controlplane/tunnel"
 )
 
@@ -45,12 +47,13 @@ type fleet struct {
 	tunnels *tunnel.Tunnels
 	records *noderecord.Directory // made by extend
 	hub     atomic.Pointer[fleethub.Hub]
+	store   *datastore.Store
 	// audience is the API's own, that nodes sign pods' tokens for.
 	audience string
 }
 
-func newFleet(authority *pki.Authority, l *listeners, o options, recorder *trace.Recorder, logger *slog.Logger) *fleet {
-	f := &fleet{authority: authority, listeners: l, opts: o, trace: recorder, logger: logger}
+func newFleet(store *datastore.Store, authority *pki.Authority, l *listeners, o options, recorder *trace.Recorder, logger *slog.Logger) *fleet {
+	f := &fleet{store: store, authority: authority, listeners: l, opts: o, trace: recorder, logger: logger}
 	f.tunnels = tunnel.New(tunnel.Config{Asker: f, Logger: logger})
 	return f
 }
@@ -104,6 +107,7 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		Factory:    server.Informers(),
 		Transport:  transport,
 		Keys:       f.keys,
+		Restored:   f.restored,
 		Key:        signer,
 		Chain:      hubKey.Current().Certificate,
 		Keepalive:  f.opts.nodeKeepalive,
@@ -130,6 +134,32 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 			return endpoint.Tend(ctx)
 		}},
 	}, nil
+}
+
+// restored tells the hub whether etcd was put back.
+func (f *fleet) restored(ctx context.Context) (*fleethub.Restore, error) {
+	m, err := f.store.Mark(ctx)
+	if err != nil || m == nil {
+		return nil, err
+	}
+	return &fleethub.Restore{ID: m.ID, Incarnation: m.Incarnation, Snapshot: m.Snapshot, Revision: m.Revision, At: m.At}, nil
+}
+
+// restoration settles restores through the hub, once there is one.
+func (f *fleet) restoration(server *apiserver.Server) (*restoration.Service, error) {
+	nodes, err := server.NodeTransport()
+	if err != nil {
+		return nil, err
+	}
+	return restoration.New(restoration.Config{
+		Hub: func() restoration.Hub {
+			if hub := f.hub.Load(); hub != nil {
+				return hub
+			}
+			return nil
+		},
+		ClientConfig: server.ClientConfig, Former: apiserver.WithFormerIdentity, Nodes: nodes, Logger: f.logger,
+	})
 }
 
 // transport is the embedded broker, or a client of the external one.

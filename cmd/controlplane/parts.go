@@ -67,6 +67,9 @@ func newParts(server *apiserver.Server, f *fleet, authority *pki.Authority, reco
 	return &parts{list: all, begin: server.Informers().StartWithContext, logger: logger}, nil
 }
 
+// add takes in one more, before run.
+func (p *parts) add(one part) { p.list = append(p.list, one) }
+
 // run runs all parts until ctx ends and all of them have ended. fail is told if
 // one can't go on.
 func (p *parts) run(ctx context.Context, fail func(error)) {

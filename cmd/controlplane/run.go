@@ -33,17 +33,16 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 	if err := os.MkdirAll(filepath.Dir(runPath), 0o700); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
-	store, err := datastore.Open(ctx, datastore.Config{
-		Dir:       filepath.Join(o.dataDir, "etcd"),
-		Endpoints: o.etcdEndpoints,
-		CAFile:    o.etcdCAFile, CertFile: o.etcdCertFile, KeyFile: o.etcdKeyFile,
-		Logger: logger,
-	})
+	store, err := datastore.Open(ctx, o.datastore(logger))
 	if err != nil {
 		return err
 	}
 	defer store.Close()
 	os.Remove(runPath) // of a predecessor that was killed
+	keeper, err := openSnapshots(ctx, o, store, logger)
+	if err != nil {
+		return err
+	}
 
 	authority, err := pki.Open(pki.Options{Dir: filepath.Join(o.dataDir, "pki"), Logger: logger})
 	if err != nil {
@@ -60,7 +59,8 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		return err
 	}
 	recorder := trace.NewRecorder(0)
-	fleet := newFleet(authority, listeners, o, recorder, logger)
+	fleet := newFleet(store, authority, listeners, o, recorder, logger)
+	ops := newOperations(keeper)
 	server, err := apiserver.New(ctx, apiserver.Config{
 		Store:            store,
 		Listener:         listeners.api,
@@ -68,11 +68,15 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		PKI:              keys,
 		Extend:           fleet.extend,
 		DialNode:         fleet.tunnels.DialContext,
+		Operations:       ops,
 		Trace:            recorder,
 		SystemNamespaces: []string{systemNamespace},
 		Logger:           logger,
 	})
 	if err != nil {
+		return err
+	}
+	if err := ops.settleRestores(fleet, server); err != nil {
 		return err
 	}
 	server.AddPostStartHook("coracle-objects", func(ctx context.Context) error {
@@ -82,6 +86,7 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 	if err != nil {
 		return err
 	}
+	parts.add(part{name: "snapshots", run: keeper.Run})
 	if err := writeKubeconfig(authority, filepath.Join(o.dataDir, "kubeconfig"), listeners.run.API); err != nil {
 		return err
 	}

@@ -40,6 +40,7 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.AddCommand(upCommand(), downCommand(), imageCommand(), tokenCommand(), brokerCommand(), traceCommand(), doctorCommand(),
+		snapshotCommand(), restoreCommand(),
 		&cobra.Command{Use: "kubectl", Short: "kubectl itself, for a machine that has none", DisableFlagParsing: true})
 	return cmd
 }

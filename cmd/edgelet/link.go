@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -30,7 +31,8 @@ func (a *agent) runLink(ctx context.Context) error {
 		return err
 	}
 	tunnels := tunnel.New(tunnel.Config{Identity: id, Logger: a.log,
-		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log})})
+		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log,
+			More: map[string]http.Handler{"GET " + fleet.HeldPath: tunnel.Held(a.state, a.log)}})})
 	var known []ed25519.PublicKey
 	if key, err := id.HubKey(); err == nil {
 		known = append(known, key)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/audit"
@@ -22,6 +23,10 @@ var ErrConfig = errors.New("API server configuration")
 
 // DefaultIssuer is the issuer of service account tokens, as upstream's installers have it.
 const DefaultIssuer = "https://kubernetes.default.svc.cluster.local"
+
+// OperationsPath is the prefix of what isn't the Kubernetes API: what operators do
+// with the cluster itself. Such a request may take as long as it needs.
+const OperationsPath = "/coracle/v1/"
 
 // Config of a Server. Store, Listener and PKI are required.
 type Config struct {
@@ -48,6 +53,9 @@ type Config struct {
 	// DialCluster connects to pods and Services, for webhooks, aggregated APIs and
 	// the pod and Service proxies. Nil dials the network.
 	DialCluster utilnet.DialFunc
+	// Operations is served below OperationsPath, to who may use such a path: the
+	// masters' group, and others by RBAC (nonResourceURLs). May be nil.
+	Operations http.Handler
 	// Trace is told of the steps of pods; may be nil.
 	Trace *trace.Recorder
 	// Audit and AuditPolicy are optional.

@@ -164,6 +164,13 @@ func (s *Server) kubeletClient() kubeletclient.KubeletClientConfig {
 	}
 }
 
+// NodeTransport speaks with nodes' APIs as the API server itself does: through
+// DialNode, with its certificate. Hosts are NODE:10250.
+func (s *Server) NodeTransport() (http.RoundTripper, error) {
+	config := s.kubeletClient()
+	return kubeletclient.MakeTransport(&config)
+}
+
 func newProxyTransport(dial utilnet.DialFunc) *http.Transport {
 	return utilnet.SetTransportDefaults(&http.Transport{
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -213,6 +220,9 @@ func (in *installer) install(p controlplaneapiserver.RESTStorageProvider, resour
 		}
 		for resource, storage := range storages {
 			in.share(storage)
+			if gv.Group == "" {
+				keepIdentity(resource, storage)
+			}
 			if r, ok := storage.(rest.StorageWithReadiness); ok {
 				in.server.StorageReadinessHook.RegisterStorage(metav1.GroupVersionResource{Group: gv.Group, Version: gv.Version, Resource: resource}, r)
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
@@ -238,6 +240,9 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.outermost.ShutdownTimeout = shutdownGrace
 	s.installOpenAPI(auth, kube, crds, aggregator, services)
 	s.outermost.Handler.NonGoRestfulMux.UnlistedHandle(TracePath, traceHandler(s.cfg.Trace, s.client))
+	if s.cfg.Operations != nil {
+		s.outermost.Handler.NonGoRestfulMux.UnlistedHandlePrefix(OperationsPath, s.cfg.Operations)
+	}
 	return nil
 }
 
@@ -263,8 +268,11 @@ func (s *Server) configure(auth *authentication, resources *serverstorage.Resour
 	c.MergedResourceConfig = resources
 	c.ExternalAddress = s.cfg.ExternalHost
 	c.PublicAddress = s.cfg.AdvertiseAddress
-	c.LongRunningFunc = genericfilters.BasicLongRunningRequestCheck(
+	long := genericfilters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	c.LongRunningFunc = func(r *http.Request, info *apirequest.RequestInfo) bool {
+		return long(r, info) || strings.HasPrefix(r.URL.Path, OperationsPath)
+	}
 	c.RequestTimeout = requestTimeout
 	c.ShutdownWatchTerminationGracePeriod = shutdownGrace
 	c.AuditBackend, c.AuditPolicyRuleEvaluator = s.cfg.Audit, s.cfg.AuditPolicy

@@ -30,6 +30,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
@@ -138,6 +139,10 @@ func start(dir string, storeConfig datastore.Config) (*running, error) {
 			KubeletClientCertFile: kubelet.CertFile(), KubeletClientKeyFile: kubelet.KeyFile(), KubeletCAFile: r.pki.CAFile(),
 			ServiceAccountKey: r.pki.ServiceAccountKey(),
 		},
+		Operations: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			who, _ := apirequest.UserFrom(req.Context())
+			fmt.Fprint(w, req.URL.Path, " by ", who.GetName())
+		}),
 		DialCluster: r.cluster.dial,
 		DialNode:    r.nodes.dial,
 		Trace:       r.trace,

@@ -71,6 +71,9 @@ type Config struct {
 	Transport Transport
 	// Keys returns ErrUnknownNode, or another error, for who may not speak.
 	Keys func(ctx context.Context, node string) (NodeKeys, error)
+	// Restored says whether etcd was put back to an earlier time; nil: never. It is
+	// asked once, before the epoch is raised.
+	Restored func(ctx context.Context) (*Restore, error)
 	// Key signs orders. Chain is its certificate, DER, leaf first.
 	Key   ed25519.PrivateKey
 	Chain [][]byte
@@ -116,6 +119,7 @@ type Hub struct {
 	revision atomic.Uint64
 	counters fleet.Counters
 	live     atomic.Bool // Run has raised the epoch and synced
+	follow   atomic.Bool // nodes of before a restore are adopted as they come
 
 	// mu guards the maps; a node's own state is its own.
 	mu    sync.Mutex
@@ -191,6 +195,10 @@ func (h *Hub) Run(ctx context.Context) error {
 	h.expectNodes(ctx)
 	h.live.Store(true)
 	h.log.Info("fleet hub begins", "epoch", h.reign.Number, "incarnation", fmt.Sprintf("%x", h.reign.Incarnation))
+	if r := h.reign.restore; r != nil && !h.reign.confirmed {
+		h.log.Warn("etcd was put back to an earlier time: nodes keep what they run until `coracle restore adopt` or `coracle restore confirm`",
+			"snapshot", r.Snapshot, "revision", r.Revision, "at", r.At)
+	}
 
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -216,9 +224,10 @@ func (h *Hub) Run(ctx context.Context) error {
 // begin raises the epoch, however long the API takes to be there.
 func (h *Hub) begin(ctx context.Context) error {
 	for wait := 50 * time.Millisecond; ; wait = min(wait*2, 5*time.Second) {
-		r, err := raiseEpoch(ctx, h.c.Client)
+		r, err := h.raise(ctx)
 		if err == nil {
 			h.reign, h.encoder = r, newEncoder(r.hashKey)
+			h.follow.Store(r.confirmed)
 			h.see(r.revision)
 			return nil
 		}
@@ -232,6 +241,17 @@ func (h *Hub) begin(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+func (h *Hub) raise(ctx context.Context) (reign, error) {
+	var restored *Restore
+	if h.c.Restored != nil {
+		var err error
+		if restored, err = h.c.Restored(ctx); err != nil {
+			return reign{}, err
+		}
+	}
+	return raiseEpoch(ctx, h.c.Client, restored)
 }
 
 // Incarnation of the cluster, hex; empty before Run has read it.
@@ -335,7 +355,7 @@ func (h *Hub) ForeignNodes() []string {
 	defer h.mu.Unlock()
 	var out []string
 	for name, n := range h.nodes {
-		if n.foreign.Load() {
+		if n.foreign.Load() != nil && n.confirmed.Load() {
 			out = append(out, name)
 		}
 	}

@@ -49,7 +49,9 @@ type node struct {
 
 	presence  atomic.Int32
 	confirmed atomic.Bool
-	foreign   atomic.Bool
+	foreign   atomic.Pointer[string] // the incarnation that it belongs to, if not ours
+	known     atomic.Bool            // the API knows it, or it has spoken
+	spoke     atomic.Bool            // a Hello came since this hub began
 	heard     atomic.Int64
 
 	mu       sync.Mutex
@@ -66,14 +68,18 @@ type node struct {
 	jack     *fleet.JournalAck
 	resend   []string
 	again    bool // ask for the node's own report
-	tunnels  []*fleet.TunnelRequest
-	went     string // reason to be written
-	client   corev1client.CoreV1Interface
-	written  map[string]*corev1.Pod // newer than the informer's
-	tokens   float64                // events that may be stored
-	filled   time.Time
-	timer    *time.Timer
-	store    string // of its session
+	// Of a node of another incarnation: what it runs, and whether to ask it for all
+	// of its reports.
+	runs      *runs
+	resendAll bool
+	tunnels   []*fleet.TunnelRequest
+	went      string // reason to be written
+	client    corev1client.CoreV1Interface
+	written   map[string]*corev1.Pod // newer than the informer's
+	tokens    float64                // events that may be stored
+	filled    time.Time
+	timer     *time.Timer
+	store     string // of its session
 	// Large objects that were ordered, by UID.
 	fetchable map[string]*object
 }
@@ -140,6 +146,7 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 		if len(inbox) == 0 && !expected {
 			return
 		}
+		n.known.Store(true)
 		n.peer = NewPeer(now, h.reign.Epoch, Timing{h.c.Keepalive, h.c.WillGrace, h.c.ReconnectJitter}, expected)
 		n.peer.SetDesired(now, h.compute(n), n.revision)
 		stale = false
@@ -162,11 +169,11 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 		t.do(n.peer.Adopt(now))
 	}
 	t.do(n.peer.Tick(h.now()))
+	t.settle()
 	t.gather()
 	t.send()
 	n.presence.Store(int32(n.peer.Presence()))
 	n.confirmed.Store(n.peer.Confirmed())
-	n.foreign.Store(n.peer.IsForeign() && n.peer.Open())
 	if at, ok := n.peer.Deadline(); ok {
 		n.mu.Lock()
 		wait := max(at-h.now(), time.Millisecond)
@@ -251,6 +258,7 @@ func (t *turn) receive(m message) {
 // hello begins a session: what was to be said in the one before is void.
 func (t *turn) hello(u *fleet.Up) {
 	n := t.n
+	n.spoke.Store(true)
 	t.down = nil
 	n.knowsKey = false
 	id := fleet.KeyID(t.h.c.Key.Public().(ed25519.PublicKey))
@@ -262,6 +270,16 @@ func (t *turn) hello(u *fleet.Up) {
 	n.verdicts, n.jack, n.tunnels = nil, nil, nil
 	n.store = string(u.GetSession().GetStore())
 	n.order = nil
+	var theirs *string
+	if n.runs, n.resendAll = nil, false; n.peer.IsForeign() {
+		incarnation := n.peer.Theirs().Incarnation
+		theirs = &incarnation
+		n.foreignHello(u.GetHello())
+	}
+	// Of an earlier hub, or of before the node came back.
+	if t.h.pendingDiffers(n.name, theirs) {
+		t.h.writes.Add(writeKey{n.name, writePending, ""})
+	}
 }
 
 // take has reports and journal written.
@@ -273,6 +291,7 @@ func (t *turn) take(u *fleet.Up, at time.Time) {
 		if r.GetUid() == "" || r.GetStamp() == nil {
 			continue
 		}
+		n.foreignReport(r)
 		n.reports[r.GetUid()] = &report{r, at, n.ordered[r.GetUid()]}
 		keys = append(keys, writeKey{n.name, writePod, r.GetUid()})
 	}
@@ -480,9 +499,9 @@ func (t *turn) gather() {
 	if !n.peer.Confirmed() {
 		return
 	}
-	if len(n.resend) > 0 || n.again {
-		t.part().Resend = &fleet.Resend{Uids: n.resend, Node: n.again}
-		n.resend, n.again = nil, false
+	if len(n.resend) > 0 || n.again || n.resendAll {
+		t.part().Resend = &fleet.Resend{Uids: n.resend, All: n.resendAll, Node: n.again}
+		n.resend, n.again, n.resendAll = nil, false, false
 	}
 	for _, request := range n.tunnels {
 		t.part().Tunnel = request

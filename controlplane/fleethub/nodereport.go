@@ -49,6 +49,9 @@ func (h *Hub) writeNodeReport(ctx context.Context, n *node) error {
 		h.log.Warn("report of the node rejected", "node", n.name, "reason", o.message)
 	}
 	h.verdict(n, "", r.GetStamp(), o.verdict, o.message)
+	if n.foreign.Load() != nil {
+		h.writes.Add(writeKey{n.name, writePending, ""}) // the Node may be new
+	}
 	return nil
 }
 

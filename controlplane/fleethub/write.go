@@ -19,6 +19,7 @@ const (
 	writeNode
 	writeJournal
 	writeAway
+	writePending
 )
 
 // writeKey is one thing to be written; what is written is the newest there is.
@@ -59,6 +60,8 @@ func (h *Hub) write(ctx context.Context, key writeKey) {
 		err = h.writeJournal(ctx, n)
 	case writeAway:
 		err = h.writeAway(ctx, n)
+	case writePending:
+		err = h.writePending(ctx, n)
 	}
 	if err == nil {
 		h.writes.Forget(key)

@@ -49,6 +49,7 @@ type cluster struct {
 	hubKey ed25519.PrivateKey
 	trace  *trace.Recorder
 
+	restored  *fleethub.Restore
 	mosquitto *brokertest.Mosquitto // nil: embedded
 	addr      string
 	hub       *fleethub.Hub
@@ -153,6 +154,7 @@ func (c *cluster) startHub() {
 			}
 			return k, nil
 		},
+		Restored:  func(context.Context) (*fleethub.Restore, error) { return c.restored, nil },
 		Keepalive: 10 * time.Second, WillGrace: 300 * time.Millisecond, ReconnectJitter: 50 * time.Millisecond,
 		FleetURL: func() string { return c.objects },
 	})
