@@ -38,6 +38,9 @@ build: programs boards ## everything: this machine's programs, and those of boar
 programs: ## the programs for this machine, into ./bin
 	@$(GO) build -ldflags '$(LDFLAGS)' -o bin/ $(addprefix ./cmd/,$(COMMANDS))
 
+bin/tools/kubectl: # for machines that have none
+	@$(GO) build -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
+
 # Where each program is meant to run.
 boards: ## static programs for boards and servers, into ./bin/OS-ARCH
 	@for p in amd64 arm64 arm-7 arm-6 riscv64; do \

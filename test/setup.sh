@@ -32,5 +32,5 @@ if ! bin/tools/staticcheck -version 2>/dev/null | grep -q "${STATICCHECK#v}"; th
 fi
 # Some tests want the real kubectl; Debian has none, Kubernetes' module has.
 if ! command -v kubectl >/dev/null && ! [ -x bin/tools/kubectl ]; then
-  CGO_ENABLED=0 GOFLAGS="-trimpath -tags=grpcnotrace -buildvcs=false" test/go build -o bin/tools/kubectl k8s.io/kubernetes/cmd/kubectl
+  make -s bin/tools/kubectl
 fi

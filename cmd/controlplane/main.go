@@ -25,14 +25,7 @@ func start(args []string, kinds ...fs.FS) (code int) {
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: opts.logLevel}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	do := func(ctx context.Context, o options, logger *slog.Logger) error { return run(ctx, o, kinds, logger) }
-	switch {
-	case opts.restore != "":
-		do = restore
-	case opts.markRestored:
-		do = markRestored
-	}
-	if err := do(ctx, opts, logger); err != nil {
+	if err := run(ctx, opts, kinds, logger); err != nil {
 		logger.Error("controlplane stopped", "err", err)
 		return 1
 	}

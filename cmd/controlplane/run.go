@@ -27,6 +27,12 @@ const (
 // run is the whole life of the process: it returns when ctx ends or a part
 // fails for good. It ends what it started in the reverse order.
 func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) error {
+	switch {
+	case o.restore != "":
+		return restore(ctx, o, logger)
+	case o.markRestored:
+		return markRestored(ctx, o, logger)
+	}
 	bridgeKlog(ctx, logger, o.klogLevel)
 	tuneMemory()
 	runPath := filepath.Join(o.dataDir, "run", "controlplane.json")

@@ -96,7 +96,7 @@ func tryRaiseEpoch(ctx context.Context, client kubernetes.Interface, restored *R
 }
 
 // begin makes the record that of the incarnation that a restore began, once. What
-// an operator confirmed of an earlier one says nothing of this.
+// an operator confirmed names the ID of its restore and says nothing of this one.
 func begin(record *corev1.Secret, restored *Restore) error {
 	if restored == nil {
 		return nil
@@ -110,7 +110,6 @@ func begin(record *corev1.Secret, restored *Restore) error {
 		return err
 	}
 	record.Data[keyIncarnation], record.Data[keyRestore] = []byte(restored.Incarnation), raw
-	delete(record.Data, keyConfirmed)
 	return nil
 }
 

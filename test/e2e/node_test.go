@@ -58,7 +58,7 @@ func TestAPodThatNeedsAFeature(t *testing.T) {
 	shared.shows(t, 20*time.Second, []string{"0/2 nodes are available", "didn't declare the required feature(s) Teleport"}, "get", "events", "-n", ns)
 	// Nor does a node take it that it is given to by name.
 	shared.apply(t, ns, with("forced", "Teleport")+"  nodeName: "+shared.state.Nodes[0]+"\n")
-	shared.containerState(t, ns, "forced", "PodFeatureUnsupported", "Teleport")
+	shared.shows(t, 60*time.Second, []string{"PodFeatureUnsupported", "Teleport"}, "get", "pod", "-n", ns, "forced", "-o", "jsonpath={.status}")
 }
 
 // doctor runs `coracle doctor` and returns what it printed, what it complained of,

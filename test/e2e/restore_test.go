@@ -221,7 +221,7 @@ func TestRestoreUnderARunningFleet(t *testing.T) {
 	c.must(t, "create", "namespace", "later")
 	c.must(t, "wait", "-n", "later", "--for=create", "serviceaccount/default", "--timeout=30s")
 	c.apply(t, "later", fmt.Sprintf(extra, image))
-	before := c.running(t, 20)
+	before := c.running(t, "twenty", 20)
 	c.must(t, "wait", "-n", "later", "--for=jsonpath={.status.phase}=Running", "pod/extra", "--timeout=60s")
 	_, uids := c.podsOf(t, "twenty")
 	extraContainer, extraUID := c.podsOf(t, "extra")
@@ -244,7 +244,7 @@ func TestRestoreUnderARunningFleet(t *testing.T) {
 			t.Errorf("restore of half a snapshot: %v", err)
 		}
 	})
-	if after := c.running(t, 20); !maps.Equal(before, after) {
+	if after := c.running(t, "twenty", 20); !maps.Equal(before, after) {
 		t.Errorf("%v, before %v", after, before)
 	}
 
@@ -290,7 +290,7 @@ func TestRestoreUnderARunningFleet(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("\n%s", out)
-		if after := c.running(t, 20); !maps.Equal(before, after) {
+		if after := c.running(t, "twenty", 20); !maps.Equal(before, after) {
 			t.Errorf("containers were replaced: %v, before %v", after, before)
 		}
 		if _, now := c.podsOf(t, "twenty"); !maps.Equal(uids, now) {
@@ -328,7 +328,7 @@ func TestRestoreUnderARunningFleet(t *testing.T) {
 			}
 			return err
 		})
-		if after := c.running(t, 20); !maps.Equal(before, after) {
+		if after := c.running(t, "twenty", 20); !maps.Equal(before, after) {
 			t.Errorf("the Deployment replaced its pods: %v, before %v", after, before)
 		}
 		subset(t, "deployment", guests, c.guests(t))
@@ -384,7 +384,7 @@ func TestRestoreUnderARunningFleet(t *testing.T) {
 			return nil
 		})
 		subset(t, "confirm", guests, c.guests(t))
-		if after := c.running(t, 20); !maps.Equal(before, after) {
+		if after := c.running(t, "twenty", 20); !maps.Equal(before, after) {
 			t.Errorf("containers were replaced: %v, before %v", after, before)
 		}
 		if _, err := c.client.AppsV1().Deployments("default").Get(t.Context(), "second", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
