@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	fleetapi "github.com/coracle-edge/coracle/controlplane/api/fleet"
 )
 
 // options are the flags.
@@ -33,6 +35,7 @@ type options struct {
 
 	mqttURL       string
 	nodeKeepalive time.Duration
+	linkClasses   fleetapi.LinkClasses
 	logLevel      slog.Level
 	klogLevel     int
 }
@@ -59,7 +62,9 @@ func parseFlags(args []string) (options, error) {
 	fs.StringVar(&o.restore, "restore", "", "put this snapshot, a file or a name in the folder of snapshots, in the place of the embedded etcd's data, and exit; nodes keep what they run until `coracle restore confirm`")
 	fs.BoolVar(&o.markRestored, "mark-restored", false, "say in etcd that it was put back to an earlier time by other means than --restore, and exit; no control plane may run on it meanwhile")
 	fs.StringVar(&o.mqttURL, "mqtt-url", "", "URL of an external MQTT broker; embedded if unset")
-	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", time.Minute, "how often an idle node says that it is there")
+	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", 0, "how often an idle node says that it is there, whatever its link class; that of the class if 0")
+	o.linkClasses = fleetapi.DefaultClasses()
+	fs.Func("link-class", "change a link class (lan, wifi, lte, satellite): NAME:KEY=VALUE,... with the keys keepalive, jitter, slots, retry, gather, answer, grace; may be repeated", o.linkClasses.Set)
 	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	fs.IntVar(&o.klogLevel, "v", 0, "verbosity of Kubernetes' own log")
 	if err := fs.Parse(args); err != nil {

@@ -17,8 +17,10 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+	fleetapi "github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
+	"github.com/coracle-edge/coracle/controlplane/apiserver/nodelease"
 	"github.com/coracle-edge/coracle/controlplane/broker"
 	"github.com/coracle-edge/coracle/controlplane/datastore"
 	"github.com/coracle-edge/coracle/controlplane/fleethub"
@@ -50,11 +52,13 @@ type fleet struct {
 	store   *datastore.Store
 	// audience is the API's own, that nodes sign pods' tokens for.
 	audience string
+	// counters are those of the hub, the broker and the tunnels together.
+	counters *fleetapi.Counters
 }
 
 func newFleet(store *datastore.Store, authority *pki.Authority, l *listeners, o options, recorder *trace.Recorder, logger *slog.Logger) *fleet {
-	f := &fleet{store: store, authority: authority, listeners: l, opts: o, trace: recorder, logger: logger}
-	f.tunnels = tunnel.New(tunnel.Config{Asker: f, Logger: logger})
+	f := &fleet{store: store, authority: authority, listeners: l, opts: o, trace: recorder, logger: logger, counters: &fleetapi.Counters{}}
+	f.tunnels = tunnel.New(tunnel.Config{Asker: f, Count: f.countStream, Logger: logger})
 	return f
 }
 
@@ -65,6 +69,37 @@ func (f *fleet) RequestTunnel(ctx context.Context, node, id, purpose string) err
 		return errors.New("the fleet hub hasn't begun yet")
 	}
 	return hub.RequestTunnel(ctx, node, id, purpose)
+}
+
+// NodeLeases implements nodelease.Source.
+func (f *fleet) NodeLeases() ([]nodelease.Lease, bool) {
+	hub := f.hub.Load()
+	if hub == nil {
+		return nil, false
+	}
+	list, known := hub.NodeLeases()
+	out := make([]nodelease.Lease, 0, len(list))
+	for _, l := range list {
+		out = append(out, nodelease.Lease(l))
+	}
+	return out, known
+}
+
+// countStream counts a stream for all nodes and for its own.
+func (f *fleet) countStream(node, purpose string) func(sent, received int) {
+	all, own := f.counters.Stream(purpose), f.nodeCounters(node).Stream(purpose)
+	return func(sent, received int) {
+		all.Add(sent, received)
+		own.Add(sent, received)
+	}
+}
+
+// nodeCounters are the hub's; before there is one nobody asks for them.
+func (f *fleet) nodeCounters(node string) *fleetapi.Counters {
+	if hub := f.hub.Load(); hub != nil {
+		return hub.NodeCounters(node)
+	}
+	return &fleetapi.Counters{}
 }
 
 // extend lets in pods by what their node signed, and nodes only while their record says so.
@@ -110,15 +145,21 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		Restored:   f.restored,
 		Key:        signer,
 		Chain:      hubKey.Current().Certificate,
+		Classes:    f.opts.linkClasses,
 		Keepalive:  f.opts.nodeKeepalive,
 		FleetURL:   func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
-		Trace:      f.trace,
-		Logger:     f.logger,
+		Counters:   f.counters, TunnelRefused: f.tunnels.Refused,
+		Trace:  f.trace,
+		Logger: f.logger,
 	})
 	if err != nil {
 		return nil, err
 	}
 	f.hub.Store(hub)
+	if err := server.RegisterMetrics(hub.Metrics()); err != nil {
+		return nil, err
+	}
+	server.Handle(fleethub.NodesPath, hub.NodesHandler())
 	endpoint, err := f.endpoint(server, hub, hubKey)
 	if err != nil {
 		return nil, err
@@ -170,7 +211,7 @@ func (f *fleet) transport(hubKey *pki.Leaf) (fleethub.Transport, error) {
 			TLS: &tls.Config{
 				MinVersion: tls.VersionTLS12, RootCAs: f.authority.RootPool(), GetClientCertificate: hubKey.GetClientCertificate,
 			},
-			Logger: f.logger,
+			Counters: f.counters, Logger: f.logger,
 		})
 	}
 	serving, err := f.authority.Broker(f.listeners.hosts...)
@@ -183,7 +224,8 @@ func (f *fleet) transport(hubKey *pki.Leaf) (fleethub.Transport, error) {
 			MinVersion: tls.VersionTLS13, GetCertificate: serving.GetCertificate,
 			ClientCAs: f.authority.RootPool(), ClientAuth: tls.RequireAndVerifyClientCert,
 		},
-		Admit:  f.admit,
+		Admit:    f.admit,
+		Counters: f.counters, NodeCounters: f.nodeCounters,
 		Logger: f.logger,
 	})
 }

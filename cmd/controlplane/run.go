@@ -75,6 +75,7 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		Extend:           fleet.extend,
 		DialNode:         fleet.tunnels.DialContext,
 		Operations:       ops,
+		NodeLeases:       fleet,
 		Trace:            recorder,
 		SystemNamespaces: []string{systemNamespace},
 		Logger:           logger,

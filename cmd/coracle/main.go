@@ -39,7 +39,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(upCommand(), downCommand(), imageCommand(), tokenCommand(), brokerCommand(), traceCommand(), doctorCommand(),
+	cmd.AddCommand(upCommand(), downCommand(), imageCommand(), tokenCommand(), brokerCommand(), traceCommand(), trafficCommand(), doctorCommand(),
 		snapshotCommand(), restoreCommand(),
 		&cobra.Command{Use: "kubectl", Short: "kubectl itself, for a machine that has none", DisableFlagParsing: true})
 	return cmd

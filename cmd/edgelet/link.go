@@ -5,7 +5,6 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -31,8 +30,8 @@ func (a *agent) runLink(ctx context.Context) error {
 		return err
 	}
 	tunnels := tunnel.New(tunnel.Config{Identity: id, Logger: a.log,
-		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log,
-			More: map[string]http.Handler{"GET " + fleet.HeldPath: tunnel.Held(a.state, a.log)}})})
+		Count:   func(purpose string) func(sent, received int) { return a.counters.Stream(purpose).Add },
+		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log, More: a.morePaths()})})
 	var known []ed25519.PublicKey
 	if key, err := id.HubKey(); err == nil {
 		known = append(known, key)
@@ -43,7 +42,7 @@ func (a *agent) runLink(ctx context.Context) error {
 		OnTunnel: func(r *fleet.TunnelRequest) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
-		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs,
+		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs, Counters: &a.counters,
 		Features: features(), AgentVersion: version.String(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {
@@ -52,10 +51,15 @@ func (a *agent) runLink(ctx context.Context) error {
 	a.link.Store(&linkStatus{l.Status})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return tunnels.Run(ctx) })
-	g.Go(func() error { return id.Run(ctx) })
+	g.Go(func() error { return id.Run(a.metered(ctx)) })
 	g.Go(func() error { return l.Run(ctx) })
 	g.Go(func() error { a.renewExpired(ctx, id, l); return nil })
 	return g.Wait()
+}
+
+// metered has what the identity sends and receives in ctx counted.
+func (a *agent) metered(ctx context.Context) context.Context {
+	return identity.WithMeter(ctx, a.counters.Stream(fleet.StreamIdentity).Add)
 }
 
 // renewExpired renews when the broker says that the certificate expired: a board
@@ -72,7 +76,7 @@ func (a *agent) renewExpired(ctx context.Context, id *identity.Identity, l *link
 		if s := l.Status(); s.Connected || !identity.Expired(s.Err) {
 			continue
 		}
-		if err := id.Renew(ctx); err != nil && ctx.Err() == nil {
+		if err := id.Renew(a.metered(ctx)); err != nil && ctx.Err() == nil {
 			a.log.Warn("the certificate was not renewed", "err", err)
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/internal/version"
 )
 
@@ -69,7 +70,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the cluster's domain")
 	fs.StringVar(&o.cgroupRoot, "cgroup-root", "/kubepods", "cgroup below which pods get theirs; ignored without root")
 	fs.StringVar(&o.labels, "node-labels", "", "comma list of NAME=VALUE to label the node with")
-	fs.StringVar(&o.linkClass, "link-class", "", "what kind of link this node has, as told to the hub (lan, lte ...)")
+	fs.StringVar(&o.linkClass, "link-class", "", "what kind of link this node has: lan, wifi, lte or satellite; it counts when the node registers, later the Node's label "+fleet.LabelLinkClass+" does")
 	fs.Int64Var(&o.maxPods, "max-pods", 0, "how many pods fit; default 110")
 	fs.Int64Var(&o.logMaxSize, "container-log-max-size", 1<<20, "bytes of a container's log before it is rotated")
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
@@ -87,6 +88,11 @@ func parse(args []string) (*options, error) {
 		return nil, err
 	}
 	o.dataDir = dir
+	if o.linkClass != "" {
+		if err := fleet.CheckClass(o.linkClass); err != nil {
+			return nil, fmt.Errorf("--link-class: %w", err)
+		}
+	}
 	if o.standalone && o.join != "" {
 		return nil, errors.New("--standalone and --join exclude each other")
 	}
@@ -166,6 +172,9 @@ func keyValues(list string) (map[string]string, error) {
 		k, v, ok := strings.Cut(s, "=")
 		if !ok || k == "" {
 			return nil, fmt.Errorf("--node-labels: %q is not NAME=VALUE", s)
+		}
+		if k == fleet.LabelLinkClass {
+			return nil, fmt.Errorf("--node-labels: %s is the administrator's to change: give the node's own with --link-class", k)
 		}
 		out[k] = v
 	}

@@ -51,6 +51,9 @@ type agent struct {
 
 	staticPods atomic.Int64  // in the folder; -1 before it was read
 	staticRead chan struct{} // closed once it was
+
+	// counters are of all that goes to the control plane and comes from it.
+	counters fleet.Counters
 }
 
 // containerRuntime is what all users of the runtime need together.

@@ -15,6 +15,7 @@ import (
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
+	"github.com/coracle-edge/coracle/controlplane/apiserver/nodelease"
 	"github.com/coracle-edge/coracle/controlplane/datastore"
 )
 
@@ -56,6 +57,8 @@ type Config struct {
 	// Operations is served below OperationsPath, to who may use such a path: the
 	// masters' group, and others by RBAC (nonResourceURLs). May be nil.
 	Operations http.Handler
+	// NodeLeases are served in kube-node-lease instead of stored ones; may be nil.
+	NodeLeases nodelease.Source
 	// Trace is told of the steps of pods; may be nil.
 	Trace *trace.Recorder
 	// Audit and AuditPolicy are optional.

@@ -41,7 +41,6 @@ import (
 	autoscalingrest "k8s.io/kubernetes/pkg/registry/autoscaling/rest"
 	batchrest "k8s.io/kubernetes/pkg/registry/batch/rest"
 	certificatesrest "k8s.io/kubernetes/pkg/registry/certificates/rest"
-	coordinationrest "k8s.io/kubernetes/pkg/registry/coordination/rest"
 	corerest "k8s.io/kubernetes/pkg/registry/core/rest"
 	discoveryrest "k8s.io/kubernetes/pkg/registry/discovery/rest"
 	eventsrest "k8s.io/kubernetes/pkg/registry/events/rest"
@@ -126,13 +125,13 @@ func (s *Server) storageProviders(auth *authentication, st *storages, proxyTrans
 		return nil, err
 	}
 	return []controlplaneapiserver.RESTStorageProvider{
-		core,
+		withNodeProxy{core},
 		authenticationrest.RESTStorageProvider{Authenticator: auth.Request, APIAudiences: auth.audiences},
 		authorizationrest.RESTStorageProvider{Authorizer: authz, RuleResolver: s.generic.RuleResolver},
 		autoscalingrest.RESTStorageProvider{},
 		batchrest.RESTStorageProvider{},
 		certificatesrest.RESTStorageProvider{Authorizer: authz},
-		coordinationrest.RESTStorageProvider{},
+		withNodeLeases{source: s.cfg.NodeLeases, namespaces: s.informers.Core().V1().Namespaces().Lister()},
 		discoveryrest.StorageProvider{},
 		networkingrest.RESTStorageProvider{},
 		noderest.RESTStorageProvider{},

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -54,6 +55,7 @@ type Server struct {
 	outermost *genericapiserver.GenericAPIServer
 	ready     chan struct{}
 	hooks     []namedHook
+	metrics   *prometheus.Registry // besides upstream's
 }
 
 type namedHook struct {
@@ -71,7 +73,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	capabilities.Setup(true, 0)
-	s := &Server{cfg: cfg, handler: inprocess.NewServer(), ready: make(chan struct{})}
+	s := &Server{cfg: cfg, handler: inprocess.NewServer(), ready: make(chan struct{}), metrics: prometheus.NewRegistry()}
 	var err error
 	if s.client, err = kubernetes.NewForConfig(s.loopback()); err != nil {
 		return nil, err
@@ -239,6 +241,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.outermost = aggregator.GenericAPIServer
 	s.outermost.ShutdownTimeout = shutdownGrace
 	s.installOpenAPI(auth, kube, crds, aggregator, services)
+	s.installMetrics()
 	s.outermost.Handler.NonGoRestfulMux.UnlistedHandle(TracePath, traceHandler(s.cfg.Trace, s.client))
 	if s.cfg.Operations != nil {
 		s.outermost.Handler.NonGoRestfulMux.UnlistedHandlePrefix(OperationsPath, s.cfg.Operations)

@@ -82,6 +82,7 @@ type running struct {
 	trace     *trace.Recorder
 	cluster   *addresses // of pods and Services
 	nodes     *addresses
+	leases    *heard
 	stop      func() error
 	kubectlAs string // path of the kubeconfig
 }
@@ -97,7 +98,7 @@ func (a *addresses) dial(ctx context.Context, network, address string) (net.Conn
 }
 
 func start(dir string, storeConfig datastore.Config) (*running, error) {
-	r := &running{dir: dir, trace: trace.NewRecorder(0), cluster: &addresses{}, nodes: &addresses{}}
+	r := &running{dir: dir, trace: trace.NewRecorder(0), cluster: &addresses{}, nodes: &addresses{}, leases: &heard{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var err error
 	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -145,6 +146,7 @@ func start(dir string, storeConfig datastore.Config) (*running, error) {
 		}),
 		DialCluster: r.cluster.dial,
 		DialNode:    r.nodes.dial,
+		NodeLeases:  r.leases,
 		Trace:       r.trace,
 		Logger:      logger,
 	})
@@ -615,6 +617,16 @@ func TestLogsGoThroughTheNodeDialer(t *testing.T) {
 	out := server.mustKubectl(t, "", "logs", "-n", ns, "p")
 	if want := "log of /containerLogs/" + ns + "/p/c\n"; out != want {
 		t.Errorf("kubectl logs = %q, want %q", out, want)
+	}
+	// The proxy goes the same way, though no name server knows the node.
+	for _, path := range []string{"board-9/proxy/metrics", "board-9:10250/proxy/metrics"} {
+		raw, err := admin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + path).DoRaw(t.Context())
+		if want := "log of /metrics\n"; err != nil || string(raw) != want {
+			t.Errorf("proxy by %s = %q, %v, want %q", path, raw, err, want)
+		}
+	}
+	if _, err := admin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/board-9:22/proxy/").DoRaw(t.Context()); err == nil {
+		t.Error("the proxy reached another port of the node")
 	}
 }
 

@@ -169,7 +169,7 @@ func (e *External) session(ctx context.Context, u *url.URL, message func(string,
 		if conf.ServerName == "" {
 			conf.ServerName = u.Hostname()
 		}
-		secure := tls.Client(Count(conn, e.config.Counters), conf)
+		secure := tls.Client(count(conn, e.config.Counters), conf)
 		if err := secure.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
 			return nil, err

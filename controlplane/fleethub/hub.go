@@ -1,11 +1,11 @@
 package fleethub
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -30,8 +30,6 @@ const (
 	orderWorkers = 4
 	writeWorkers = 8
 	component    = "fleethub"
-	// ackDelay lets acknowledgements gather into one message.
-	ackDelay = 3 * time.Millisecond
 )
 
 var (
@@ -78,13 +76,11 @@ type Config struct {
 	Key   ed25519.PrivateKey
 	Chain [][]byte
 
-	// Keepalive of nodes. 60 s if zero.
-	Keepalive time.Duration
-	// WillGrace is how long a broken connection may be replaced before the node
-	// is called away. 500 ms if zero.
-	WillGrace time.Duration
-	// ReconnectJitter spreads nodes that come back. 2 s if zero.
-	ReconnectJitter time.Duration
+	// Classes of links. fleet.DefaultClasses if nil.
+	Classes fleet.LinkClasses
+	// Keepalive, WillGrace and ReconnectJitter, where they aren't zero, take the
+	// place of every class's own.
+	Keepalive, WillGrace, ReconnectJitter time.Duration
 	// FleetURL is https://host:port of the fleet endpoint, for tunnels and
 	// large objects.
 	FleetURL func() string
@@ -92,6 +88,12 @@ type Config struct {
 	// EventInterval. 25 and 10 s if zero.
 	Events        int
 	EventInterval time.Duration
+
+	// Counters count what is sent and received; its own if nil. Whoever has the
+	// sockets counts into the same.
+	Counters *fleet.Counters
+	// TunnelRefused is told what a node says to a request for a tunnel; may be nil.
+	TunnelRefused func(node, id, reason string)
 
 	Trace  *trace.Recorder
 	Logger *slog.Logger
@@ -104,6 +106,7 @@ type Hub struct {
 	log     *slog.Logger
 	codec   *fleet.Codec
 	started time.Time
+	classes fleet.LinkClasses
 	reign   reign
 	encoder *encoder
 
@@ -117,7 +120,8 @@ type Hub struct {
 	work     workqueue.TypedDelayingInterface[string]
 	writes   workqueue.TypedRateLimitingInterface[writeKey]
 	revision atomic.Uint64
-	counters fleet.Counters
+	counters *fleet.Counters
+	stats    stats
 	live     atomic.Bool // Run has raised the epoch and synced
 	follow   atomic.Bool // nodes of before a restore are adopted as they come
 
@@ -133,15 +137,13 @@ func New(c Config) (*Hub, error) {
 	if c.Client == nil || c.NodeClient == nil || c.Factory == nil || c.Transport == nil || c.Keys == nil || c.Key == nil {
 		return nil, errors.New("fleethub: Client, NodeClient, Factory, Transport, Keys and Key are needed")
 	}
-	def := func(d *time.Duration, v time.Duration) {
-		if *d == 0 {
-			*d = v
-		}
+	classes, err := c.classes()
+	if err != nil {
+		return nil, fmt.Errorf("fleethub: %w", err)
 	}
-	def(&c.Keepalive, time.Minute)
-	def(&c.WillGrace, 500*time.Millisecond)
-	def(&c.ReconnectJitter, 2*time.Second)
-	def(&c.EventInterval, 10*time.Second)
+	if c.EventInterval == 0 {
+		c.EventInterval = 10 * time.Second
+	}
 	if c.Events == 0 {
 		c.Events = 25
 	}
@@ -151,11 +153,14 @@ func New(c Config) (*Hub, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Counters == nil {
+		c.Counters = &fleet.Counters{}
+	}
 	if c.FleetURL == nil {
 		c.FleetURL = func() string { return "" }
 	}
 	h := &Hub{
-		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(),
+		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(), classes: classes, counters: c.Counters,
 		nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
 		work: workqueue.NewTypedDelayingQueue[string](),
 		writes: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[writeKey](
@@ -182,6 +187,30 @@ func New(c Config) (*Hub, error) {
 		h.synced = append(h.synced, registration.HasSynced)
 	}
 	return h, nil
+}
+
+// classes are the configured ones with what is the same for all put in.
+func (c *Config) classes() (fleet.LinkClasses, error) {
+	from := c.Classes
+	if from == nil {
+		from = fleet.DefaultClasses()
+	}
+	out := fleet.LinkClasses{}
+	for name, class := range from {
+		if c.Keepalive != 0 {
+			class.Keepalive, class.Retry = c.Keepalive, min(class.Retry, c.Keepalive*2/3)
+		}
+		class.Grace = cmp.Or(c.WillGrace, class.Grace)
+		class.Jitter = cmp.Or(c.ReconnectJitter, class.Jitter)
+		if err := class.Validate(); err != nil {
+			return nil, err
+		}
+		out[name] = class
+	}
+	if _, ok := out[fleet.DefaultClass]; !ok {
+		return nil, fmt.Errorf("%w %s is missing", fleet.ErrClass, fleet.DefaultClass)
+	}
+	return out, nil
 }
 
 // Run raises the epoch, waits for the informers and serves until ctx ends.
@@ -266,33 +295,14 @@ func (h *Hub) Incarnation() string {
 func (h *Hub) Live() bool { return h.live.Load() }
 
 // Counters of messages and bytes.
-func (h *Hub) Counters() *fleet.Counters { return &h.counters }
-
-// WriteMetrics writes all metrics in Prometheus' text format.
-func (h *Hub) WriteMetrics(w io.Writer) error {
-	if err := h.counters.WriteMetrics(w); err != nil {
-		return err
-	}
-	count := map[Presence]int{}
-	h.mu.Lock()
-	for _, n := range h.nodes {
-		count[Presence(n.presence.Load())]++
-	}
-	h.mu.Unlock()
-	for _, p := range []Presence{Present, Away, Unsure} {
-		if _, err := fmt.Fprintf(w, "coracle_fleet_nodes{state=%q} %d\n", p, count[p]); err != nil {
-			return err
-		}
-	}
-	_, err := fmt.Fprintf(w, "coracle_fleet_epoch %d\n", h.reign.Number)
-	return err
-}
+func (h *Hub) Counters() *fleet.Counters { return h.counters }
 
 // Liveness of a node, from memory.
 type Liveness struct {
 	Presence Presence
-	// Heard is when the node was last known to be there: now, while its
-	// connection stands.
+	// Heard is when the node last gave a sign of life: a message, or a keepalive
+	// where the broker tells of it. Where it doesn't, now while its connection
+	// stands.
 	Heard time.Time
 }
 
@@ -302,13 +312,7 @@ func (h *Hub) Liveness(name string) (Liveness, bool) {
 	if n == nil {
 		return Liveness{}, false
 	}
-	l := Liveness{Presence: Presence(n.presence.Load())}
-	if n.confirmed.Load() {
-		l.Heard = h.c.Now()
-	} else if at := n.heard.Load(); at != 0 {
-		l.Heard = time.Unix(0, at)
-	}
-	return l, true
+	return Liveness{Presence: Presence(n.presence.Load()), Heard: h.heardOf(n)}, true
 }
 
 // RequestTunnel asks a node to dial the tunnel with this id for this purpose. It

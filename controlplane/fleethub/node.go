@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
@@ -24,6 +25,7 @@ type message struct {
 	direction fleet.Direction
 	payload   []byte
 	at        time.Time
+	heard     time.Time // the sign of life that this is, or follows
 }
 
 // report waits to be written.
@@ -46,13 +48,20 @@ type node struct {
 	ordered  map[string]time.Time
 	knowsKey bool
 	big      bigObjects
+	settings linkSettings  // in force
+	told     linkSettings  // in the last Welcome
+	retellAt time.Duration // not asked again before
+	wrong    string        // what was last found wrong with the Node's word on its link
 
+	counters  fleet.Counters
+	inForce   atomic.Pointer[linkSettings] // for others to read
 	presence  atomic.Int32
 	confirmed atomic.Bool
 	foreign   atomic.Pointer[string] // the incarnation that it belongs to, if not ours
 	known     atomic.Bool            // the API knows it, or it has spoken
 	spoke     atomic.Bool            // a Hello came since this hub began
 	heard     atomic.Int64
+	keepalive atomic.Int64 // of its connection, nanoseconds; 0: not known
 
 	mu       sync.Mutex
 	inbox    []message
@@ -66,6 +75,9 @@ type node struct {
 	journal  *fleet.Journal
 	verdicts []*fleet.ReportVerdict
 	jack     *fleet.JournalAck
+	answer   time.Duration // how long these wait for others
+	answerAt time.Duration // when they are due; 0: none wait
+	said     string        // link class by the node's own word
 	resend   []string
 	again    bool // ask for the node's own report
 	// Of a node of another incarnation: what it runs, and whether to ask it for all
@@ -102,9 +114,19 @@ func (n *node) stopTimer() {
 // message takes what a node published. It doesn't block.
 func (h *Hub) message(name string, d fleet.Direction, payload []byte) {
 	n := h.get(name)
+	m := message{direction: d, payload: payload, at: h.c.Now()}
+	m.heard = m.at
+	if d == fleet.DirWill {
+		// The broker's own; the node may have been silent for long.
+		if at, ok := h.ear(name); ok {
+			m.heard = at
+		}
+	}
 	n.mu.Lock()
 	if len(n.inbox) < maxInbox {
-		n.inbox = append(n.inbox, message{d, payload, h.c.Now()})
+		n.inbox = append(n.inbox, m)
+	} else {
+		h.stats.drop(dropFull)
 	}
 	n.mu.Unlock()
 	h.work.Add(name)
@@ -147,10 +169,12 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 			return
 		}
 		n.known.Store(true)
-		n.peer = NewPeer(now, h.reign.Epoch, Timing{h.c.Keepalive, h.c.WillGrace, h.c.ReconnectJitter}, expected)
+		h.adjust(n)
+		n.peer = NewPeer(now, h.reign.Epoch, Timing{n.settings.Keepalive, n.settings.Grace, h.window(n.settings.LinkClass)}, expected)
 		n.peer.SetDesired(now, h.compute(n), n.revision)
 		stale = false
 	}
+	h.adjust(n)
 	t := &turn{h: h, n: n, ctx: ctx}
 	if linkDown {
 		n.peer.LinkDown()
@@ -172,18 +196,33 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 	t.settle()
 	t.gather()
 	t.send()
+	t.retell()
 	n.presence.Store(int32(n.peer.Presence()))
 	n.confirmed.Store(n.peer.Confirmed())
-	if at, ok := n.peer.Deadline(); ok {
-		n.mu.Lock()
-		wait := max(at-h.now(), time.Millisecond)
-		if n.timer == nil {
-			name := n.name
-			n.timer = time.AfterFunc(wait, func() { h.work.Add(name) })
-		} else {
-			n.timer.Reset(wait)
-		}
-		n.mu.Unlock()
+	n.keepalive.Store(int64(n.peer.Timing().Keepalive))
+	h.arm(n)
+}
+
+// arm has the node's next turn come when something is due.
+func (h *Hub) arm(n *node) {
+	at, ok := n.peer.Deadline()
+	if n.outdated() && (!ok || n.retellAt < at) {
+		at, ok = n.retellAt, true
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.answerAt != 0 && n.peer.Open() && (!ok || n.answerAt < at) {
+		at, ok = n.answerAt, true
+	}
+	if !ok {
+		return
+	}
+	wait := max(at-h.now(), time.Millisecond)
+	if n.timer == nil {
+		name := n.name
+		n.timer = time.AfterFunc(wait, func() { h.work.Add(name) })
+	} else {
+		n.timer.Reset(wait)
 	}
 }
 
@@ -208,6 +247,8 @@ func (t *turn) receive(m message) {
 	h, n := t.h, t.n
 	refuse := func(err error) {
 		h.counters.Refused()
+		n.counters.Refused()
+		h.stats.drop(dropRefused)
 		h.log.Warn("message refused", "node", n.name, "direction", m.direction, "error", err)
 	}
 	keys := func(keyID []byte, _ [][]byte) (ed25519.PublicKey, error) {
@@ -226,9 +267,9 @@ func (t *turn) receive(m message) {
 			refuse(err)
 			return
 		}
-		h.counters.Received(fleet.ClassSession, len(m.payload))
+		h.received(n, &w, len(m.payload))
 		if n.peer.Confirmed() && n.peer.Session().SameConn(fleet.SessionFrom(w.GetSession())) {
-			n.heard.Store(m.at.UnixNano())
+			n.heard.Store(m.heard.UnixNano())
 		}
 		n.peer.Will(h.now(), fleet.SessionFrom(w.GetSession()))
 		return
@@ -238,15 +279,18 @@ func (t *turn) receive(m message) {
 		refuse(err)
 		return
 	}
-	h.counters.Received(fleet.ClassOf(&u), len(m.payload))
+	h.received(n, &u, len(m.payload))
 	outputs, accept := n.peer.Up(h.now(), &u)
 	if !accept {
 		t.do(outputs)
 		h.counters.Refused()
+		n.counters.Refused()
+		h.stats.drop(dropStray)
 		h.log.Debug("message not accepted", "node", n.name, "session", fleet.SessionFrom(u.GetSession()), "seq", u.GetSeq())
 		return
 	}
 	if hello := u.GetHello(); hello != nil {
+		h.stats.hellos.Add(1)
 		t.hello(&u)
 	} else {
 		n.heard.Store(m.at.UnixNano())
@@ -266,9 +310,10 @@ func (t *turn) hello(u *fleet.Up) {
 		n.knowsKey = n.knowsKey || bytes.Equal(k, id)
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.verdicts, n.jack, n.tunnels = nil, nil, nil
+	n.verdicts, n.jack, n.answerAt, n.tunnels = nil, nil, 0, nil
 	n.store = string(u.GetSession().GetStore())
+	n.said = u.GetHello().GetLinkClass()
+	n.mu.Unlock()
 	n.order = nil
 	var theirs *string
 	if n.runs, n.resendAll = nil, false; n.peer.IsForeign() {
@@ -280,6 +325,7 @@ func (t *turn) hello(u *fleet.Up) {
 	if t.h.pendingDiffers(n.name, theirs) {
 		t.h.writes.Add(writeKey{n.name, writePending, ""})
 	}
+	t.h.adjust(n)
 }
 
 // take has reports and journal written.
@@ -310,6 +356,12 @@ func (t *turn) take(u *fleet.Up, at time.Time) {
 	}
 	if a := u.GetTunnel(); a.GetError() != "" {
 		h.log.Warn("node opens no tunnel", "node", n.name, "id", a.GetId(), "reason", a.GetError())
+		if h.c.TunnelRefused != nil {
+			h.c.TunnelRefused(n.name, a.GetId(), a.GetError())
+		}
+	}
+	if a := u.GetAck(); a != nil && n.order != nil && fleet.VersionFrom(a.GetVersion()) == fleet.VersionFrom(n.order.GetVersion()) {
+		h.stats.ack(a.GetStatus())
 	}
 }
 
@@ -321,21 +373,25 @@ func (t *turn) do(outputs []Output) {
 		case SendWelcome:
 			t.part().Welcome = &fleet.Welcome{
 				Version: n.peer.Version().Proto(), InSync: o.InSync, Protocol: fleet.ProtocolVersion,
-				Keepalive:       uint32(h.c.Keepalive / time.Second),
-				ReconnectJitter: uint32(h.c.ReconnectJitter / time.Millisecond),
-				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(),
+				Keepalive:       uint32(n.settings.Keepalive / time.Second),
+				ReconnectJitter: uint32(n.peer.Timing().Jitter / time.Millisecond),
+				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(), Link: n.link(),
 			}
+			n.told = n.settings
 			t.chain = t.chain || !n.knowsKey
 		case SendOrder:
 			t.order(o)
 		case SendAdopt:
 			t.part().Adopt = &fleet.Adopt{From: []byte(o.From), To: o.To.Proto()}
 		case SendRebirth:
-			t.rebirth()
+			h.stats.rebirths.Add(1)
+			t.rebirth(n.peer.Timing().Jitter)
 		case Came:
+			h.stats.came.Add(1)
 			h.log.Info("node is there", "node", n.name, "first", o.First)
 			t.came()
 		case Went:
+			h.stats.went.Add(1)
 			h.log.Info("node is away", "node", n.name, "reason", o.Reason)
 			n.mu.Lock()
 			n.went = o.Reason
@@ -392,6 +448,9 @@ func (t *turn) order(o SendOrder) {
 			return
 		}
 		n.order = built
+		h.stats.ordersSent.Add(1)
+	} else {
+		h.stats.ordersRepeated.Add(1)
 	}
 	now := h.c.Now()
 	for _, obj := range n.order.GetUpserts() {
@@ -488,13 +547,14 @@ func (t *turn) gather() {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if len(n.verdicts) > 0 {
-		t.part().ReportAck = &fleet.ReportAck{Verdicts: n.verdicts}
-		n.verdicts = nil
-	}
-	if n.jack != nil {
-		t.part().JournalAck = n.jack
-		n.jack = nil
+	if n.answerAt != 0 && (t.down != nil || t.h.now() >= n.answerAt) {
+		if len(n.verdicts) > 0 {
+			t.part().ReportAck = &fleet.ReportAck{Verdicts: n.verdicts}
+		}
+		if n.jack != nil {
+			t.part().JournalAck = n.jack
+		}
+		n.verdicts, n.jack, n.answerAt = nil, nil, 0
 	}
 	if !n.peer.Confirmed() {
 		return
@@ -523,10 +583,10 @@ func (t *turn) send() {
 	t.h.publish(t.n, down, chain)
 }
 
-func (t *turn) rebirth() {
+func (t *turn) rebirth(jitter time.Duration) {
 	h, n := t.h, t.n
 	h.publish(n, &fleet.Down{Rebirth: &fleet.Rebirth{
-		Version: n.peer.Version().Proto(), Jitter: uint32(h.c.ReconnectJitter / time.Millisecond),
+		Version: n.peer.Version().Proto(), Jitter: uint32(jitter / time.Millisecond),
 	}}, h.c.Chain)
 }
 
@@ -541,12 +601,20 @@ func (h *Hub) publish(n *node, down *fleet.Down, chain [][]byte) {
 		return
 	}
 	if err != nil {
-		h.log.Error("message not sent", "node", n.name, "class", fleet.ClassOf(down), "error", err)
+		h.stats.drop(dropTooLarge)
+		h.log.Error("message not sent", "node", n.name, "error", err)
 		return
 	}
 	if err := h.c.Transport.Publish(n.name, payload); err != nil {
+		h.stats.drop(dropNotSent)
 		h.log.Debug("message not sent", "node", n.name, "error", err)
 		return
 	}
-	h.counters.Sent(fleet.ClassOf(down), len(payload))
+	h.counters.Sent(down, len(payload))
+	n.counters.Sent(down, len(payload))
+}
+
+func (h *Hub) received(n *node, msg proto.Message, bytes int) {
+	h.counters.Received(msg, bytes)
+	n.counters.Received(msg, bytes)
 }

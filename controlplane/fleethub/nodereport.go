@@ -68,7 +68,7 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 	have, err := h.nodeLister.Get(n.name)
 	for try := 0; ; try++ {
 		if apierrors.IsNotFound(err) {
-			_, err = client.Nodes().Create(ctx, newNodeObject(n.name, &said, stamp, h.c.Now()), metav1.CreateOptions{})
+			_, err = client.Nodes().Create(ctx, withClass(newNodeObject(n.name, &said, stamp, h.c.Now()), n.ownClass()), metav1.CreateOptions{})
 			if err == nil {
 				h.log.Info("node registered", "node", n.name)
 				return stored, nil
@@ -85,7 +85,7 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 		if before, err := fleet.ParseStamp(have.Annotations[AnnotationReport]); err == nil && before != stamp && !stamp.Obsoletes(before) {
 			return obsolete("report %s is older than %s", stamp, before), nil
 		}
-		next := mergeNode(have, &said, stamp, h.c.Now())
+		next := withClass(mergeNode(have, &said, stamp, h.c.Now()), n.ownClass())
 		if equality.Semantic.DeepEqual(have, next) {
 			return stored, nil
 		}

@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 )
 
@@ -116,9 +117,16 @@ func (n nodeHandler) OnAdd(obj any, _ bool) {
 	}
 }
 
-func (n nodeHandler) OnUpdate(_, obj any) {
-	if o, ok := obj.(*corev1.Node); ok {
-		n.h.see(revisionOf(o.ResourceVersion))
+func (n nodeHandler) OnUpdate(old, obj any) {
+	o, ok := obj.(*corev1.Node)
+	if !ok {
+		return
+	}
+	n.h.see(revisionOf(o.ResourceVersion))
+	before, ok := old.(*corev1.Node)
+	if !ok || before.Labels[fleet.LabelLinkClass] != o.Labels[fleet.LabelLinkClass] ||
+		before.Annotations[fleet.AnnotationDataBudget] != o.Annotations[fleet.AnnotationDataBudget] {
+		n.h.work.Add(o.Name)
 	}
 }
 
@@ -171,6 +179,7 @@ func (h *Hub) expect(ctx context.Context, name string) {
 	n.expected = true
 	n.stale = true
 	n.mu.Unlock()
+	n.presence.Store(int32(Unsure))
 	h.work.Add(name)
 }
 

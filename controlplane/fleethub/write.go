@@ -87,10 +87,23 @@ func final(err error) (fleet.Verdict, bool) {
 
 // verdict queues an answer; several travel together.
 func (h *Hub) verdict(n *node, uid string, stamp *fleet.Stamp, v fleet.Verdict, message string) {
+	h.stats.verdicts[v].Add(1)
+	h.answer(n, func() {
+		n.verdicts = append(n.verdicts, &fleet.ReportVerdict{Uid: uid, Stamp: stamp, Verdict: v, Message: message})
+	})
+}
+
+// answer has what queue adds sent with the next message, or when the first of
+// what waits has waited as long as the node's class says.
+func (h *Hub) answer(n *node, queue func()) {
 	n.mu.Lock()
-	n.verdicts = append(n.verdicts, &fleet.ReportVerdict{Uid: uid, Stamp: stamp, Verdict: v, Message: message})
+	queue()
+	wait := n.answer
+	if n.answerAt == 0 {
+		n.answerAt = h.now() + wait
+	}
 	n.mu.Unlock()
-	h.work.AddAfter(n.name, ackDelay)
+	h.work.AddAfter(n.name, wait)
 }
 
 // as returns the client that acts as the node.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 )
 
 const (
@@ -52,6 +53,8 @@ type Config struct {
 	// Timeout is how long a node has for dialing; 0 means 15 s: a handshake over a
 	// satellite takes 3.
 	Timeout time.Duration
+	// Count, if set, returns what is told the bytes of a stream to a node.
+	Count func(node, purpose string) func(sent, received int)
 	// Pending and PendingPerNode bound the requests being waited for; 0 means 256 and 16.
 	Pending, PendingPerNode int
 	Logger                  *slog.Logger
@@ -68,10 +71,11 @@ type Tunnels struct {
 
 // request is one that a dialer waits for.
 type request struct {
-	node   string
-	stream chan net.Conn // unbuffered: whoever sends knows that the dialer took it
-	failed chan error    // capacity 1
-	gone   chan struct{} // closed when the dialer no longer waits
+	node    string
+	purpose string
+	stream  chan net.Conn // unbuffered: whoever sends knows that the dialer took it
+	failed  chan error    // capacity 1
+	gone    chan struct{} // closed when the dialer no longer waits
 }
 
 // New returns Tunnels without any.
@@ -142,6 +146,9 @@ func (t *Tunnels) ServeTunnel(w http.ResponseWriter, r *http.Request, node, id s
 		t.cfg.Logger.Info("tunnel", "node", node, "err", err)
 		return
 	}
+	if t.cfg.Count != nil {
+		stream = fleet.Meter(stream, t.cfg.Count(node, req.purpose))
+	}
 	select {
 	case req.stream <- stream:
 		t.cfg.Logger.Debug("tunnel open", "node", node, "id", id)
@@ -162,7 +169,7 @@ func (t *Tunnels) expect(node string) (string, *request, error) {
 	var random [16]byte
 	rand.Read(random[:]) // never fails, says its documentation
 	id := hex.EncodeToString(random[:])
-	r := &request{node: node, stream: make(chan net.Conn), failed: make(chan error, 1), gone: make(chan struct{})}
+	r := &request{node: node, purpose: PurposeKubelet, stream: make(chan net.Conn), failed: make(chan error, 1), gone: make(chan struct{})}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.perNode[node] >= t.cfg.PendingPerNode {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/internal/durable"
 )
 
@@ -307,6 +308,14 @@ func ask(ctx context.Context, base, path string, body []byte, key ed25519.Privat
 // lostAfter is when a fleet endpoint that is silent below TLS counts as gone.
 const lostAfter = time.Minute
 
+type meterKey struct{}
+
+// WithMeter returns a context in which DialFleet tells count the bytes on the
+// sockets that it opens.
+func WithMeter(ctx context.Context, count func(sent, received int)) context.Context {
+	return context.WithValue(ctx, meterKey{}, count)
+}
+
 // DialFleet opens a TLS connection to a fleet endpoint. The port is 443 unless u says another.
 func DialFleet(ctx context.Context, u *url.URL, config *tls.Config) (*tls.Conn, error) {
 	port := u.Port()
@@ -325,6 +334,9 @@ func DialFleet(ctx context.Context, u *url.URL, config *tls.Config) (*tls.Conn, 
 	raw, err := d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
 	if err != nil {
 		return nil, &unreachable{err}
+	}
+	if count, ok := ctx.Value(meterKey{}).(func(sent, received int)); ok {
+		raw = fleet.Meter(raw, count)
 	}
 	config = config.Clone()
 	config.NextProtos = []string{"http/1.1"}

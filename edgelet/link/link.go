@@ -9,23 +9,11 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/edgelet/state"
-)
-
-// Settings that the hub gives and that are used before it can be asked.
-const (
-	settingKeepalive = "link.keepalive" // seconds
-	settingJitter    = "link.jitter"    // milliseconds
-	settingObjects   = "link.objects"   // URL
-
-	defaultKeepalive = 60 * time.Second
-	defaultJitter    = 2 * time.Second
-	maxRetry         = 2 * time.Minute
 )
 
 var (
@@ -57,14 +45,17 @@ type Config struct {
 	// doesn't say.
 	ObjectsTLS *tls.Config
 	FleetURLs  func() []string
+	// Counters count what is sent and received; its own if nil.
+	Counters *fleet.Counters
 
 	// What the node says of itself.
 	Features     []string
 	AgentVersion string
-	LinkClass    string
-	BootID       []byte
+	// LinkClass is what the hub goes by until the Node's label says otherwise.
+	LinkClass string
+	BootID    []byte
 
-	// Coalesce is how long reports wait for others. 2 ms if zero.
+	// Coalesce is how long reports wait for others. What the hub says if zero.
 	Coalesce time.Duration
 	// ShutdownWait bounds the goodbye. 500 ms if zero.
 	ShutdownWait time.Duration
@@ -83,7 +74,7 @@ type Link struct {
 	codec    *fleet.Codec
 	machine  *Machine // Run's goroutine only
 	started  time.Time
-	counters fleet.Counters
+	counters *fleet.Counters
 	tls      *tls.Config
 
 	mu     sync.Mutex
@@ -96,10 +87,14 @@ type Status struct {
 	Live      bool      // the hub has welcomed us
 	Since     time.Time // of the last change of Live
 	Broker    string
-	Resumed   bool // the TLS session was
-	LastError string
-	Err       error // the same, for errors.Is
-	Session   fleet.SessionID
+	Class     string // of the link
+	Keepalive time.Duration
+	// Connections that the broker accepted since the agent started.
+	Connections int64
+	Resumed     bool // the TLS session was
+	LastError   string
+	Err         error // the same, for errors.Is
+	Session     fleet.SessionID
 }
 
 // New returns a Link; nothing happens before Run.
@@ -113,11 +108,11 @@ func New(c Config) (*Link, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if c.Coalesce == 0 {
-		c.Coalesce = 2 * time.Millisecond
-	}
 	if c.ShutdownWait == 0 {
 		c.ShutdownWait = 500 * time.Millisecond
+	}
+	if c.Counters == nil {
+		c.Counters = &fleet.Counters{}
 	}
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: connectTimeout, KeepAlive: -1}).DialContext // MQTT has its own
@@ -140,13 +135,13 @@ func New(c Config) (*Link, error) {
 	}
 	set, version := c.State.Set()
 	return &Link{
-		c: c, log: c.Logger, codec: fleet.NewCodec(), tls: conf, started: c.Now(),
+		c: c, log: c.Logger, codec: fleet.NewCodec(), counters: c.Counters, tls: conf, started: c.Now(),
 		machine: NewMachine(c.State.ID(), c.State.BootSeq(), version, set),
 	}, nil
 }
 
 // Counters of bytes and messages.
-func (l *Link) Counters() *fleet.Counters { return &l.counters }
+func (l *Link) Counters() *fleet.Counters { return l.counters }
 
 // Status returns what the link is doing.
 func (l *Link) Status() Status {
@@ -177,15 +172,15 @@ func (l *Link) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		wait := time.Duration(l.c.Rand() * float64(l.setting(settingJitter, defaultJitter, time.Millisecond)))
+		var wait time.Duration
 		switch {
 		case errors.Is(err, errReconnect):
-			failures, wait = 0, 0
-		case live:
 			failures = 0
+		case live:
+			failures, wait = 0, l.settings().comeBack(l.c.Rand())
 		default:
 			failures++
-			wait += time.Duration((0.5 + l.c.Rand()) * float64(backoff(250*time.Millisecond, maxRetry, failures)))
+			wait = l.settings().again(failures, l.c.Rand())
 		}
 		if err != nil {
 			l.note(func(s *Status) { s.LastError, s.Err = err.Error(), err })
@@ -202,14 +197,4 @@ func (l *Link) Run(ctx context.Context) error {
 	return nil
 }
 
-func (l *Link) setting(name string, fallback, unit time.Duration) time.Duration {
-	n, err := strconv.ParseUint(l.c.State.Setting(name), 10, 32)
-	if err != nil {
-		return fallback
-	}
-	return time.Duration(n) * unit
-}
-
-func (l *Link) keepalive() time.Duration {
-	return min(max(l.setting(settingKeepalive, defaultKeepalive, time.Second), 5*time.Second), 4*time.Hour)
-}
+func (l *Link) settings() settings { return readSettings(l.c.State, l.c.LinkClass) }

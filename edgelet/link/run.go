@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
@@ -14,6 +14,10 @@ import (
 const (
 	maxJournalBytes = 24 << 10 // per message
 	maxRunning      = 1000     // pods listed in a Hello
+	turnTime        = 2 * time.Millisecond
+	// reconnectIn is what the hub is told when a connection is ended for another:
+	// a handshake over a satellite takes some seconds.
+	reconnectIn = 15 * time.Second
 )
 
 // session is what Run's goroutine needs for one connection.
@@ -30,8 +34,9 @@ type session struct {
 	journal *SendJournal
 	tunnel  *fleet.TunnelAnswer
 	confirm bool // the Welcome
+	gather  time.Duration
 	flush   *time.Timer
-	flushed bool // flush is not armed
+	flushAt time.Time // zero: flush is not armed
 
 	reconnect bool
 }
@@ -44,7 +49,7 @@ func (l *Link) connection(ctx context.Context, attempt int) (live bool, err erro
 		return false, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &session{l: l, conn: c, ctx: ctx, fetched: make(chan fetchResult, 1), flush: time.NewTimer(time.Hour), flushed: true}
+	s := &session{l: l, conn: c, ctx: ctx, fetched: make(chan fetchResult, 1), flush: time.NewTimer(time.Hour)}
 	defer func() {
 		cancel()
 		c.client.Disconnect(uint(l.c.ShutdownWait / time.Millisecond))
@@ -59,7 +64,7 @@ func (l *Link) connection(ctx context.Context, attempt int) (live bool, err erro
 		s.arm(due)
 		select {
 		case <-ctx.Done():
-			s.bye("shutting down")
+			s.bye("shutting down", 0)
 			return false, ctx.Err()
 		case err := <-c.lost:
 			return false, fmt.Errorf("connection lost: %w", err)
@@ -70,7 +75,7 @@ func (l *Link) connection(ctx context.Context, attempt int) (live bool, err erro
 		case <-l.c.State.Outbox():
 			s.outbox()
 		case <-s.flush.C:
-			s.flushed = true
+			s.flushAt = time.Time{}
 			s.send()
 		case r := <-s.fetched:
 			s.do(l.machine.Fetched(r.got, r.failed))
@@ -79,7 +84,7 @@ func (l *Link) connection(ctx context.Context, attempt int) (live bool, err erro
 			s.outbox()
 		}
 		if s.reconnect {
-			s.bye("reconnecting")
+			s.bye("reconnecting", reconnectIn)
 			return true, errReconnect
 		}
 	}
@@ -103,7 +108,7 @@ func (s *session) receive(payload []byte) {
 		l.log.Warn("message refused", "error", err)
 		return
 	}
-	l.counters.Received(fleet.ClassOf(&d), len(payload))
+	l.counters.Received(&d, len(payload))
 	unix := max(l.c.State.TimeFloor().Unix(), 0)
 	s.do(l.machine.Down(l.now(), unix, l.c.Rand(), &d))
 }
@@ -125,10 +130,11 @@ func (s *session) do(outputs []Output) {
 			}
 			s.soon()
 		case SendReports:
-			if len(s.reports) > 0 {
-				s.send()
+			for _, uid := range o.UIDs {
+				if !slices.Contains(s.reports, uid) {
+					s.reports = append(s.reports, uid) // what it says is read when it is sent
+				}
 			}
-			s.reports = o.UIDs
 			s.soon()
 		case SendJournal:
 			s.journal = &o
@@ -163,11 +169,18 @@ func (s *session) do(outputs []Output) {
 	}
 }
 
-// soon sends what has gathered within Coalesce.
-func (s *session) soon() {
-	if s.flushed {
-		s.flush.Reset(s.l.c.Coalesce)
-		s.flushed = false
+// soon sends what has gathered when the first of it has waited as long as the
+// link's class says.
+func (s *session) soon() { s.within(s.gather) }
+
+// atOnce sends what has gathered, and what else this turn brings.
+func (s *session) atOnce() { s.within(min(s.gather, turnTime)) }
+
+func (s *session) within(d time.Duration) {
+	at := s.l.c.Now().Add(d)
+	if s.flushAt.IsZero() || at.Before(s.flushAt) {
+		s.flush.Reset(d)
+		s.flushAt = at
 	}
 }
 
@@ -227,10 +240,10 @@ func (s *session) publish(up *fleet.Up) {
 		}
 	}
 	if err != nil {
-		l.log.Error("message not sent", "class", fleet.ClassOf(up), "error", err)
+		l.log.Error("message not sent", "error", err)
 		return
 	}
-	l.counters.Sent(fleet.ClassOf(up), len(payload))
+	l.counters.Sent(up, len(payload))
 	// The broker's acknowledgement means nothing to us: ours come from the hub.
 	s.conn.client.Publish(s.conn.topic, fleet.QoS, false, payload)
 }
@@ -298,13 +311,13 @@ func (s *session) hello() {
 	s.publish(up)
 }
 
-func (s *session) bye(reason string) {
+func (s *session) bye(reason string, backIn time.Duration) {
 	if s.l.machine.Phase() != Live {
 		return
 	}
 	s.send()
 	up := s.l.machine.Header()
-	up.Bye = &fleet.Bye{Reason: reason}
+	up.Bye = &fleet.Bye{Reason: reason, BackIn: uint32(backIn / time.Second)}
 	s.publish(up)
 }
 
@@ -350,29 +363,27 @@ func (s *session) openTunnel(r *fleet.TunnelRequest) {
 		return // its dialing is the answer
 	}
 	s.tunnel = answer
-	s.soon()
+	s.atOnce()
 }
 
 // use takes the hub's word on the link, and begins to empty the outbox.
 func (s *session) use(w *fleet.Welcome) {
 	l := s.l
-	l.note(func(st *Status) { st.Live, st.LastError, st.Err = true, "", nil })
-	l.log.Info("fleet link is live", "broker", l.Status().Broker, "order", fleet.VersionFrom(w.GetVersion()), "inSync", w.GetInSync())
-	for name, value := range map[string]string{
-		settingKeepalive: number(w.GetKeepalive()), settingJitter: number(w.GetReconnectJitter()), settingObjects: w.GetObjectsUrl(),
-	} {
-		if value != "" {
-			if err := l.c.State.PutSetting(name, value); err != nil {
-				l.log.Warn("link setting not durable", "error", err)
-			}
-		}
+	if err := keepSettings(l.c.State, w); err != nil {
+		l.log.Warn("not durable", "error", err)
 	}
+	said := l.settings()
+	if s.gather = l.c.Coalesce; s.gather == 0 {
+		s.gather = said.Gather
+	}
+	l.note(func(st *Status) { st.Live, st.LastError, st.Err, st.Class = true, "", nil, said.Name })
+	l.log.Info("fleet link is live", "broker", l.Status().Broker, "class", said.Name, "order", fleet.VersionFrom(w.GetVersion()), "inSync", w.GetInSync())
 	if t := w.GetTime(); t > 0 {
 		if err := l.c.State.RaiseTimeFloor(time.Unix(0, t)); err != nil {
 			l.log.Warn("time floor", "error", err)
 		}
 	}
-	if want := l.keepalive(); want > 2*s.conn.keepalive || want < s.conn.keepalive/2 {
+	if differs(s.conn.keepalive, said.Keepalive) {
 		s.reconnect = true
 		return
 	}
@@ -380,13 +391,6 @@ func (s *session) use(w *fleet.Welcome) {
 	// and that this Hello was no recording. If there is nothing to say, an
 	// acknowledgement does.
 	s.confirm = true
-	s.soon()
+	s.atOnce()
 	s.outbox()
-}
-
-func number(n uint32) string {
-	if n == 0 {
-		return ""
-	}
-	return strconv.FormatUint(uint64(n), 10)
 }

@@ -57,6 +57,7 @@ type cluster struct {
 	tap       *tap
 	objects   string // URL of the fleet endpoint
 	cut       func(net.Conn) net.Conn
+	configure func(*fleethub.Config) // of the next hub; may be nil
 
 	mu   sync.Mutex
 	keys map[string]fleethub.NodeKeys
@@ -78,6 +79,14 @@ func (t *tap) Publish(node string, payload []byte) error {
 	return t.Transport.Publish(node, payload)
 }
 
+// Heard is the embedded broker's.
+func (t *tap) Heard(node string) (time.Time, bool) {
+	if e, ok := t.Transport.(*broker.Embedded); ok {
+		return e.Heard(node)
+	}
+	return time.Now(), true // as the hub does where nobody knows
+}
+
 func (t *tap) Run(ctx context.Context, message func(string, fleet.Direction, []byte), link func(bool)) error {
 	t.into = message
 	return t.Transport.Run(ctx, func(node string, d fleet.Direction, payload []byte) {
@@ -90,8 +99,13 @@ func (t *tap) Run(ctx context.Context, message func(string, fleet.Direction, []b
 
 func newCluster(t *testing.T, external bool) *cluster {
 	t.Helper()
+	return newClusterWith(t, external, nil)
+}
+
+func newClusterWith(t *testing.T, external bool, configure func(*fleethub.Config)) *cluster {
+	t.Helper()
 	_, hubKey, _ := ed25519.GenerateKey(rand.Reader)
-	c := &cluster{t: t, pki: brokertest.NewPKI(t), client: fake.NewClientset(), hubKey: hubKey, trace: trace.NewRecorder(0), keys: map[string]fleethub.NodeKeys{}}
+	c := &cluster{t: t, pki: brokertest.NewPKI(t), client: fake.NewClientset(), hubKey: hubKey, trace: trace.NewRecorder(0), keys: map[string]fleethub.NodeKeys{}, configure: configure}
 	if external {
 		c.mosquitto = brokertest.StartMosquitto(t, c.pki)
 		c.addr = c.mosquitto.Addr
@@ -127,7 +141,8 @@ func (c *cluster) transport() fleethub.Transport {
 	if l == nil {
 		c.t.Fatalf("can't listen on %s", c.addr)
 	}
-	e, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: l, TLS: c.pki.Server(), Logger: logger(c.t, "broker")})
+	e, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: l, TLS: c.pki.Server(), Logger: logger(c.t, "broker"),
+		NodeCounters: func(node string) *fleet.Counters { return c.hub.NodeCounters(node) }})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -139,7 +154,7 @@ func (c *cluster) startHub() {
 	c.t.Helper()
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	c.tap = &tap{Transport: c.transport()}
-	hub, err := fleethub.New(fleethub.Config{
+	config := fleethub.Config{
 		Client: c.client,
 		NodeClient: func(string) (corev1client.CoreV1Interface, error) {
 			return c.client.CoreV1(), nil
@@ -157,7 +172,11 @@ func (c *cluster) startHub() {
 		Restored:  func(context.Context) (*fleethub.Restore, error) { return c.restored, nil },
 		Keepalive: 10 * time.Second, WillGrace: 300 * time.Millisecond, ReconnectJitter: 50 * time.Millisecond,
 		FleetURL: func() string { return c.objects },
-	})
+	}
+	if c.configure != nil {
+		c.configure(&config)
+	}
+	hub, err := fleethub.New(config)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -221,6 +240,7 @@ type board struct {
 	link    *link.Link
 	stop    func()
 	tunnels chan *fleet.TunnelRequest
+	class   string // by its own word
 	cable   *cable
 }
 
@@ -289,7 +309,7 @@ func (b *board) start() {
 		Trust: link.NewTrust(nil, b.c.hubKey.Public().(ed25519.PublicKey)), State: store, ObjectsTLS: b.tls,
 		OnTunnel: func(r *fleet.TunnelRequest) error { b.tunnels <- r; return nil },
 		Dial:     b.cable.dial,
-		BootID:   []byte("boot"), Logger: logger(t, b.name),
+		BootID:   []byte("boot"), LinkClass: b.class, Logger: logger(t, b.name),
 	})
 	if err != nil {
 		t.Fatal(err)

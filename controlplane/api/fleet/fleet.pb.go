@@ -1897,15 +1897,17 @@ type Welcome struct {
 	// The node has what it should have.
 	InSync bool `protobuf:"varint,2,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`
 	// Seconds. The node uses it from its next connection on; it reconnects at
-	// once if the one in use is more than twice as long or as short.
+	// once if the one in use is off by more than a quarter.
 	Keepalive uint32 `protobuf:"varint,3,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
-	// Upper bound, in milliseconds, of the random wait before a reconnect.
+	// Upper bound, in milliseconds, of the random wait before a reconnect; with
+	// slots, of all of them together.
 	ReconnectJitter uint32 `protobuf:"varint,4,opt,name=reconnect_jitter,json=reconnectJitter,proto3" json:"reconnect_jitter,omitempty"`
 	// Nanoseconds since 1970 by the hub's clock.
 	Time     int64  `protobuf:"varint,5,opt,name=time,proto3" json:"time,omitempty"`
 	Protocol uint32 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// Where large objects are fetched: https://host:port
-	ObjectsUrl    string `protobuf:"bytes,7,opt,name=objects_url,json=objectsUrl,proto3" json:"objects_url,omitempty"`
+	ObjectsUrl    string        `protobuf:"bytes,7,opt,name=objects_url,json=objectsUrl,proto3" json:"objects_url,omitempty"`
+	Link          *LinkSettings `protobuf:"bytes,12,opt,name=link,proto3" json:"link,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1989,6 +1991,106 @@ func (x *Welcome) GetObjectsUrl() string {
 	return ""
 }
 
+func (x *Welcome) GetLink() *LinkSettings {
+	if x != nil {
+		return x.Link
+	}
+	return nil
+}
+
+// LinkSettings are what the hub chose for the node's link. A zero is not said.
+type LinkSettings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// lan, wifi, lte, satellite.
+	Class string `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
+	// reconnect_jitter has so many slots of equal length, and this (from 0) is the
+	// node's: it waits for its slot and a random time within it.
+	Slots uint32 `protobuf:"varint,2,opt,name=slots,proto3" json:"slots,omitempty"`
+	Slot  uint32 `protobuf:"varint,3,opt,name=slot,proto3" json:"slot,omitempty"`
+	// Seconds, upper bound of the wait between attempts that fail, before it is
+	// made random by half.
+	RetryMax uint32 `protobuf:"varint,4,opt,name=retry_max,json=retryMax,proto3" json:"retry_max,omitempty"`
+	// Milliseconds that reports and acknowledgements wait for others.
+	Gather uint32 `protobuf:"varint,5,opt,name=gather,proto3" json:"gather,omitempty"`
+	// Bytes that the node should not exceed in a day, sent and received; 0 is no
+	// bound.
+	DataBudget    uint64 `protobuf:"varint,6,opt,name=data_budget,json=dataBudget,proto3" json:"data_budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkSettings) Reset() {
+	*x = LinkSettings{}
+	mi := &file_fleet_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkSettings) ProtoMessage() {}
+
+func (x *LinkSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkSettings.ProtoReflect.Descriptor instead.
+func (*LinkSettings) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *LinkSettings) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *LinkSettings) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *LinkSettings) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *LinkSettings) GetRetryMax() uint32 {
+	if x != nil {
+		return x.RetryMax
+	}
+	return 0
+}
+
+func (x *LinkSettings) GetGather() uint32 {
+	if x != nil {
+		return x.Gather
+	}
+	return 0
+}
+
+func (x *LinkSettings) GetDataBudget() uint64 {
+	if x != nil {
+		return x.DataBudget
+	}
+	return 0
+}
+
 // Adopt moves a node into another incarnation. Only an operator causes it.
 type Adopt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2000,7 +2102,7 @@ type Adopt struct {
 
 func (x *Adopt) Reset() {
 	*x = Adopt{}
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2114,7 @@ func (x *Adopt) String() string {
 func (*Adopt) ProtoMessage() {}
 
 func (x *Adopt) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2127,7 @@ func (x *Adopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Adopt.ProtoReflect.Descriptor instead.
 func (*Adopt) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Adopt) GetFrom() []byte {
@@ -2068,7 +2170,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2182,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2195,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Order) GetVersion() *Version {
@@ -2169,7 +2271,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2283,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2296,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Entry) GetUid() string {
@@ -2231,7 +2333,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2345,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2358,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Object) GetKind() string {
@@ -2324,7 +2426,7 @@ type ReportAck struct {
 
 func (x *ReportAck) Reset() {
 	*x = ReportAck{}
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2438,7 @@ func (x *ReportAck) String() string {
 func (*ReportAck) ProtoMessage() {}
 
 func (x *ReportAck) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2451,7 @@ func (x *ReportAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAck.ProtoReflect.Descriptor instead.
 func (*ReportAck) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReportAck) GetVerdicts() []*ReportVerdict {
@@ -2372,7 +2474,7 @@ type ReportVerdict struct {
 
 func (x *ReportVerdict) Reset() {
 	*x = ReportVerdict{}
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +2486,7 @@ func (x *ReportVerdict) String() string {
 func (*ReportVerdict) ProtoMessage() {}
 
 func (x *ReportVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2397,7 +2499,7 @@ func (x *ReportVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportVerdict.ProtoReflect.Descriptor instead.
 func (*ReportVerdict) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReportVerdict) GetUid() string {
@@ -2439,7 +2541,7 @@ type JournalAck struct {
 
 func (x *JournalAck) Reset() {
 	*x = JournalAck{}
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2553,7 @@ func (x *JournalAck) String() string {
 func (*JournalAck) ProtoMessage() {}
 
 func (x *JournalAck) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2566,7 @@ func (x *JournalAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAck.ProtoReflect.Descriptor instead.
 func (*JournalAck) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *JournalAck) GetBoot() uint64 {
@@ -2493,7 +2595,7 @@ type TunnelRequest struct {
 
 func (x *TunnelRequest) Reset() {
 	*x = TunnelRequest{}
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2607,7 @@ func (x *TunnelRequest) String() string {
 func (*TunnelRequest) ProtoMessage() {}
 
 func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2620,7 @@ func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelRequest.ProtoReflect.Descriptor instead.
 func (*TunnelRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TunnelRequest) GetId() string {
@@ -2554,7 +2656,7 @@ type Resend struct {
 
 func (x *Resend) Reset() {
 	*x = Resend{}
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2668,7 @@ func (x *Resend) String() string {
 func (*Resend) ProtoMessage() {}
 
 func (x *Resend) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2681,7 @@ func (x *Resend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resend.ProtoReflect.Descriptor instead.
 func (*Resend) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Resend) GetUids() []string {
@@ -2615,7 +2717,7 @@ type Rebirth struct {
 
 func (x *Rebirth) Reset() {
 	*x = Rebirth{}
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2729,7 @@ func (x *Rebirth) String() string {
 func (*Rebirth) ProtoMessage() {}
 
 func (x *Rebirth) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2742,7 @@ func (x *Rebirth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rebirth.ProtoReflect.Descriptor instead.
 func (*Rebirth) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Rebirth) GetVersion() *Version {
@@ -2801,7 +2903,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06tunnel\x18\t \x01(\v2\x1f.coracle.fleet.v1.TunnelRequestR\x06tunnel\x120\n" +
 	"\x06resend\x18\n" +
 	" \x01(\v2\x18.coracle.fleet.v1.ResendR\x06resend\x123\n" +
-	"\arebirth\x18\v \x01(\v2\x19.coracle.fleet.v1.RebirthR\arebirth\"\xf1\x01\n" +
+	"\arebirth\x18\v \x01(\v2\x19.coracle.fleet.v1.RebirthR\arebirth\"\xa5\x02\n" +
 	"\aWelcome\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x17\n" +
 	"\ain_sync\x18\x02 \x01(\bR\x06inSync\x12\x1c\n" +
@@ -2810,7 +2912,16 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04time\x18\x05 \x01(\x03R\x04time\x12\x1a\n" +
 	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x12\x1f\n" +
 	"\vobjects_url\x18\a \x01(\tR\n" +
-	"objectsUrl\"F\n" +
+	"objectsUrl\x122\n" +
+	"\x04link\x18\f \x01(\v2\x1e.coracle.fleet.v1.LinkSettingsR\x04link\"\xa4\x01\n" +
+	"\fLinkSettings\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\x12\x14\n" +
+	"\x05slots\x18\x02 \x01(\rR\x05slots\x12\x12\n" +
+	"\x04slot\x18\x03 \x01(\rR\x04slot\x12\x1b\n" +
+	"\tretry_max\x18\x04 \x01(\rR\bretryMax\x12\x16\n" +
+	"\x06gather\x18\x05 \x01(\rR\x06gather\x12\x1f\n" +
+	"\vdata_budget\x18\x06 \x01(\x04R\n" +
+	"dataBudget\"F\n" +
 	"\x05Adopt\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\fR\x04from\x12)\n" +
 	"\x02to\x18\x02 \x01(\v2\x19.coracle.fleet.v1.VersionR\x02to\"\xaf\x02\n" +
@@ -2892,7 +3003,7 @@ func file_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_fleet_proto_goTypes = []any{
 	(Encoding)(0),         // 0: coracle.fleet.v1.Encoding
 	(AckStatus)(0),        // 1: coracle.fleet.v1.AckStatus
@@ -2919,16 +3030,17 @@ var file_fleet_proto_goTypes = []any{
 	(*Will)(nil),          // 22: coracle.fleet.v1.Will
 	(*Down)(nil),          // 23: coracle.fleet.v1.Down
 	(*Welcome)(nil),       // 24: coracle.fleet.v1.Welcome
-	(*Adopt)(nil),         // 25: coracle.fleet.v1.Adopt
-	(*Order)(nil),         // 26: coracle.fleet.v1.Order
-	(*Entry)(nil),         // 27: coracle.fleet.v1.Entry
-	(*Object)(nil),        // 28: coracle.fleet.v1.Object
-	(*ReportAck)(nil),     // 29: coracle.fleet.v1.ReportAck
-	(*ReportVerdict)(nil), // 30: coracle.fleet.v1.ReportVerdict
-	(*JournalAck)(nil),    // 31: coracle.fleet.v1.JournalAck
-	(*TunnelRequest)(nil), // 32: coracle.fleet.v1.TunnelRequest
-	(*Resend)(nil),        // 33: coracle.fleet.v1.Resend
-	(*Rebirth)(nil),       // 34: coracle.fleet.v1.Rebirth
+	(*LinkSettings)(nil),  // 25: coracle.fleet.v1.LinkSettings
+	(*Adopt)(nil),         // 26: coracle.fleet.v1.Adopt
+	(*Order)(nil),         // 27: coracle.fleet.v1.Order
+	(*Entry)(nil),         // 28: coracle.fleet.v1.Entry
+	(*Object)(nil),        // 29: coracle.fleet.v1.Object
+	(*ReportAck)(nil),     // 30: coracle.fleet.v1.ReportAck
+	(*ReportVerdict)(nil), // 31: coracle.fleet.v1.ReportVerdict
+	(*JournalAck)(nil),    // 32: coracle.fleet.v1.JournalAck
+	(*TunnelRequest)(nil), // 33: coracle.fleet.v1.TunnelRequest
+	(*Resend)(nil),        // 34: coracle.fleet.v1.Resend
+	(*Rebirth)(nil),       // 35: coracle.fleet.v1.Rebirth
 }
 var file_fleet_proto_depIdxs = []int32{
 	0,  // 0: coracle.fleet.v1.Envelope.encoding:type_name -> coracle.fleet.v1.Encoding
@@ -2958,27 +3070,28 @@ var file_fleet_proto_depIdxs = []int32{
 	5,  // 24: coracle.fleet.v1.Down.session:type_name -> coracle.fleet.v1.Session
 	6,  // 25: coracle.fleet.v1.Down.grant:type_name -> coracle.fleet.v1.Grant
 	24, // 26: coracle.fleet.v1.Down.welcome:type_name -> coracle.fleet.v1.Welcome
-	25, // 27: coracle.fleet.v1.Down.adopt:type_name -> coracle.fleet.v1.Adopt
-	26, // 28: coracle.fleet.v1.Down.order:type_name -> coracle.fleet.v1.Order
-	29, // 29: coracle.fleet.v1.Down.report_ack:type_name -> coracle.fleet.v1.ReportAck
-	31, // 30: coracle.fleet.v1.Down.journal_ack:type_name -> coracle.fleet.v1.JournalAck
-	32, // 31: coracle.fleet.v1.Down.tunnel:type_name -> coracle.fleet.v1.TunnelRequest
-	33, // 32: coracle.fleet.v1.Down.resend:type_name -> coracle.fleet.v1.Resend
-	34, // 33: coracle.fleet.v1.Down.rebirth:type_name -> coracle.fleet.v1.Rebirth
+	26, // 27: coracle.fleet.v1.Down.adopt:type_name -> coracle.fleet.v1.Adopt
+	27, // 28: coracle.fleet.v1.Down.order:type_name -> coracle.fleet.v1.Order
+	30, // 29: coracle.fleet.v1.Down.report_ack:type_name -> coracle.fleet.v1.ReportAck
+	32, // 30: coracle.fleet.v1.Down.journal_ack:type_name -> coracle.fleet.v1.JournalAck
+	33, // 31: coracle.fleet.v1.Down.tunnel:type_name -> coracle.fleet.v1.TunnelRequest
+	34, // 32: coracle.fleet.v1.Down.resend:type_name -> coracle.fleet.v1.Resend
+	35, // 33: coracle.fleet.v1.Down.rebirth:type_name -> coracle.fleet.v1.Rebirth
 	4,  // 34: coracle.fleet.v1.Welcome.version:type_name -> coracle.fleet.v1.Version
-	4,  // 35: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
-	4,  // 36: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
-	28, // 37: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
-	27, // 38: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
-	30, // 39: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
-	7,  // 40: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
-	2,  // 41: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
-	4,  // 42: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	25, // 35: coracle.fleet.v1.Welcome.link:type_name -> coracle.fleet.v1.LinkSettings
+	4,  // 36: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
+	4,  // 37: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
+	29, // 38: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
+	28, // 39: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
+	31, // 40: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
+	7,  // 41: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
+	2,  // 42: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
+	4,  // 43: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -2992,7 +3105,7 @@ func file_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
