@@ -155,9 +155,8 @@ func TestHubStartedAnewKeepsWaiting(t *testing.T) {
 	if err := c.hub.AwaitPods(ctx, "board-a", []string{string(pod.UID)}); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.hub.AdoptNode("board-a"); err != nil {
-		t.Fatal(err)
-	}
+	// To a hub that was just started the node is away until it has answered.
+	eventually(t, "the node is adopted", func() bool { return c.hub.AdoptNode("board-a") == nil })
 	c.hub.Repeat("board-a", []string{string(pod.UID)})
 	eventually(t, "its report is stored", func() bool { return c.pod("one").Status.Phase == corev1.PodRunning })
 	a.hasPods(t, "one")

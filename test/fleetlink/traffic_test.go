@@ -83,6 +83,13 @@ func TestBothSidesCountTheSame(t *testing.T) {
 					continue
 				}
 				heard := hub[0].Traffic.Classes[class]
+				if class == "session" {
+					// A first Hello may come before the hub listens, and be lost.
+					if said.Sent < heard.Received || said.Received > heard.Sent {
+						t.Errorf("%s: the node counted %+v, the hub %+v", class, said, heard)
+					}
+					continue
+				}
 				if said.Sent != heard.Received || said.Received != heard.Sent {
 					t.Errorf("%s: the node counted %+v, the hub %+v", class, said, heard)
 				}
@@ -139,10 +146,13 @@ func TestHubMetrics(t *testing.T) {
 		{"coracle_fleet_reports_total", []string{"verdict", "stored"}, 2},
 		{"coracle_fleet_journal_entries_total", []string{"result", "stored"}, 1},
 		{"coracle_fleet_presence_changes_total", []string{"to", "present"}, 1},
-		{"coracle_fleet_hellos_total", nil, 1},
 		{"coracle_fleet_messages_dropped_total", []string{"reason", "refused"}, 0},
 	} {
 		eventually(t, x.name, func() bool { return sample(hubMetrics(t, c)[x.name], x.labels...) == x.want })
+	}
+	// The first Hello may have been asked for again.
+	if n := sample(hubMetrics(t, c)["coracle_fleet_hellos_total"]); n < 1 || n > 3 {
+		t.Errorf("%v Hellos", n)
 	}
 	// A forged message is counted where it was refused.
 	c.tap.into("board-a", "up", []byte("forged"))
