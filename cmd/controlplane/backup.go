@@ -63,8 +63,9 @@ func (o operations) settleRestores(f *fleet, server *apiserver.Server) error {
 	if err != nil {
 		return err
 	}
-	o.Handle(restoration.StatusPath, service.Handler())
-	o.Handle(restoration.StatusPath+"/", service.Handler())
+	handler := f.duty.only(service.Handler())
+	o.Handle(restoration.StatusPath, handler)
+	o.Handle(restoration.StatusPath+"/", handler)
 	return nil
 }
 

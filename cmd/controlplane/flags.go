@@ -10,11 +10,13 @@ import (
 	"time"
 
 	fleetapi "github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/leadership"
 )
 
 // options are the flags.
 type options struct {
 	dataDir      string
+	pkiDir       string
 	bindAddress  string
 	advertise    string
 	securePort   int
@@ -25,6 +27,7 @@ type options struct {
 
 	etcdEndpoints                         []string
 	etcdCAFile, etcdCertFile, etcdKeyFile string
+	leaseDuration                         time.Duration
 
 	snapshotDir      string
 	snapshotInterval time.Duration
@@ -44,6 +47,7 @@ func parseFlags(args []string) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("controlplane", flag.ContinueOnError)
 	fs.StringVar(&o.dataDir, "data-dir", "", "folder of all state: etcd, keys, kubeconfig (required)")
+	fs.StringVar(&o.pkiDir, "pki-dir", "", "folder of the cluster's keys, which all its control planes share; pki in --data-dir if unset")
 	fs.StringVar(&o.bindAddress, "bind-address", "127.0.0.1", "address of all listeners")
 	fs.StringVar(&o.advertise, "advertise-address", "", "address of the API server in the endpoints of the kubernetes Service; the default route's interface if unset")
 	fs.IntVar(&o.securePort, "secure-port", 6443, "port of the Kubernetes API")
@@ -55,6 +59,7 @@ func parseFlags(args []string) (options, error) {
 	fs.StringVar(&o.etcdCAFile, "etcd-cafile", "", "CA of the external etcd")
 	fs.StringVar(&o.etcdCertFile, "etcd-certfile", "", "client certificate for the external etcd")
 	fs.StringVar(&o.etcdKeyFile, "etcd-keyfile", "", "key of --etcd-certfile")
+	fs.DurationVar(&o.leaseDuration, "lease-duration", 10*time.Second, "with an external etcd: how long after its last sign of life another control plane takes over")
 	fs.StringVar(&o.snapshotDir, "snapshot-dir", "", "folder of snapshots of etcd; snapshots in --data-dir if unset")
 	fs.DurationVar(&o.snapshotInterval, "snapshot-interval", 24*time.Hour, "how often a snapshot of etcd is taken if something changed; 0 for none")
 	fs.IntVar(&o.snapshotKeep, "snapshot-keep", 7, "how many snapshots are kept of each reason (scheduled, requested, upgrade)")
@@ -78,6 +83,12 @@ func parseFlags(args []string) (options, error) {
 	}
 	if o.snapshotKeep < 1 {
 		return o, fmt.Errorf("--snapshot-keep %d: at least one is kept; --snapshot-interval 0 takes none", o.snapshotKeep)
+	}
+	if o.pkiDir == "" {
+		o.pkiDir = filepath.Join(o.dataDir, "pki")
+	}
+	if o.leaseDuration < leadership.MinDuration {
+		return o, fmt.Errorf("--lease-duration %v: at least %v", o.leaseDuration, leadership.MinDuration)
 	}
 	if o.snapshotDir == "" {
 		o.snapshotDir = filepath.Join(o.dataDir, "snapshots")

@@ -50,14 +50,20 @@ type fleet struct {
 	records *noderecord.Directory // made by extend
 	hub     atomic.Pointer[fleethub.Hub]
 	store   *datastore.Store
+	duty    *duty
+	// endpoints is the ConfigMap of all control planes' addresses, from memory.
+	endpoints func() map[string]string
+	member    string
+	relayTLS  *tls.Config // towards another control plane's fleet endpoint
 	// audience is the API's own, that nodes sign pods' tokens for.
 	audience string
 	// counters are those of the hub, the broker and the tunnels together.
 	counters *fleetapi.Counters
 }
 
-func newFleet(store *datastore.Store, authority *pki.Authority, l *listeners, o options, recorder *trace.Recorder, logger *slog.Logger) *fleet {
-	f := &fleet{store: store, authority: authority, listeners: l, opts: o, trace: recorder, logger: logger, counters: &fleetapi.Counters{}}
+func newFleet(store *datastore.Store, authority *pki.Authority, kubelet *pki.Leaf, l *listeners, o options, onDuty *duty, recorder *trace.Recorder, logger *slog.Logger) *fleet {
+	f := &fleet{store: store, duty: onDuty, authority: authority, listeners: l, opts: o, trace: recorder, logger: logger, counters: &fleetapi.Counters{}}
+	f.relayTLS = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.RootPool(), GetClientCertificate: kubelet.GetClientCertificate}
 	f.tunnels = tunnel.New(tunnel.Config{Asker: f, Count: f.countStream, Logger: logger})
 	return f
 }
@@ -67,6 +73,9 @@ func (f *fleet) RequestTunnel(ctx context.Context, node, id, purpose string) err
 	hub := f.hub.Load()
 	if hub == nil {
 		return errors.New("the fleet hub hasn't begun yet")
+	}
+	if !f.duty.active() {
+		return f.duty.elsewhere(ctx)
 	}
 	return hub.RequestTunnel(ctx, node, id, purpose)
 }
@@ -128,19 +137,22 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 	if !ok {
 		return nil, fmt.Errorf("hub key %s: a %T, want Ed25519", hubKey.KeyFile(), hubKey.Signer())
 	}
+	if f.member, err = memberID(f.opts.dataDir); err != nil {
+		return nil, err
+	}
 	transport, err := f.transport(hubKey)
 	if err != nil {
 		return nil, err
 	}
-	client, err := typedClient(server.ClientConfig(hubUser))
+	client, err := typedClient(f.duty.gate(server.ClientConfig(hubUser)))
 	if err != nil {
 		return nil, err
 	}
 	hub, err := fleethub.New(fleethub.Config{
 		Client:     client,
-		NodeClient: nodeClients(server),
+		NodeClient: f.nodeClients(server),
 		Factory:    server.Informers(),
-		Transport:  transport,
+		Transport:  dutiful{transport, f.duty.active},
 		Keys:       f.keys,
 		Restored:   f.restored,
 		Key:        signer,
@@ -148,6 +160,7 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		Classes:    f.opts.linkClasses,
 		Keepalive:  f.opts.nodeKeepalive,
 		FleetURL:   func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
+		Addresses:  f.nodeAddresses,
 		Counters:   f.counters, TunnelRefused: f.tunnels.Refused,
 		Trace:  f.trace,
 		Logger: f.logger,
@@ -160,20 +173,19 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		return nil, err
 	}
 	server.Handle(fleethub.NodesPath, hub.NodesHandler())
+	if err := f.watchAddresses(server, hub); err != nil {
+		return nil, err
+	}
 	endpoint, err := f.endpoint(server, hub, hubKey)
 	if err != nil {
 		return nil, err
 	}
 	return []part{
-		{name: "node records", run: f.records.Run},
+		{name: "node records", run: f.records.Run, always: true},
 		{name: "fleet hub", run: hub.Run, fatal: true},
-		{name: "fleet endpoint", fatal: true, run: func(ctx context.Context) error { return endpoint.Serve(ctx, f.listeners.fleet) }},
-		{name: "join line", run: func(ctx context.Context) error {
-			if err := endpoint.Publish(ctx, f.listeners.urls("https", f.listeners.fleet)); err != nil {
-				return err
-			}
-			return endpoint.Tend(ctx)
-		}},
+		{name: "fleet endpoint", fatal: true, always: true, run: func(ctx context.Context) error { return endpoint.Serve(ctx, f.listeners.fleet) }},
+		{name: "addresses", fatal: true, always: true, run: func(ctx context.Context) error { return f.publish(ctx, endpoint) }},
+		{name: "join tokens", run: endpoint.Tend},
 	}, nil
 }
 
@@ -194,7 +206,7 @@ func (f *fleet) restoration(server *apiserver.Server) (*restoration.Service, err
 	}
 	return restoration.New(restoration.Config{
 		Hub: func() restoration.Hub {
-			if hub := f.hub.Load(); hub != nil {
+			if hub := f.hub.Load(); hub != nil && f.duty.active() {
 				return hub
 			}
 			return nil
@@ -226,6 +238,7 @@ func (f *fleet) transport(hubKey *pki.Leaf) (fleethub.Transport, error) {
 		},
 		Admit:    f.admit,
 		Counters: f.counters, NodeCounters: f.nodeCounters,
+		Active: f.duty.active,
 		Logger: f.logger,
 	})
 }
@@ -259,36 +272,28 @@ func (f *fleet) endpoint(server *apiserver.Server, hub *fleethub.Hub, hubKey *pk
 	if err != nil {
 		return nil, err
 	}
-	mqtt := list(f.opts.mqttURL)
-	if f.listeners.mqtt != nil {
-		mqtt = f.listeners.urls("tls", f.listeners.mqtt)
-	}
 	return join.New(join.Config{
 		Authority: f.authority,
 		Serving:   serving,
 		Client:    client,
 		Records:   f.records,
 		Cluster: func() enrollment.Cluster {
-			return enrollment.Cluster{
-				Incarnation: hub.Incarnation(),
-				Audience:    f.audience,
-				API:         f.listeners.urls("https", f.listeners.api),
-				MQTT:        mqtt,
-				Fleet:       f.listeners.urls("https", f.listeners.fleet),
-			}
+			all := f.allAddresses()
+			return enrollment.Cluster{Incarnation: hub.Incarnation(), Audience: f.audience, API: all.API, MQTT: all.MQTT, Fleet: all.Fleet}
 		},
 		Hub:     hubKey,
 		Tunnels: f.tunnels,
-		Objects: hub.ObjectsHandler(func(req *http.Request) string { return join.NodeFrom(req.Context()) }),
+		Relay:   f.tunnels,
+		Objects: f.duty.only(hub.ObjectsHandler(func(req *http.Request) string { return join.NodeFrom(req.Context()) })),
 		Logger:  f.logger,
 	})
 }
 
 // nodeClients makes clients that act as a node. They share what they are built
 // of, so one per request costs nothing to keep.
-func nodeClients(server *apiserver.Server) func(node string) (corev1client.CoreV1Interface, error) {
+func (f *fleet) nodeClients(server *apiserver.Server) func(node string) (corev1client.CoreV1Interface, error) {
 	return func(node string) (corev1client.CoreV1Interface, error) {
-		return corev1client.NewForConfig(inProtobuf(server.ClientConfig(enrollment.NodeUserPrefix+node, "system:nodes")))
+		return corev1client.NewForConfig(inProtobuf(f.duty.gate(server.ClientConfig(enrollment.NodeUserPrefix+node, "system:nodes"))))
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
 	"github.com/coracle-edge/coracle/controlplane/datastore"
+	"github.com/coracle-edge/coracle/controlplane/join"
 	"github.com/coracle-edge/coracle/controlplane/pki"
 )
 
@@ -50,8 +51,11 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		return err
 	}
 
-	authority, err := pki.Open(pki.Options{Dir: filepath.Join(o.dataDir, "pki"), Logger: logger})
+	authority, err := pki.Open(pki.Options{Dir: o.pkiDir, Logger: logger})
 	if err != nil {
+		return err
+	}
+	if err := o.checkRoot(ctx, store, authority); err != nil {
 		return err
 	}
 	listeners, err := openListeners(o)
@@ -60,12 +64,17 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 	}
 	// From here on the parts own the listeners; should one of the next steps fail,
 	// the process ends and they with it.
-	keys, err := apiKeys(authority, o)
+	kubelet, err := authority.KubeletClient()
+	if err != nil {
+		return err
+	}
+	keys, err := apiKeys(authority, kubelet, o)
 	if err != nil {
 		return err
 	}
 	recorder := trace.NewRecorder(0)
-	fleet := newFleet(store, authority, listeners, o, recorder, logger)
+	onDuty := &duty{}
+	fleet := newFleet(store, authority, kubelet, listeners, o, onDuty, recorder, logger)
 	ops := newOperations(keeper)
 	server, err := apiserver.New(ctx, apiserver.Config{
 		Store:            store,
@@ -73,7 +82,8 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		AdvertiseAddress: net.ParseIP(o.advertise),
 		PKI:              keys,
 		Extend:           fleet.extend,
-		DialNode:         fleet.tunnels.DialContext,
+		DialNode:         fleet.dialNode,
+		APIServers:       o.apiServers(),
 		Operations:       ops,
 		NodeLeases:       fleet,
 		Trace:            recorder,
@@ -83,17 +93,23 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 	if err != nil {
 		return err
 	}
+	if len(o.etcdEndpoints) > 0 {
+		if err := onDuty.compete(server, listeners, o, logger); err != nil {
+			return err
+		}
+	}
 	if err := ops.settleRestores(fleet, server); err != nil {
 		return err
 	}
 	server.AddPostStartHook("coracle-objects", func(ctx context.Context) error {
 		return apiserver.Retry(ctx, func(ctx context.Context) error { return ensureObjects(ctx, server, kinds, logger) })
 	})
-	parts, err := newParts(server, fleet, authority, recorder, logger)
+	parts, err := newParts(server, fleet, onDuty, authority, recorder, logger)
 	if err != nil {
 		return err
 	}
 	parts.add(part{name: "snapshots", run: keeper.Run})
+	parts.aside = func(ctx context.Context) { turnAway(ctx, listeners.mqtt) }
 	if err := writeKubeconfig(authority, filepath.Join(o.dataDir, "kubeconfig"), listeners.run.API); err != nil {
 		return err
 	}
@@ -156,12 +172,35 @@ func live(ctx context.Context, store *datastore.Store, server *apiserver.Server,
 	return err
 }
 
+// maxAPIServers bounds the addresses that the endpoints of the kubernetes Service
+// keep where several control planes share an etcd.
+const maxAPIServers = 9
+
+func (o options) apiServers() int {
+	if len(o.etcdEndpoints) > 0 {
+		return maxAPIServers
+	}
+	return 1
+}
+
+// checkRoot finds out, before anything is written, that an external etcd is another
+// cluster's.
+func (o options) checkRoot(ctx context.Context, store *datastore.Store, authority *pki.Authority) error {
+	if len(o.etcdEndpoints) == 0 {
+		return nil
+	}
+	raw, err := store.Object(ctx, "configmaps", join.EndpointNamespace, join.EndpointMap)
+	if err != nil || raw == nil {
+		return err
+	}
+	return join.CheckRoot(raw, authority.RootHash())
+}
+
 // apiKeys issues what the API server shows and tells it what it trusts.
-func apiKeys(authority *pki.Authority, o options) (apiserver.PKI, error) {
+func apiKeys(authority *pki.Authority, kubelet *pki.Leaf, o options) (apiserver.PKI, error) {
 	serving, err1 := authority.APIServer(append(o.reachable(), "10.43.0.1")...)
-	kubelet, err2 := authority.KubeletClient()
-	proxy, err3 := authority.FrontProxyClient()
-	if err := errors.Join(err1, err2, err3); err != nil {
+	proxy, err2 := authority.FrontProxyClient()
+	if err := errors.Join(err1, err2); err != nil {
 		return apiserver.PKI{}, err
 	}
 	return apiserver.PKI{

@@ -43,6 +43,7 @@ func (a *agent) runLink(ctx context.Context) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
 		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs, Counters: &a.counters,
+		Addresses: id.Addresses, Learn: id.Learn,
 		Features: features(), AgentVersion: version.String(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {

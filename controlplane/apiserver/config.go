@@ -38,6 +38,9 @@ type Config struct {
 	// AdvertiseAddress goes into the endpoints of the `kubernetes` Service. If it is
 	// unset or loopback, the address of the default route's interface is taken.
 	AdvertiseAddress net.IP
+	// APIServers is how many may share the store, one if zero: so many addresses are
+	// kept in the endpoints of the `kubernetes` Service.
+	APIServers int
 	// ExternalHost is the name clients are told, the listener's address if empty.
 	ExternalHost string
 	PKI          PKI
@@ -130,6 +133,7 @@ func (c *Config) complete() error {
 			c.AdvertiseAddress = ip
 		}
 	}
+	c.APIServers = max(c.APIServers, 1)
 	if c.ExternalHost == "" {
 		c.ExternalHost = c.Listener.Addr().String()
 	}

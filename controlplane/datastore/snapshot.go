@@ -23,6 +23,19 @@ func (s *Store) Revision(ctx context.Context) (int64, error) {
 	return resp.Header.Revision, nil
 }
 
+// Object returns one of Kubernetes' objects as it is stored, nil if there is none:
+// for what must be known before an API server runs.
+func (s *Store) Object(ctx context.Context, resource, namespace, name string) ([]byte, error) {
+	resp, err := s.client.KV.Get(ctx, "/registry/"+resource+"/"+namespace+"/"+name)
+	if err != nil {
+		return nil, fmt.Errorf("etcd: %w", err)
+	}
+	if len(resp.Kvs) == 0 {
+		return nil, nil
+	}
+	return resp.Kvs[0].Value, nil
+}
+
 // SnapshotSize is about how many bytes WriteSnapshot writes.
 func (s *Store) SnapshotSize(ctx context.Context) (int64, error) {
 	endpoints := s.client.Endpoints()

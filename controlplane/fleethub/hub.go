@@ -84,6 +84,9 @@ type Config struct {
 	// FleetURL is https://host:port of the fleet endpoint, for tunnels and
 	// large objects.
 	FleetURL func() string
+	// Addresses of all control planes, for nodes that know others; may be nil, and
+	// return nil. When they change, call Greet.
+	Addresses func() *fleet.Addresses
 	// Events that a node may have stored at once; then one more per
 	// EventInterval. 25 and 10 s if zero.
 	Events        int
@@ -364,6 +367,19 @@ func (h *Hub) ForeignNodes() []string {
 		}
 	}
 	return out
+}
+
+// Greet asks those nodes for a Hello that know other addresses than ours, because a
+// Welcome says them.
+func (h *Hub) Greet() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, n := range h.nodes {
+		n.mu.Lock()
+		n.greets = maxGreets
+		n.mu.Unlock()
+		h.work.Add(name)
+	}
 }
 
 func (h *Hub) now() time.Duration { return h.c.Now().Sub(h.started) }

@@ -52,6 +52,8 @@ type node struct {
 	told     linkSettings  // in the last Welcome
 	retellAt time.Duration // not asked again before
 	wrong    string        // what was last found wrong with the Node's word on its link
+	// addresses is the hash of those that it knows, of its Hello.
+	addresses []byte
 
 	counters  fleet.Counters
 	inForce   atomic.Pointer[linkSettings] // for others to read
@@ -80,6 +82,8 @@ type node struct {
 	said     string        // link class by the node's own word
 	resend   []string
 	again    bool // ask for the node's own report
+	greets   int  // how often to ask it for a Hello, until it knows our addresses
+	greetAt  time.Time
 	// Of a node of another incarnation: what it runs, and whether to ask it for all
 	// of its reports.
 	runs      *runs
@@ -197,6 +201,9 @@ func (h *Hub) turn(ctx context.Context, n *node) {
 	t.gather()
 	t.send()
 	t.retell()
+	if t.greet {
+		t.rebirth(n.peer.Timing().Jitter)
+	}
 	n.presence.Store(int32(n.peer.Presence()))
 	n.confirmed.Store(n.peer.Confirmed())
 	n.keepalive.Store(int64(n.peer.Timing().Keepalive))
@@ -233,6 +240,7 @@ type turn struct {
 	ctx   context.Context
 	down  *fleet.Down
 	chain bool
+	greet bool
 }
 
 // part returns the message to add a part to.
@@ -315,6 +323,7 @@ func (t *turn) hello(u *fleet.Up) {
 	n.said = u.GetHello().GetLinkClass()
 	n.mu.Unlock()
 	n.order = nil
+	n.addresses = u.GetHello().GetAddresses()
 	var theirs *string
 	if n.runs, n.resendAll = nil, false; n.peer.IsForeign() {
 		incarnation := n.peer.Theirs().Incarnation
@@ -375,7 +384,7 @@ func (t *turn) do(outputs []Output) {
 				Version: n.peer.Version().Proto(), InSync: o.InSync, Protocol: fleet.ProtocolVersion,
 				Keepalive:       uint32(n.settings.Keepalive / time.Second),
 				ReconnectJitter: uint32(n.peer.Timing().Jitter / time.Millisecond),
-				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(), Link: n.link(),
+				Time:            h.c.Now().UnixNano(), ObjectsUrl: h.c.FleetURL(), Link: n.link(), Addresses: h.addressesFor(n),
 			}
 			n.told = n.settings
 			t.chain = t.chain || !n.knowsKey
@@ -410,6 +419,45 @@ func (t *turn) do(outputs []Output) {
 			h.log.Debug("node is in step", "node", n.name, "order", o.Version)
 		}
 	}
+}
+
+const (
+	maxGreets = 3
+	// greetEvery is above the time within which a node obeys one of two rebirths.
+	greetEvery = 10 * time.Second
+)
+
+// greeting asks for a Hello as long as the node doesn't know our addresses; n.mu is
+// held.
+func (t *turn) greeting() {
+	h, n := t.h, t.n
+	if n.greets == 0 {
+		return
+	}
+	if h.addressesFor(n) == nil {
+		n.greets = 0
+		return
+	}
+	now := h.c.Now()
+	if now.Before(n.greetAt) {
+		return
+	}
+	n.greets--
+	n.greetAt = now.Add(greetEvery)
+	t.greet = true
+	h.work.AddAfter(n.name, greetEvery)
+}
+
+// addressesFor are nil if the node knows them, or takes none.
+func (h *Hub) addressesFor(n *node) *fleet.Addresses {
+	if h.c.Addresses == nil || len(n.addresses) == 0 {
+		return nil
+	}
+	a := h.c.Addresses()
+	if a == nil || bytes.Equal(a.Hash(), n.addresses) {
+		return nil
+	}
+	return a
 }
 
 // came asks for the node's own report if the API doesn't say that it is ready.
@@ -563,6 +611,7 @@ func (t *turn) gather() {
 		t.part().Resend = &fleet.Resend{Uids: n.resend, All: n.resendAll, Node: n.again}
 		n.resend, n.again, n.resendAll = nil, false, false
 	}
+	t.greeting()
 	for _, request := range n.tunnels {
 		t.part().Tunnel = request
 		t.send()

@@ -114,7 +114,7 @@ func start(t *testing.T) *cluster {
 			t.Error(err)
 		}
 	})
-	if err := server.Publish(t.Context(), []string{c.url}); err != nil {
+	if err := server.Publish(t.Context(), join.Member{ID: "1", Addresses: join.Addresses{Fleet: []string{c.url}}, Alone: true}); err != nil {
 		t.Fatal(err)
 	}
 	return c

@@ -44,6 +44,8 @@ type Config struct {
 	Tunnels Tunnels
 	// Objects serves enrollment.ObjectsPath to admitted nodes, NodeFrom says which; may be nil.
 	Objects http.Handler
+	// Relay may be nil: then other control planes reach no node through this one.
+	Relay Relay
 	// Now is the clock; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -91,6 +93,9 @@ func New(cfg Config) (*Server, error) {
 	s.handlers.HandleFunc("POST "+enrollment.RenewPath, s.enroll(s.renew))
 	s.handlers.HandleFunc("GET "+enrollment.TunnelPath+"{id}", s.tunnel)
 	s.handlers.HandleFunc("GET "+enrollment.ObjectsPath, s.objects)
+	if cfg.Relay != nil {
+		s.handlers.HandleFunc("GET "+enrollment.RelayPath+"{node}", s.relay)
+	}
 	s.handlers.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	return s, nil
 }
@@ -142,12 +147,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	<-done
 	return nil
-}
-
-// Publish stores in the cluster what join lines say, so that CreateToken needs
-// nothing but a client. Called once the API answers; urls are those of the fleet endpoint.
-func (s *Server) Publish(ctx context.Context, urls []string) error {
-	return publishEndpoint(ctx, s.cfg.Client, urls, s.cfg.Authority.RootHash())
 }
 
 // Tend deletes what is long over, hourly, until ctx ends.

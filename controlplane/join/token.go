@@ -212,32 +212,6 @@ func pruneTokens(ctx context.Context, client kubernetes.Interface, now time.Time
 	return errors.Join(errs...)
 }
 
-// publishEndpoint stores what join lines of this cluster say.
-func publishEndpoint(ctx context.Context, client kubernetes.Interface, urls []string, caHash string) error {
-	if err := ensureNamespace(ctx, client); err != nil {
-		return err
-	}
-	list, err := json.Marshal(urls)
-	if err != nil {
-		return err
-	}
-	want := map[string]string{"urls": string(list), "ca-hash": caHash}
-	maps := client.CoreV1().ConfigMaps(noderecord.Namespace)
-	have, err := maps.Get(ctx, endpointMap, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		_, err = maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: endpointMap, Namespace: noderecord.Namespace}, Data: want}, metav1.CreateOptions{})
-	case err == nil && (have.Data["urls"] != want["urls"] || have.Data["ca-hash"] != want["ca-hash"]):
-		have = have.DeepCopy()
-		have.Data = want
-		_, err = maps.Update(ctx, have, metav1.UpdateOptions{})
-	}
-	if err != nil {
-		return fmt.Errorf("publish the fleet endpoint: %w", err)
-	}
-	return nil
-}
-
 // awaitEndpoint is publishedEndpoint, asked again for a while.
 func awaitEndpoint(ctx context.Context, client kubernetes.Interface, wait time.Duration) (urls []string, caHash string, err error) {
 	for end := time.Now().Add(wait); ; {

@@ -97,7 +97,7 @@ func start(t *testing.T, config tunnel.Config) *fleet {
 	f.url = "https://" + l.Addr().String()
 	server, err := join.New(join.Config{
 		Authority: f.authority, Serving: serving, Hub: hub, Client: f.client, Records: noderecord.NewDirectory(f.client, nil),
-		Cluster: func() enrollment.Cluster { return enrollment.Cluster{Fleet: []string{f.url}} }, Tunnels: f.tunnels,
+		Cluster: func() enrollment.Cluster { return enrollment.Cluster{Fleet: []string{f.url}} }, Tunnels: f.tunnels, Relay: f.tunnels,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -39,12 +39,12 @@ type conn struct {
 
 // dial opens the TLS connection, CONNECTs with the will of the next session and
 // subscribes.
-func (l *Link) dial(ctx context.Context, attempt int) (*conn, error) {
+func (l *Link) dial(ctx context.Context) (*conn, error) {
 	brokers := l.c.Brokers()
 	if len(brokers) == 0 {
 		return nil, ErrNoBroker
 	}
-	address := brokers[attempt%len(brokers)]
+	address := l.brokers.next(brokers)
 	u, err := url.Parse(address)
 	if err != nil || u.Hostname() == "" {
 		return nil, fmt.Errorf("broker address %q: want mqtts://host:port", address)

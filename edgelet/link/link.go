@@ -47,6 +47,10 @@ type Config struct {
 	FleetURLs  func() []string
 	// Counters count what is sent and received; its own if nil.
 	Counters *fleet.Counters
+	// Addresses are those that the node knows; Learn makes those that the hub says
+	// durable. Both may be nil: then the hub is told that none are taken.
+	Addresses func() *fleet.Addresses
+	Learn     func(*fleet.Addresses) error
 
 	// What the node says of itself.
 	Features     []string
@@ -73,6 +77,7 @@ type Link struct {
 	log      *slog.Logger
 	codec    *fleet.Codec
 	machine  *Machine // Run's goroutine only
+	brokers  brokers  // likewise
 	started  time.Time
 	counters *fleet.Counters
 	tls      *tls.Config
@@ -167,8 +172,8 @@ func (l *Link) now() time.Duration { return l.c.Now().Sub(l.started) }
 // one moment.
 func (l *Link) Run(ctx context.Context) error {
 	failures := 0
-	for attempt := 0; ctx.Err() == nil; attempt++ {
-		live, err := l.connection(ctx, attempt)
+	for ctx.Err() == nil {
+		live, err := l.connection(ctx)
 		if ctx.Err() != nil {
 			break
 		}
@@ -181,6 +186,9 @@ func (l *Link) Run(ctx context.Context) error {
 		default:
 			failures++
 			wait = l.settings().again(failures, l.c.Rand())
+		}
+		if l.brokers.ended(l.c.Brokers(), live, err) {
+			failures, wait = max(failures-1, 0), time.Duration(l.c.Rand()*float64(nextBroker))
 		}
 		if err != nil {
 			l.note(func(s *Status) { s.LastError, s.Err = err.Error(), err })

@@ -43,8 +43,8 @@ type session struct {
 
 // connection runs one connection from dialing to its end; live says whether the
 // hub welcomed us on it.
-func (l *Link) connection(ctx context.Context, attempt int) (live bool, err error) {
-	c, err := l.dial(ctx, attempt)
+func (l *Link) connection(ctx context.Context) (live bool, err error) {
+	c, err := l.dial(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -288,6 +288,9 @@ func (s *session) hello() {
 		Features: l.c.Features, BootId: l.c.BootID, Keepalive: uint32(s.conn.keepalive / time.Second),
 		KnownKeys: l.c.Trust.Known(), AgentVersion: l.c.AgentVersion, LinkClass: l.c.LinkClass, Protocol: fleet.ProtocolVersion,
 	}
+	if l.c.Addresses != nil && l.c.Learn != nil {
+		h.Addresses = l.c.Addresses().Hash()
+	}
 	for _, r := range l.c.State.Reports() {
 		if r.UID == "" {
 			continue
@@ -378,6 +381,11 @@ func (s *session) use(w *fleet.Welcome) {
 	}
 	l.note(func(st *Status) { st.Live, st.LastError, st.Err, st.Class = true, "", nil, said.Name })
 	l.log.Info("fleet link is live", "broker", l.Status().Broker, "class", said.Name, "order", fleet.VersionFrom(w.GetVersion()), "inSync", w.GetInSync())
+	if a := w.GetAddresses(); a != nil && l.c.Learn != nil {
+		if err := l.c.Learn(a); err != nil {
+			l.log.Warn("the control plane's addresses aren't taken", "error", err)
+		}
+	}
 	if t := w.GetTime(); t > 0 {
 		if err := l.c.State.RaiseTimeFloor(time.Unix(0, t)); err != nil {
 			l.log.Warn("time floor", "error", err)

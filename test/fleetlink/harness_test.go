@@ -50,6 +50,7 @@ type cluster struct {
 	trace  *trace.Recorder
 
 	restored  *fleethub.Restore
+	addresses atomic.Pointer[fleet.Addresses]
 	mosquitto *brokertest.Mosquitto // nil: embedded
 	addr      string
 	hub       *fleethub.Hub
@@ -171,7 +172,7 @@ func (c *cluster) startHub() {
 		},
 		Restored:  func(context.Context) (*fleethub.Restore, error) { return c.restored, nil },
 		Keepalive: 10 * time.Second, WillGrace: 300 * time.Millisecond, ReconnectJitter: 50 * time.Millisecond,
-		FleetURL: func() string { return c.objects },
+		FleetURL: func() string { return c.objects }, Addresses: c.addresses.Load,
 	}
 	if c.configure != nil {
 		c.configure(&config)
@@ -242,6 +243,27 @@ type board struct {
 	tunnels chan *fleet.TunnelRequest
 	class   string // by its own word
 	cable   *cable
+
+	// learned are the addresses that it was told; before, it knows the broker's.
+	learned atomic.Pointer[fleet.Addresses]
+	lessons atomic.Int64
+	first   []string // instead of the broker's
+}
+
+func (b *board) addresses() *fleet.Addresses {
+	if a := b.learned.Load(); a != nil {
+		return a
+	}
+	if b.first != nil {
+		return &fleet.Addresses{Mqtt: b.first}
+	}
+	return &fleet.Addresses{Mqtt: []string{"mqtts://" + b.c.addr}}
+}
+
+func (b *board) learn(a *fleet.Addresses) error {
+	b.learned.Store(a)
+	b.lessons.Add(1)
+	return nil
 }
 
 // cable is the board's way to the broker.
@@ -305,7 +327,7 @@ func (b *board) start() {
 	b.store = store
 	_ = store.PutSetting("link.keepalive", "10")
 	b.link, err = link.New(link.Config{
-		NodeName: b.name, Brokers: func() []string { return []string{"mqtts://" + b.c.addr} }, TLS: b.tls, Key: b.key,
+		NodeName: b.name, Brokers: func() []string { return b.addresses().GetMqtt() }, Addresses: b.addresses, Learn: b.learn, TLS: b.tls, Key: b.key,
 		Trust: link.NewTrust(nil, b.c.hubKey.Public().(ed25519.PublicKey)), State: store, ObjectsTLS: b.tls,
 		OnTunnel: func(r *fleet.TunnelRequest) error { b.tunnels <- r; return nil },
 		Dial:     b.cable.dial,

@@ -18,6 +18,9 @@ const (
 	// Switching Protocols to TunnelProtocol, and then a byte stream.
 	TunnelPath     = "/v1/tunnel/"
 	TunnelProtocol = "coracle-tunnel"
+	// RelayPath is followed by a node's name: another control plane asks the one that
+	// nodes are connected to for a stream to its API, as of TunnelPath.
+	RelayPath = "/v1/relay/"
 	// ObjectsPath is followed by the hex sha256 of an object.
 	ObjectsPath = "/v1/objects/"
 )

@@ -702,8 +702,10 @@ type Hello struct {
 	KnownKeys    [][]byte `protobuf:"bytes,8,rep,name=known_keys,json=knownKeys,proto3" json:"known_keys,omitempty"`
 	AgentVersion string   `protobuf:"bytes,9,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	// lan, wifi, lte, satellite; empty means lan.
-	LinkClass     string `protobuf:"bytes,10,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
-	Protocol      uint32 `protobuf:"varint,11,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	LinkClass string `protobuf:"bytes,10,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
+	Protocol  uint32 `protobuf:"varint,11,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// Hash of the Addresses that the node knows; empty if it takes none.
+	Addresses     []byte `protobuf:"bytes,30,opt,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -813,6 +815,13 @@ func (x *Hello) GetProtocol() uint32 {
 		return x.Protocol
 	}
 	return 0
+}
+
+func (x *Hello) GetAddresses() []byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
 }
 
 type RunningPod struct {
@@ -1906,8 +1915,10 @@ type Welcome struct {
 	Time     int64  `protobuf:"varint,5,opt,name=time,proto3" json:"time,omitempty"`
 	Protocol uint32 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// Where large objects are fetched: https://host:port
-	ObjectsUrl    string        `protobuf:"bytes,7,opt,name=objects_url,json=objectsUrl,proto3" json:"objects_url,omitempty"`
-	Link          *LinkSettings `protobuf:"bytes,12,opt,name=link,proto3" json:"link,omitempty"`
+	ObjectsUrl string        `protobuf:"bytes,7,opt,name=objects_url,json=objectsUrl,proto3" json:"objects_url,omitempty"`
+	Link       *LinkSettings `protobuf:"bytes,12,opt,name=link,proto3" json:"link,omitempty"`
+	// Only if the node knows others.
+	Addresses     *Addresses `protobuf:"bytes,30,opt,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1994,6 +2005,13 @@ func (x *Welcome) GetObjectsUrl() string {
 func (x *Welcome) GetLink() *LinkSettings {
 	if x != nil {
 		return x.Link
+	}
+	return nil
+}
+
+func (x *Welcome) GetAddresses() *Addresses {
+	if x != nil {
+		return x.Addresses
 	}
 	return nil
 }
@@ -2091,6 +2109,71 @@ func (x *LinkSettings) GetDataBudget() uint64 {
 	return 0
 }
 
+// Addresses of all control planes of the cluster, in the order in which to try
+// them. They replace what the node knew.
+type Addresses struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// mqtts://host:port
+	Mqtt []string `protobuf:"bytes,1,rep,name=mqtt,proto3" json:"mqtt,omitempty"`
+	// https://host:port, where nodes renew and open tunnels.
+	Fleet []string `protobuf:"bytes,2,rep,name=fleet,proto3" json:"fleet,omitempty"`
+	// https://host:port of the Kubernetes API.
+	Api           []string `protobuf:"bytes,3,rep,name=api,proto3" json:"api,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Addresses) Reset() {
+	*x = Addresses{}
+	mi := &file_fleet_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Addresses) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Addresses) ProtoMessage() {}
+
+func (x *Addresses) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Addresses.ProtoReflect.Descriptor instead.
+func (*Addresses) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Addresses) GetMqtt() []string {
+	if x != nil {
+		return x.Mqtt
+	}
+	return nil
+}
+
+func (x *Addresses) GetFleet() []string {
+	if x != nil {
+		return x.Fleet
+	}
+	return nil
+}
+
+func (x *Addresses) GetApi() []string {
+	if x != nil {
+		return x.Api
+	}
+	return nil
+}
+
 // Adopt moves a node into another incarnation. Only an operator causes it.
 type Adopt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2102,7 +2185,7 @@ type Adopt struct {
 
 func (x *Adopt) Reset() {
 	*x = Adopt{}
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2114,7 +2197,7 @@ func (x *Adopt) String() string {
 func (*Adopt) ProtoMessage() {}
 
 func (x *Adopt) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2127,7 +2210,7 @@ func (x *Adopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Adopt.ProtoReflect.Descriptor instead.
 func (*Adopt) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Adopt) GetFrom() []byte {
@@ -2170,7 +2253,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2265,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2278,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Order) GetVersion() *Version {
@@ -2271,7 +2354,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2283,7 +2366,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2296,7 +2379,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Entry) GetUid() string {
@@ -2333,7 +2416,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2428,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2441,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Object) GetKind() string {
@@ -2426,7 +2509,7 @@ type ReportAck struct {
 
 func (x *ReportAck) Reset() {
 	*x = ReportAck{}
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2438,7 +2521,7 @@ func (x *ReportAck) String() string {
 func (*ReportAck) ProtoMessage() {}
 
 func (x *ReportAck) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2451,7 +2534,7 @@ func (x *ReportAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAck.ProtoReflect.Descriptor instead.
 func (*ReportAck) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReportAck) GetVerdicts() []*ReportVerdict {
@@ -2474,7 +2557,7 @@ type ReportVerdict struct {
 
 func (x *ReportVerdict) Reset() {
 	*x = ReportVerdict{}
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2486,7 +2569,7 @@ func (x *ReportVerdict) String() string {
 func (*ReportVerdict) ProtoMessage() {}
 
 func (x *ReportVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2499,7 +2582,7 @@ func (x *ReportVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportVerdict.ProtoReflect.Descriptor instead.
 func (*ReportVerdict) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReportVerdict) GetUid() string {
@@ -2541,7 +2624,7 @@ type JournalAck struct {
 
 func (x *JournalAck) Reset() {
 	*x = JournalAck{}
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2553,7 +2636,7 @@ func (x *JournalAck) String() string {
 func (*JournalAck) ProtoMessage() {}
 
 func (x *JournalAck) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +2649,7 @@ func (x *JournalAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAck.ProtoReflect.Descriptor instead.
 func (*JournalAck) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JournalAck) GetBoot() uint64 {
@@ -2595,7 +2678,7 @@ type TunnelRequest struct {
 
 func (x *TunnelRequest) Reset() {
 	*x = TunnelRequest{}
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2690,7 @@ func (x *TunnelRequest) String() string {
 func (*TunnelRequest) ProtoMessage() {}
 
 func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2703,7 @@ func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelRequest.ProtoReflect.Descriptor instead.
 func (*TunnelRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TunnelRequest) GetId() string {
@@ -2656,7 +2739,7 @@ type Resend struct {
 
 func (x *Resend) Reset() {
 	*x = Resend{}
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2668,7 +2751,7 @@ func (x *Resend) String() string {
 func (*Resend) ProtoMessage() {}
 
 func (x *Resend) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2681,7 +2764,7 @@ func (x *Resend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resend.ProtoReflect.Descriptor instead.
 func (*Resend) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Resend) GetUids() []string {
@@ -2717,7 +2800,7 @@ type Rebirth struct {
 
 func (x *Rebirth) Reset() {
 	*x = Rebirth{}
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2729,7 +2812,7 @@ func (x *Rebirth) String() string {
 func (*Rebirth) ProtoMessage() {}
 
 func (x *Rebirth) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[32]
+	mi := &file_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2742,7 +2825,7 @@ func (x *Rebirth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rebirth.ProtoReflect.Descriptor instead.
 func (*Rebirth) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{32}
+	return file_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Rebirth) GetVersion() *Version {
@@ -2799,7 +2882,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06report\x18\x06 \x01(\v2\x18.coracle.fleet.v1.ReportR\x06report\x123\n" +
 	"\ajournal\x18\a \x01(\v2\x19.coracle.fleet.v1.JournalR\ajournal\x126\n" +
 	"\x06tunnel\x18\b \x01(\v2\x1e.coracle.fleet.v1.TunnelAnswerR\x06tunnel\x12'\n" +
-	"\x03bye\x18\t \x01(\v2\x15.coracle.fleet.v1.ByeR\x03bye\"\x89\x03\n" +
+	"\x03bye\x18\t \x01(\v2\x15.coracle.fleet.v1.ByeR\x03bye\"\xa7\x03\n" +
 	"\x05Hello\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x126\n" +
@@ -2814,7 +2897,8 @@ const file_fleet_proto_rawDesc = "" +
 	"\n" +
 	"link_class\x18\n" +
 	" \x01(\tR\tlinkClass\x12\x1a\n" +
-	"\bprotocol\x18\v \x01(\rR\bprotocol\"\xab\x01\n" +
+	"\bprotocol\x18\v \x01(\rR\bprotocol\x12\x1c\n" +
+	"\taddresses\x18\x1e \x01(\fR\taddresses\"\xab\x01\n" +
 	"\n" +
 	"RunningPod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12-\n" +
@@ -2903,7 +2987,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06tunnel\x18\t \x01(\v2\x1f.coracle.fleet.v1.TunnelRequestR\x06tunnel\x120\n" +
 	"\x06resend\x18\n" +
 	" \x01(\v2\x18.coracle.fleet.v1.ResendR\x06resend\x123\n" +
-	"\arebirth\x18\v \x01(\v2\x19.coracle.fleet.v1.RebirthR\arebirth\"\xa5\x02\n" +
+	"\arebirth\x18\v \x01(\v2\x19.coracle.fleet.v1.RebirthR\arebirth\"\xe0\x02\n" +
 	"\aWelcome\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x17\n" +
 	"\ain_sync\x18\x02 \x01(\bR\x06inSync\x12\x1c\n" +
@@ -2913,7 +2997,8 @@ const file_fleet_proto_rawDesc = "" +
 	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x12\x1f\n" +
 	"\vobjects_url\x18\a \x01(\tR\n" +
 	"objectsUrl\x122\n" +
-	"\x04link\x18\f \x01(\v2\x1e.coracle.fleet.v1.LinkSettingsR\x04link\"\xa4\x01\n" +
+	"\x04link\x18\f \x01(\v2\x1e.coracle.fleet.v1.LinkSettingsR\x04link\x129\n" +
+	"\taddresses\x18\x1e \x01(\v2\x1b.coracle.fleet.v1.AddressesR\taddresses\"\xa4\x01\n" +
 	"\fLinkSettings\x12\x14\n" +
 	"\x05class\x18\x01 \x01(\tR\x05class\x12\x14\n" +
 	"\x05slots\x18\x02 \x01(\rR\x05slots\x12\x12\n" +
@@ -2921,7 +3006,11 @@ const file_fleet_proto_rawDesc = "" +
 	"\tretry_max\x18\x04 \x01(\rR\bretryMax\x12\x16\n" +
 	"\x06gather\x18\x05 \x01(\rR\x06gather\x12\x1f\n" +
 	"\vdata_budget\x18\x06 \x01(\x04R\n" +
-	"dataBudget\"F\n" +
+	"dataBudget\"G\n" +
+	"\tAddresses\x12\x12\n" +
+	"\x04mqtt\x18\x01 \x03(\tR\x04mqtt\x12\x14\n" +
+	"\x05fleet\x18\x02 \x03(\tR\x05fleet\x12\x10\n" +
+	"\x03api\x18\x03 \x03(\tR\x03api\"F\n" +
 	"\x05Adopt\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\fR\x04from\x12)\n" +
 	"\x02to\x18\x02 \x01(\v2\x19.coracle.fleet.v1.VersionR\x02to\"\xaf\x02\n" +
@@ -3003,7 +3092,7 @@ func file_fleet_proto_rawDescGZIP() []byte {
 }
 
 var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_fleet_proto_goTypes = []any{
 	(Encoding)(0),         // 0: coracle.fleet.v1.Encoding
 	(AckStatus)(0),        // 1: coracle.fleet.v1.AckStatus
@@ -3031,16 +3120,17 @@ var file_fleet_proto_goTypes = []any{
 	(*Down)(nil),          // 23: coracle.fleet.v1.Down
 	(*Welcome)(nil),       // 24: coracle.fleet.v1.Welcome
 	(*LinkSettings)(nil),  // 25: coracle.fleet.v1.LinkSettings
-	(*Adopt)(nil),         // 26: coracle.fleet.v1.Adopt
-	(*Order)(nil),         // 27: coracle.fleet.v1.Order
-	(*Entry)(nil),         // 28: coracle.fleet.v1.Entry
-	(*Object)(nil),        // 29: coracle.fleet.v1.Object
-	(*ReportAck)(nil),     // 30: coracle.fleet.v1.ReportAck
-	(*ReportVerdict)(nil), // 31: coracle.fleet.v1.ReportVerdict
-	(*JournalAck)(nil),    // 32: coracle.fleet.v1.JournalAck
-	(*TunnelRequest)(nil), // 33: coracle.fleet.v1.TunnelRequest
-	(*Resend)(nil),        // 34: coracle.fleet.v1.Resend
-	(*Rebirth)(nil),       // 35: coracle.fleet.v1.Rebirth
+	(*Addresses)(nil),     // 26: coracle.fleet.v1.Addresses
+	(*Adopt)(nil),         // 27: coracle.fleet.v1.Adopt
+	(*Order)(nil),         // 28: coracle.fleet.v1.Order
+	(*Entry)(nil),         // 29: coracle.fleet.v1.Entry
+	(*Object)(nil),        // 30: coracle.fleet.v1.Object
+	(*ReportAck)(nil),     // 31: coracle.fleet.v1.ReportAck
+	(*ReportVerdict)(nil), // 32: coracle.fleet.v1.ReportVerdict
+	(*JournalAck)(nil),    // 33: coracle.fleet.v1.JournalAck
+	(*TunnelRequest)(nil), // 34: coracle.fleet.v1.TunnelRequest
+	(*Resend)(nil),        // 35: coracle.fleet.v1.Resend
+	(*Rebirth)(nil),       // 36: coracle.fleet.v1.Rebirth
 }
 var file_fleet_proto_depIdxs = []int32{
 	0,  // 0: coracle.fleet.v1.Envelope.encoding:type_name -> coracle.fleet.v1.Encoding
@@ -3070,28 +3160,29 @@ var file_fleet_proto_depIdxs = []int32{
 	5,  // 24: coracle.fleet.v1.Down.session:type_name -> coracle.fleet.v1.Session
 	6,  // 25: coracle.fleet.v1.Down.grant:type_name -> coracle.fleet.v1.Grant
 	24, // 26: coracle.fleet.v1.Down.welcome:type_name -> coracle.fleet.v1.Welcome
-	26, // 27: coracle.fleet.v1.Down.adopt:type_name -> coracle.fleet.v1.Adopt
-	27, // 28: coracle.fleet.v1.Down.order:type_name -> coracle.fleet.v1.Order
-	30, // 29: coracle.fleet.v1.Down.report_ack:type_name -> coracle.fleet.v1.ReportAck
-	32, // 30: coracle.fleet.v1.Down.journal_ack:type_name -> coracle.fleet.v1.JournalAck
-	33, // 31: coracle.fleet.v1.Down.tunnel:type_name -> coracle.fleet.v1.TunnelRequest
-	34, // 32: coracle.fleet.v1.Down.resend:type_name -> coracle.fleet.v1.Resend
-	35, // 33: coracle.fleet.v1.Down.rebirth:type_name -> coracle.fleet.v1.Rebirth
+	27, // 27: coracle.fleet.v1.Down.adopt:type_name -> coracle.fleet.v1.Adopt
+	28, // 28: coracle.fleet.v1.Down.order:type_name -> coracle.fleet.v1.Order
+	31, // 29: coracle.fleet.v1.Down.report_ack:type_name -> coracle.fleet.v1.ReportAck
+	33, // 30: coracle.fleet.v1.Down.journal_ack:type_name -> coracle.fleet.v1.JournalAck
+	34, // 31: coracle.fleet.v1.Down.tunnel:type_name -> coracle.fleet.v1.TunnelRequest
+	35, // 32: coracle.fleet.v1.Down.resend:type_name -> coracle.fleet.v1.Resend
+	36, // 33: coracle.fleet.v1.Down.rebirth:type_name -> coracle.fleet.v1.Rebirth
 	4,  // 34: coracle.fleet.v1.Welcome.version:type_name -> coracle.fleet.v1.Version
 	25, // 35: coracle.fleet.v1.Welcome.link:type_name -> coracle.fleet.v1.LinkSettings
-	4,  // 36: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
-	4,  // 37: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
-	29, // 38: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
-	28, // 39: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
-	31, // 40: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
-	7,  // 41: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
-	2,  // 42: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
-	4,  // 43: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	26, // 36: coracle.fleet.v1.Welcome.addresses:type_name -> coracle.fleet.v1.Addresses
+	4,  // 37: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
+	4,  // 38: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
+	30, // 39: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
+	29, // 40: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
+	32, // 41: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
+	7,  // 42: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
+	2,  // 43: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
+	4,  // 44: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -3105,7 +3196,7 @@ func file_fleet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -66,13 +66,16 @@ func samples() map[string]struct {
 		"welcome":       down(&Down{Welcome: &Welcome{Version: version, InSync: true, Keepalive: 60, ReconnectJitter: 2000, Time: 1e18, Protocol: 1, ObjectsUrl: "https://h:1"}}),
 		"welcome-link": down(&Down{Welcome: &Welcome{Version: version, Keepalive: 900, ReconnectJitter: 20000, Protocol: 1,
 			Link: &LinkSettings{Class: "satellite", Slots: 20, Slot: 7, RetryMax: 480, Gather: 2000, DataBudget: 5 << 20}}}),
-		"adopt":          down(&Down{Adopt: &Adopt{From: []byte("other"), To: version}}),
-		"order-delta":    down(&Down{Order: &Order{Version: version, Base: hash[:], Digest: hash[:], Removes: []string{"uid-9"}, Synced: true, Expires: 1e9, Upserts: []*Object{{Kind: "Pod", Namespace: "ns", Name: "n", Uid: "uid-1", Hash: hash[:], Raw: []byte("k8s\x00pod")}, {Kind: "Secret", Namespace: "ns", Name: "s", Uid: "uid-2", Hash: hash[:], Sealed: []byte("sealed")}, {Kind: "ConfigMap", Namespace: "ns", Name: "c", Uid: "uid-3", Hash: hash[:], Size: 1 << 20}}}}),
-		"order-list":     down(&Down{Order: &Order{Version: version, List: true, Synced: true, Digest: hash[:], Entries: []*Entry{{Uid: "uid-1", Hash: hash[:]}}}}),
-		"acks":           down(&Down{ReportAck: &ReportAck{Verdicts: []*ReportVerdict{{Uid: "uid-1", Stamp: stamp, Verdict: Verdict_OBSOLETE, Message: "m"}}}, JournalAck: &JournalAck{Boot: 3, Seq: 4}}),
-		"tunnel-request": down(&Down{Tunnel: &TunnelRequest{Id: "id", Purpose: "10250", Url: "https://h:1/v1/tunnel/id"}}),
-		"resend":         down(&Down{Resend: &Resend{Uids: []string{"uid-1"}, All: true, Node: true}}),
-		"rebirth":        {DirDown, &Down{Rebirth: &Rebirth{Version: version, Jitter: 500}}},
+		"welcome-addresses": down(&Down{Welcome: &Welcome{Version: version, Protocol: 1, Addresses: &Addresses{
+			Mqtt: []string{"mqtts://a:8883", "mqtts://b:8883"}, Fleet: []string{"https://a:6444", "https://b:6444"}, Api: []string{"https://a:6443", "https://b:6443"}}}}),
+		"hello-addresses": {DirUp, &Up{Session: session, Seq: 1, Hello: &Hello{Version: version, Digest: hash[:], RunningComplete: true, Protocol: 1, Addresses: []byte("hash5678")}}},
+		"adopt":           down(&Down{Adopt: &Adopt{From: []byte("other"), To: version}}),
+		"order-delta":     down(&Down{Order: &Order{Version: version, Base: hash[:], Digest: hash[:], Removes: []string{"uid-9"}, Synced: true, Expires: 1e9, Upserts: []*Object{{Kind: "Pod", Namespace: "ns", Name: "n", Uid: "uid-1", Hash: hash[:], Raw: []byte("k8s\x00pod")}, {Kind: "Secret", Namespace: "ns", Name: "s", Uid: "uid-2", Hash: hash[:], Sealed: []byte("sealed")}, {Kind: "ConfigMap", Namespace: "ns", Name: "c", Uid: "uid-3", Hash: hash[:], Size: 1 << 20}}}}),
+		"order-list":      down(&Down{Order: &Order{Version: version, List: true, Synced: true, Digest: hash[:], Entries: []*Entry{{Uid: "uid-1", Hash: hash[:]}}}}),
+		"acks":            down(&Down{ReportAck: &ReportAck{Verdicts: []*ReportVerdict{{Uid: "uid-1", Stamp: stamp, Verdict: Verdict_OBSOLETE, Message: "m"}}}, JournalAck: &JournalAck{Boot: 3, Seq: 4}}),
+		"tunnel-request":  down(&Down{Tunnel: &TunnelRequest{Id: "id", Purpose: "10250", Url: "https://h:1/v1/tunnel/id"}}),
+		"resend":          down(&Down{Resend: &Resend{Uids: []string{"uid-1"}, All: true, Node: true}}),
+		"rebirth":         {DirDown, &Down{Rebirth: &Rebirth{Version: version, Jitter: 500}}},
 	}
 }
 
