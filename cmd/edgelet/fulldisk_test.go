@@ -295,8 +295,10 @@ func TestFullDiskUnderANode(t *testing.T) {
 				t.Errorf("the state file was given up: %v", aside)
 			}
 			for id := range ended {
-				if log := m.log.String()[from:]; strings.Contains(log, id) {
-					t.Errorf("how container %s ended was forgotten:\n%s", id, log)
+				for line := range strings.Lines(m.log.String()[from:]) {
+					if strings.Contains(line, id) && strings.Contains(line, "container ended") {
+						t.Errorf("how container %s ended was forgotten: %s", id, line)
+					}
 				}
 			}
 		})
