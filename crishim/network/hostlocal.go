@@ -134,19 +134,21 @@ func (h *hostLocal) after(a netip.Addr) netip.Addr {
 	return a.Next()
 }
 
+// reserve makes an address's file, whole or not at all: one without an owner
+// could never be given back. The lock is held.
 func (h *hostLocal) reserve(a netip.Addr, id string) (bool, error) {
-	f, err := os.OpenFile(filepath.Join(h.dir, a.String()), os.O_WRONLY|os.O_EXCL|os.O_CREATE, 0o600)
+	whole := filepath.Join(h.dir, "reserve.tmp")
+	if err := os.WriteFile(whole, []byte(owner(id)), 0o600); err != nil {
+		return false, errors.Join(err, os.Remove(whole))
+	}
+	err := os.Link(whole, filepath.Join(h.dir, a.String()))
+	if gone := os.Remove(whole); err == nil {
+		err = gone
+	}
 	if errors.Is(err, fs.ErrExist) {
 		return false, nil
 	}
-	if err != nil {
-		return false, err
-	}
-	_, err = f.WriteString(owner(id))
-	if err = errors.Join(err, f.Close()); err != nil {
-		return false, errors.Join(err, os.Remove(f.Name()))
-	}
-	return true, nil
+	return err == nil, err
 }
 
 // owner is what the plugin writes into an address's file.

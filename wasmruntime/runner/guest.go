@@ -72,7 +72,12 @@ func guest(order guestOrder) int {
 	}
 	// No collection here: it would take more (its own tables and workers)
 	// than it gives back.
-	report(order.Status, bundle.Status{Walls: g.order.Walls})
+	if err := report(order.Status, bundle.Status{Walls: g.order.Walls}); err != nil {
+		// Its successor may have looked before the state was there, and so would
+		// never know of this guest.
+		g.record(bundle.ExitStatus{Code: 128, Reason: bundle.ReasonStartError, Message: "who started the guest ended before it ran: " + err.Error(), Kind: bundle.KindStart})
+		return 1
+	}
 	if err := start(ctx); err != nil {
 		return g.trapped(err)
 	}
