@@ -1,10 +1,13 @@
 package wasm
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -89,13 +92,29 @@ func (m *Manager) cgroupExists(cg string) bool {
 	return false
 }
 
-// removeCgroup removes a pod's cgroup that wasn't there before the pod. One
-// that isn't empty belongs to somebody else by now.
+// removeCgroup removes a pod's cgroup that wasn't there before the pod, and
+// those of its containers. A guest that was cut off in its start by the death of
+// an earlier process may take a moment to end.
 func (m *Manager) removeCgroup(cg string) {
 	if cg == "" || path.Clean(cg) == "/" {
 		return
 	}
-	for _, h := range m.hierarchies() {
-		_ = os.Remove(filepath.Join(h, cg)) // rmdir, which refuses a busy one
+	for range 50 {
+		busy := false
+		for _, h := range m.hierarchies() {
+			pod := filepath.Join(h, cg)
+			children, _ := filepath.Glob(filepath.Join(pod, "*", "cgroup.procs"))
+			for _, procs := range children {
+				_ = os.Remove(filepath.Dir(procs)) // rmdir, which refuses a busy one
+			}
+			if err := os.Remove(pod); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				busy = true
+			}
+		}
+		if !busy {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
+	m.log.Warn("a pod's cgroup is left: something runs in it", "cgroup", cg)
 }
