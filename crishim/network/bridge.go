@@ -308,18 +308,12 @@ func (b *bridge) masquerade(done *sync.Map) error {
 	if _, ok := done.Load(subnet); ok {
 		return nil
 	}
-	sum := sha256.Sum256([]byte(b.network + " " + subnet))
-	chain := "CNI-NET-" + hex.EncodeToString(sum[:8])
-	if iptables("-n", "-L", chain) != nil {
+	if chain := b.chain(); iptables("-n", "-L", chain) != nil {
 		if err := iptables("-N", chain); err != nil {
 			return err
 		}
 	}
-	for _, rule := range [][]string{
-		{chain, "-d", subnet, "-j", "ACCEPT"},
-		{chain, "!", "-d", "224.0.0.0/4", "-j", "MASQUERADE"},
-		{"POSTROUTING", "-s", subnet, "-j", chain},
-	} {
+	for _, rule := range b.rules() {
 		if iptables(append([]string{"-C"}, rule...)...) == nil {
 			continue
 		}
@@ -329,6 +323,40 @@ func (b *bridge) masquerade(done *sync.Map) error {
 	}
 	done.Store(subnet, true)
 	return nil
+}
+
+// unmasquerade takes the rules away.
+func (b *bridge) unmasquerade() error {
+	chain := b.chain()
+	if iptables("-n", "-L", chain) != nil {
+		return nil
+	}
+	rules := b.rules()
+	if last := rules[len(rules)-1]; iptables(append([]string{"-C"}, last...)...) == nil {
+		if err := iptables(append([]string{"-D"}, last...)...); err != nil {
+			return err
+		}
+	}
+	if err := iptables("-F", chain); err != nil {
+		return err
+	}
+	return iptables("-X", chain)
+}
+
+// chain is the network's own in the nat table.
+func (b *bridge) chain() string {
+	sum := sha256.Sum256([]byte(b.network + " " + b.pool.subnet.String()))
+	return "CNI-NET-" + hex.EncodeToString(sum[:8])
+}
+
+// rules of the nat table: the chain's, and last the one that leads there.
+func (b *bridge) rules() [][]string {
+	chain, subnet := b.chain(), b.pool.subnet.String()
+	return [][]string{
+		{chain, "-d", subnet, "-j", "ACCEPT"},
+		{chain, "!", "-d", "224.0.0.0/4", "-j", "MASQUERADE"},
+		{"POSTROUTING", "-s", subnet, "-j", chain},
+	}
 }
 
 func haveIPTables() bool {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -386,4 +387,101 @@ func BenchmarkAttach(b *testing.B) {
 			}
 		}
 	})
+}
+
+// private is a node's network in a folder of its own, ready for pods.
+func private(t *testing.T, pool string) (Private, *CNI) {
+	t.Helper()
+	dir := t.TempDir()
+	p := Private{Name: "net-test", Dir: dir, ConfDir: dir, Pool: netip.MustParsePrefix(pool)}
+	t.Cleanup(func() {
+		if err := p.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p, &CNI{ConfDir: dir, BinDirs: []string{plugins}}
+}
+
+func TestPrivateNetworksShareAMachine(t *testing.T) {
+	l := newLab(t)
+	// Room for two: each finds the other's bridge, whoever made it.
+	const pool = "10.231.8.0/23"
+	var given []string
+	var first Private
+	for i := range 2 {
+		p, c := private(t, pool)
+		if err := p.Write(); err != nil {
+			t.Fatal(err)
+		}
+		ip, err := c.Attach(t.Context(), fmt.Sprint("pod", i), l.pod(t, fmt.Sprint("pod", i)), podConfig("pod"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := c.Detach(context.Background(), fmt.Sprint("pod", i), "", podConfig("pod")); err != nil {
+				t.Error(err)
+			}
+		})
+		given = append(given, ip[0])
+		if i == 0 {
+			first = p
+		}
+	}
+	a, b := netip.MustParseAddr(given[0]), netip.MustParseAddr(given[1])
+	if pa, _ := a.Prefix(24); pa.Contains(b) {
+		t.Errorf("two nodes have one subnet: %s and %s", a, b)
+	}
+	third, _ := private(t, pool)
+	if err := third.Write(); err == nil || !strings.Contains(err.Error(), "all 2 subnets of 10.231.8.0/23 are taken") {
+		t.Errorf("err = %v, want one that says that nothing is free", err)
+	}
+	// Written again it is the same: its pods have their addresses.
+	had, err := os.ReadFile(first.file())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Write(); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(first.file()); err != nil || string(now) != string(had) {
+		t.Errorf("%v: another network than before:\n%s\n%s", err, had, now)
+	}
+}
+
+func TestPrivateNetworkIsRemovedWithItsLastPod(t *testing.T) {
+	l := newLab(t)
+	nat := func() string {
+		out, err := exec.Command("iptables", "-t", "nat", "-S").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	before := nat()
+	p, c := private(t, "10.231.9.0/24")
+	if err := p.Remove(); err != nil {
+		t.Errorf("nothing was there: %v", err)
+	}
+	if err := p.Write(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Attach(t.Context(), "pod", l.pod(t, "pod"), podConfig("pod")); err != nil {
+		t.Fatal(err)
+	}
+	for _, attached := range []bool{true, false} {
+		if !attached {
+			if err := c.Detach(t.Context(), "pod", "", podConfig("pod")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.Remove(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := netlink.LinkByName(p.device()); (err == nil) != attached {
+			t.Errorf("a pod is attached: %v; the bridge: %v", attached, err)
+		}
+		if changed := nat() != before; changed != attached {
+			t.Errorf("a pod is attached: %v; the rules:\n%s", attached, nat())
+		}
+	}
 }

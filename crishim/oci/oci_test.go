@@ -115,7 +115,7 @@ func TestPrivateSaysWhyNot(t *testing.T) {
 	if os.Geteuid() == 0 {
 		t.Setenv("PATH", t.TempDir())
 	}
-	_, err := oci.StartPrivate(context.Background(), oci.PrivateConfig{Dir: t.TempDir(), Subnet: netip.MustParsePrefix("10.1.0.0/24")})
+	_, err := oci.StartPrivate(context.Background(), oci.PrivateConfig{Dir: t.TempDir(), Pool: netip.MustParsePrefix("10.1.0.0/16")})
 	if !errors.Is(err, oci.ErrCannotRun) || !strings.Contains(err.Error(), "Wasm containers are") {
 		t.Errorf("got %v", err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-edge/coracle/crishim/network"
 )
 
 // ErrCannotRun is returned when this machine or user can't run a containerd:
@@ -28,15 +29,14 @@ var ErrCannotRun = errors.New("containerd can't be run here")
 type PrivateConfig struct {
 	// Dir holds its images, state, socket, log and configuration.
 	Dir string
-	// Name is what the network is called. Empty: made of Dir. The bridge is
-	// named after Dir always, so that no two nodes of one machine share it.
+	// Name is what the network is called. Empty: made of Dir.
 	Name string
 	// Binary is containerd's path. Empty: found in PATH.
 	Binary string
-	// Subnet gives pods their addresses through a bridge. The zero prefix
-	// means that no CNI configuration is written and CNIConfDir is used as it
-	// is.
-	Subnet netip.Prefix
+	// Pool gives pods their addresses, through a bridge of the node's own; see
+	// network.Private. The zero prefix means that no CNI configuration is written
+	// and CNIConfDir is used as it is.
+	Pool netip.Prefix
 	// CNIConfDir and CNIBinDir; empty: Dir/cni, and the first of /opt/cni/bin
 	// and /usr/lib/cni that is there.
 	CNIConfDir, CNIBinDir string
@@ -171,6 +171,15 @@ func (p *Private) Stop() error {
 	return nil
 }
 
+// RemoveNetwork takes the bridge of a containerd with this configuration away,
+// when all its containers are gone and nothing makes new ones.
+func RemoveNetwork(cfg PrivateConfig) error {
+	if err := cfg.setPaths(); err != nil || !cfg.Pool.IsValid() {
+		return err
+	}
+	return cfg.network().Remove()
+}
+
 func (p *Private) lastLines() string {
 	raw, err := os.ReadFile(filepath.Join(p.cfg.Dir, "containerd.log"))
 	if err != nil {
@@ -194,29 +203,37 @@ func (c *PrivateConfig) socket() string {
 	return filepath.Join("/run/coracle", hex.EncodeToString(sum[:8]), "containerd.sock")
 }
 
-func (c *PrivateConfig) setDefaults() error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("%w: it needs root, this is user %d; OCI containers are not available, Wasm containers are", ErrCannotRun, os.Geteuid())
-	}
+func (c *PrivateConfig) setPaths() error {
 	dir, err := filepath.Abs(c.Dir)
 	if err != nil {
 		return err
 	}
 	c.Dir = dir
-	if c.Binary == "" {
-		if c.Binary, err = exec.LookPath("containerd"); err != nil {
-			return fmt.Errorf("%w: it isn't installed (apt-get install containerd); OCI containers are not available, Wasm containers are", ErrCannotRun)
-		}
-	}
-	if _, err := exec.LookPath("runc"); err != nil {
-		return fmt.Errorf("%w: runc isn't installed (apt-get install runc)", ErrCannotRun)
-	}
 	if c.Name == "" {
 		sum := sha256.Sum256([]byte(c.Dir))
 		c.Name = hex.EncodeToString(sum[:4])
 	}
 	if c.CNIConfDir == "" {
 		c.CNIConfDir = filepath.Join(c.Dir, "cni")
+	}
+	return nil
+}
+
+func (c *PrivateConfig) setDefaults() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w: it needs root, this is user %d; OCI containers are not available, Wasm containers are", ErrCannotRun, os.Geteuid())
+	}
+	if err := c.setPaths(); err != nil {
+		return err
+	}
+	if c.Binary == "" {
+		var err error
+		if c.Binary, err = exec.LookPath("containerd"); err != nil {
+			return fmt.Errorf("%w: it isn't installed (apt-get install containerd); OCI containers are not available, Wasm containers are", ErrCannotRun)
+		}
+	}
+	if _, err := exec.LookPath("runc"); err != nil {
+		return fmt.Errorf("%w: runc isn't installed (apt-get install runc)", ErrCannotRun)
 	}
 	for _, d := range []string{"/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"} {
 		if _, err := os.Stat(filepath.Join(d, "bridge")); c.CNIBinDir == "" && err == nil {
@@ -277,14 +294,14 @@ func (c *PrivateConfig) write() error {
 	if err := os.WriteFile(c.configFile(), []byte(c.toml()), 0o600); err != nil {
 		return err
 	}
-	if !c.Subnet.IsValid() {
+	if !c.Pool.IsValid() {
 		return nil
 	}
-	conf, err := c.conflist()
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(c.CNIConfDir, "10-coracle.conflist"), conf, 0o600)
+	return c.network().Write()
+}
+
+func (c *PrivateConfig) network() network.Private {
+	return network.Private{Name: "coracle-" + c.Name, Dir: c.Dir, ConfDir: c.CNIConfDir, Pool: c.Pool}
 }
 
 // endFormer ends the containerd of a caller that was killed: one that has this
@@ -357,27 +374,6 @@ func (c *PrivateConfig) toml() string {
 	p("  [plugins.\"io.containerd.grpc.v1.cri\".registry]")
 	p("    config_path = %q", c.RegistryHosts)
 	return b.String()
-}
-
-// conflist is a bridge of the node's own, with addresses out of Subnet and
-// hostPorts.
-func (c *PrivateConfig) conflist() ([]byte, error) {
-	type m = map[string]any
-	sum := sha256.Sum256([]byte(c.Dir))
-	bridge := "cor-" + hex.EncodeToString(sum[:4])
-	return json.MarshalIndent(m{
-		"cniVersion": "1.0.0", "name": "coracle-" + c.Name,
-		"plugins": []m{
-			{
-				"type": "bridge", "bridge": bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true,
-				"ipam": m{
-					"type": "host-local", "ranges": [][]m{{{"subnet": c.Subnet.Masked().String()}}},
-					"routes": []m{{"dst": "0.0.0.0/0"}}, "dataDir": filepath.Join(c.Dir, "ipam"),
-				},
-			},
-			{"type": "portmap", "capabilities": m{"portMappings": true}},
-		},
-	}, "", "  ")
 }
 
 func exists(path string) bool {

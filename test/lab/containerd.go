@@ -31,10 +31,11 @@ func StartContainerd(t testing.TB, hosts string) *oci.Private {
 func StartContainerdIn(t testing.TB, dir, hosts string, remove bool) *oci.Private {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	p, err := oci.StartPrivate(ctx, oci.PrivateConfig{
-		Dir: dir, Subnet: netip.MustParsePrefix("10.231.7.0/24"), RegistryHosts: hosts,
+	cfg := oci.PrivateConfig{
+		Dir: dir, Pool: netip.MustParsePrefix("10.231.0.0/16"), RegistryHosts: hosts,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), StartTimeout: time.Minute,
-	})
+	}
+	p, err := oci.StartPrivate(ctx, cfg)
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -43,6 +44,9 @@ func StartContainerdIn(t testing.TB, dir, hosts string, remove bool) *oci.Privat
 		_ = p.Stop()
 		cancel()
 		if remove {
+			if err := oci.RemoveNetwork(cfg); err != nil {
+				t.Log(err)
+			}
 			if err := unmountBelow(dir); err != nil {
 				t.Log(err)
 			}

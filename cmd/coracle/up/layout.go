@@ -23,6 +23,19 @@ func (l Layout) pidFile(process string) string {
 func (l Layout) lock() string  { return filepath.Join(l.Root, "up.lock") }
 func (l Layout) state() string { return filepath.Join(l.Root, "run", "up.json") }
 
+// nodes are the names of those that have a data folder.
+func (l Layout) nodes() ([]string, error) {
+	entries, err := os.ReadDir(l.Node(""))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}
+
 // State is what a running `coracle up` leaves in its data folder for `down` and
 // for those who look.
 type State struct {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,7 +20,6 @@ import (
 // own and, where root runs it and containerd is installed, a containerd of its own.
 type node struct {
 	name     string
-	index    int // from 1
 	layout   Layout
 	options  Options
 	client   kubernetes.Interface
@@ -38,6 +36,9 @@ func (n *node) run(ctx context.Context) error {
 	defer func() {
 		stopRuntime()
 		runtime.Wait()
+		if err := oci.RemoveNetwork(privateContainerd(n.layout, n.name)); err != nil {
+			n.options.Logger.Warn("the node's bridge stays", "node", n.name, "err", err)
+		}
 	}()
 	first, err := n.startContainerd(runtimeCtx)
 	switch {
@@ -55,11 +56,9 @@ func (n *node) run(ctx context.Context) error {
 
 // startContainerd starts the node's own containerd and notes its pid.
 func (n *node) startContainerd(ctx context.Context) (*oci.Private, error) {
-	p, err := oci.StartPrivate(ctx, oci.PrivateConfig{
-		Dir: filepath.Join(n.layout.Node(n.name), "containerd"), Name: n.name,
-		Subnet:        podSubnet(n.layout.Root, n.index),
-		RegistryHosts: n.hostsDir, Logger: n.options.Logger,
-	})
+	cfg := privateContainerd(n.layout, n.name)
+	cfg.RegistryHosts, cfg.Logger = n.hostsDir, n.options.Logger
+	p, err := oci.StartPrivate(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -67,12 +66,12 @@ func (n *node) startContainerd(ctx context.Context) (*oci.Private, error) {
 	return p, writeFile(n.layout.pidFile("containerd-"+n.name), []byte(pid), 0o644)
 }
 
-// podSubnet is the n-th node's. It depends on the data folder, too: two clusters
-// of one machine share its routes.
-func podSubnet(root string, n int) netip.Prefix {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(root))
-	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(128 + h.Sum32()%128), byte(n), 0}), 24)
+// podAddresses is the pool of which each node takes a part: the upper half of
+// 10.0.0.0/8. The lower one has the cluster's services and most LANs.
+var podAddresses = netip.MustParsePrefix("10.128.0.0/9")
+
+func privateContainerd(l Layout, node string) oci.PrivateConfig {
+	return oci.PrivateConfig{Dir: filepath.Join(l.Node(node), "containerd"), Name: node, Pool: podAddresses}
 }
 
 // keepContainerd starts containerd again whenever it ends, until ctx does.

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-edge/coracle/cmd/coracle/registry"
+	"github.com/coracle-edge/coracle/crishim/oci"
 )
 
 // Options are what the operator may choose.
@@ -133,7 +134,7 @@ func Supervise(ctx context.Context, o Options, ready func(State) error) error {
 
 	state := State{PID: os.Getpid(), API: ep.API, HostsDir: reg.HostsDir(), Moved: moved(o, ep, regListener.Addr().String())}
 	for i := 1; i <= max(1, o.Nodes); i++ {
-		n := &node{name: fmt.Sprintf("board-%d", i), index: i, layout: l, options: o, client: client, hostsDir: reg.HostsDir()}
+		n := &node{name: fmt.Sprintf("board-%d", i), layout: l, options: o, client: client, hostsDir: reg.HostsDir()}
 		state.Nodes = append(state.Nodes, n.name)
 		start(n.run)
 	}
@@ -248,6 +249,15 @@ func Down(dataDir string, out io.Writer) error {
 	left, err := stopLeftovers(l, stopGrace)
 	if err != nil {
 		return err
+	}
+	nodes, err := l.nodes()
+	if err != nil {
+		return err
+	}
+	for _, node := range nodes {
+		if err := oci.RemoveNetwork(privateContainerd(l, node)); err != nil {
+			return err
+		}
 	}
 	if s.PID == 0 && len(left) == 0 {
 		fmt.Fprintf(out, "No cluster is running from %s.\n", l.Root)
