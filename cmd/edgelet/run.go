@@ -31,8 +31,12 @@ import (
 	"github.com/coracle-edge/coracle/internal/version"
 )
 
-// stopPodsTimeout bounds --stop-pods: the longest graces are cut.
-const stopPodsTimeout = 45 * time.Second
+// --stop-pods cuts graces, as `docker stop` does, and ends whatever a runtime
+// that hangs leaves.
+const (
+	stopPodsGrace   = 10 * time.Second
+	stopPodsTimeout = 45 * time.Second
+)
 
 // agent is the parts of one edgelet.
 type agent struct {
@@ -97,7 +101,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPodsTimeout)
 		defer cancel()
 		log.Info("stopping the pods")
-		err = a.pods.StopAll(stop)
+		err = a.pods.StopAll(stop, stopPodsGrace)
 	}
 	return err
 }

@@ -117,7 +117,7 @@ func strict(raw []byte, v any) bool {
 
 // attach makes the pod's interface, with an address. After an error nothing is
 // left.
-func (b *bridge) attach(id, netnsPath string, masqueraded *sync.Map) (_ string, err error) {
+func (b *bridge) attach(id, netnsPath string, masqueraded *subnets) (_ string, err error) {
 	fail := func(what string, err error) (string, error) {
 		return "", fmt.Errorf("network %s: %s: %w", b.network, what, err)
 	}
@@ -301,11 +301,19 @@ func (b *bridge) configure(address netip.Addr, ns netns.NsHandle) error {
 	return nil
 }
 
+// subnets are those whose rules are known to be there.
+type subnets struct {
+	mu  sync.Mutex
+	has map[string]bool
+}
+
 // masquerade lets pods out under the node's address: one rule per subnet, where
 // the plugin has a chain per pod. It stays, as the bridge does.
-func (b *bridge) masquerade(done *sync.Map) error {
+func (b *bridge) masquerade(done *subnets) error {
+	done.mu.Lock() // or two pods find no rule and both add one
+	defer done.mu.Unlock()
 	subnet := b.pool.subnet.String()
-	if _, ok := done.Load(subnet); ok {
+	if done.has[subnet] {
 		return nil
 	}
 	if chain := b.chain(); iptables("-n", "-L", chain) != nil {
@@ -321,7 +329,10 @@ func (b *bridge) masquerade(done *sync.Map) error {
 			return err
 		}
 	}
-	done.Store(subnet, true)
+	if done.has == nil {
+		done.has = map[string]bool{}
+	}
+	done.has[subnet] = true
 	return nil
 }
 
@@ -332,7 +343,7 @@ func (b *bridge) unmasquerade() error {
 		return nil
 	}
 	rules := b.rules()
-	if last := rules[len(rules)-1]; iptables(append([]string{"-C"}, last...)...) == nil {
+	for last := rules[len(rules)-1]; iptables(append([]string{"-C"}, last...)...) == nil; {
 		if err := iptables(append([]string{"-D"}, last...)...); err != nil {
 			return err
 		}

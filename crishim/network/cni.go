@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
-	"sync"
 
 	"github.com/containerd/go-cni"
 	"github.com/containernetworking/cni/libcni"
@@ -23,7 +22,7 @@ type CNI struct {
 	ConfDir string
 	BinDirs []string
 
-	masqueraded sync.Map // of subnets whose rule is known to be there
+	masqueraded subnets
 }
 
 // ifName is the pod's interface, as go-cni and so containerd name it.

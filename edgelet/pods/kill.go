@@ -294,9 +294,9 @@ func (o *terminationOrder) ended(name string) {
 }
 
 // StopAll stops every container and every sandbox of every pod, at most until
-// ctx ends, and unmounts their volumes: what a shutdown of the machine would do.
-// Nothing is reported as over, the pods run again with the next start.
-func (m *Manager) StopAll(ctx context.Context) error {
+// ctx ends and each with at most this grace, and unmounts their volumes: what a
+// shutdown of the machine would do. Nothing is reported as over, the pods run again with the next start.
+func (m *Manager) StopAll(ctx context.Context, grace time.Duration) error {
 	list, err := m.cfg.Runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
 		State: &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING}}})
 	if err != nil {
@@ -312,6 +312,7 @@ func (m *Manager) StopAll(ctx context.Context) error {
 		if left == 0 {
 			left = defaultGrace
 		}
+		left = min(left, int64(grace/time.Second))
 		wg.Go(func() {
 			_, errs[i] = m.cfg.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.Id, Timeout: left})
 		})

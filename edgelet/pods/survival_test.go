@@ -247,7 +247,7 @@ func TestStopAllThenStart(t *testing.T) {
 		b.store.put(testPod("never", restart(v1.RestartPolicyNever)))
 		b.settle(time.Second)
 		b.stop()
-		if err := b.m.StopAll(b.t.Context()); err != nil {
+		if err := b.m.StopAll(b.t.Context(), time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		if len(b.rt.Running("uid-p")) != 0 || b.store.status("uid-p").Phase != v1.PodRunning {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,8 +53,8 @@ func TestMain(m *testing.M) {
 		if code != 0 {
 			logs(os.Stderr, dir)
 		}
-		if text, err := coracle("down", "--data-dir", dir); err != nil {
-			fmt.Fprintln(os.Stderr, err, text)
+		if err := down(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		return code
@@ -104,6 +105,46 @@ func (c *cluster) up(args ...string) (err error) {
 	return err
 }
 
+// down stops a cluster. Nothing of it is left then but its files.
+func down(dir string) error {
+	if text, err := coracle("down", "--data-dir", dir); err != nil {
+		return fmt.Errorf("%w: %s", err, text)
+	}
+	left, err := lab.MountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, file := range processes {
+		if cmdline, _ := os.ReadFile(file); bytes.Contains(cmdline, []byte(dir+"/")) {
+			left = append(left, string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
+		}
+	}
+	networks, err := filepath.Glob(filepath.Join(dir, "nodes", "*", "containerd", "cni", "*.conflist"))
+	if err != nil {
+		return err
+	}
+	for _, file := range networks {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if _, after, ok := bytes.Cut(raw, []byte(`"bridge": "`)); ok {
+			name, _, _ := bytes.Cut(after, []byte(`"`))
+			if _, err := net.InterfaceByName(string(name)); err == nil {
+				left = append(left, "interface "+string(name))
+			}
+		}
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("left after `coracle down --data-dir %s`:\n%s", dir, strings.Join(left, "\n"))
+	}
+	return nil
+}
+
 // newCluster is a cluster of the test's own, stopped with it.
 func newCluster(t *testing.T, args ...string) *cluster {
 	t.Helper()
@@ -122,8 +163,8 @@ func newClusterIn(t *testing.T, dir string, args ...string) *cluster {
 		if t.Failed() {
 			logs(os.Stderr, dir)
 		}
-		if text, err := coracle("down", "--data-dir", dir); err != nil {
-			t.Error(err, text)
+		if err := down(dir); err != nil {
+			t.Error(err)
 		}
 	})
 	if err != nil {

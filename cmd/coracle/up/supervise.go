@@ -43,8 +43,9 @@ var ErrAlreadyUp = errors.New("a cluster is already running")
 const (
 	readyTimeout = 60 * time.Second
 	// stopGrace is how long a process may take from SIGTERM to its end. The
-	// control plane closes etcd, an edgelet stops its pods.
-	stopGrace = 20 * time.Second
+	// control plane closes etcd; an edgelet stops its pods, and says itself how
+	// long that may take.
+	stopGrace = time.Minute
 )
 
 // endpoints is what the control plane writes when it is ready.
@@ -238,7 +239,7 @@ func Down(dataDir string, out io.Writer) error {
 		since := startTime(s.PID)
 		if since != "" {
 			// The supervisor waits for its own processes, each with a grace.
-			err = stopPID(s.PID, since, 3*stopGrace)
+			err = stopPID(s.PID, since, 2*stopGrace)
 		}
 	} else if errors.Is(err, ErrNotUp) {
 		err = nil
