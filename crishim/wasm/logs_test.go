@@ -182,35 +182,24 @@ func TestLogPumpOnAFullDisk(t *testing.T) {
 	if err := os.MkdirAll(logs, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Mount("tmpfs", logs, "tmpfs", 0, "size=64k"); err != nil {
+	if err := unix.Mount("tmpfs", logs, "tmpfs", 0, "size=256k"); err != nil {
 		t.Skip("can't mount a tmpfs: ", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(logs, unix.MNT_DETACH) })
+	// Room for one page: what doesn't fit is dropped, and a write that fits in part
+	// is taken back.
+	ballast := filepath.Join(logs, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 252<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p := pumpFor(t, dir, false)
 	guest := guestOf(t, dir)
-	for i := range 2000 { // 200 KB: more than there is room for, and the guest isn't held up
+	for i := range 2000 { // 200 KB: more than the FIFO holds, and the guest isn't held up
 		if _, err := fmt.Fprintf(guest, "%d %s\n", i, strings.Repeat("z", 90)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	full := filepath.Join(logs, "0.log")
-	deadline := time.Now().Add(10 * time.Second)
-	for lost := 0; lost == 0; time.Sleep(5 * time.Millisecond) {
-		p.mu.Lock()
-		lost = p.lost
-		p.mu.Unlock()
-		if time.Now().After(deadline) {
-			t.Fatal("nothing is dropped")
-		}
-	}
-	content(t, dir) // every line is whole
-	if err := os.Rename(full, full+".1"); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(full+".1", 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.reopen(); err != nil {
+	if err := os.Truncate(ballast, 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := guest.WriteString("room again\n"); err != nil {
