@@ -28,7 +28,7 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build programs boards up down test unit integration arm lint bench generate clean help
+.PHONY: build programs boards up down test test-link unit integration arm lint bench bench-link generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -65,8 +65,14 @@ test: ## everything: lint, unit tests, integration tests, edgelet on ARM
 lint unit integration arm:
 	@test/run.sh $@
 
+test-link: ## the fleet link's machines explored to the full depth, in minutes
+	@test/link.sh
+
 bench: programs ## this system's figures beside its peers', into .coracle/bench/bench.jsonl
 	@$(GO) run ./test/bench --bin bin --go $(abspath $(GO))
+
+bench-link: programs ## bytes of the fleet link per class, idle, per pod and per reconnect, into .coracle/bench/bench-link.jsonl (ARGS=--window=1h measures what is otherwise computed)
+	@$(GO) run ./test/bench/link --bin bin $(ARGS)
 
 generate: ## protobuf code and example modules, again
 	@$(GO) generate ./controlplane/api/...

@@ -184,6 +184,15 @@ func (s *Service) Close() error {
 	return errors.Join(err, s.lock.Close())
 }
 
+// Forgotten is how many OCI sandboxes containerd was last known to run, in this
+// boot, though this Service was given no containerd to ask.
+func (s *Service) Forgotten() int {
+	if s.oci != nil {
+		return 0
+	}
+	return len(s.last.listSandboxes(nil))
+}
+
 // ErrInUse is returned by New when another process has the state directory.
 var ErrInUse = errors.New("state directory is in use")
 

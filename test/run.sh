@@ -13,10 +13,10 @@ steps=("$@")
 [ $# -gt 0 ] || steps=(lint build unit integration arm)
 failed_steps=()
 
-# These start the real API server: integration tests, timed by etcd and kubectl,
-# and without the race detector. The in-process transport under all their clients
-# is a package of its own and runs with it.
-real='/(controlplane/apiserver|controlplane/controllers|cmd/controlplane)$'
+# These start the real API server, timed by etcd and kubectl, or explore half a
+# million states: without the race detector. The in-process transport under all
+# clients of the API server is a package of its own and runs with it.
+real='/(controlplane/apiserver|controlplane/controllers|cmd/controlplane|test/linkcheck|test/identity)$'
 
 packages() { # race|plain: our packages, to be tested with or without the race detector
   local invert=

@@ -391,7 +391,7 @@ func TestPartsAreBegunAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		runs := 0
-		p := &parts{begin: func(context.Context) {}, logger: slog.New(slog.DiscardHandler), list: []part{{name: "frail", run: func(ctx context.Context) error {
+		p := &parts{begin: func(context.Context) {}, duty: &duty{}, logger: slog.New(slog.DiscardHandler), list: []part{{name: "frail", run: func(ctx context.Context) error {
 			switch runs++; runs {
 			case 1:
 				return io.ErrUnexpectedEOF
@@ -411,7 +411,7 @@ func TestPartsAreBegunAgain(t *testing.T) {
 
 func TestEndOfAFatalPart(t *testing.T) {
 	var told error
-	p := &parts{begin: func(context.Context) {}, logger: slog.New(slog.DiscardHandler), list: []part{
+	p := &parts{begin: func(context.Context) {}, duty: &duty{}, logger: slog.New(slog.DiscardHandler), list: []part{
 		{name: "hub", fatal: true, run: func(context.Context) error { return io.ErrUnexpectedEOF }},
 	}}
 	p.run(t.Context(), func(err error) { told = err })

@@ -5,13 +5,18 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"time"
+
+	fleetapi "github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/leadership"
 )
 
 // options are the flags.
 type options struct {
 	dataDir      string
+	pkiDir       string
 	bindAddress  string
 	advertise    string
 	securePort   int
@@ -22,9 +27,18 @@ type options struct {
 
 	etcdEndpoints                         []string
 	etcdCAFile, etcdCertFile, etcdKeyFile string
+	leaseDuration                         time.Duration
+
+	snapshotDir      string
+	snapshotInterval time.Duration
+	snapshotKeep     int
+	snapshotBytes    int64
+	restore          string
+	markRestored     bool
 
 	mqttURL       string
 	nodeKeepalive time.Duration
+	linkClasses   fleetapi.LinkClasses
 	logLevel      slog.Level
 	klogLevel     int
 }
@@ -33,6 +47,7 @@ func parseFlags(args []string) (options, error) {
 	var o options
 	fs := flag.NewFlagSet("controlplane", flag.ContinueOnError)
 	fs.StringVar(&o.dataDir, "data-dir", "", "folder of all state: etcd, keys, kubeconfig (required)")
+	fs.StringVar(&o.pkiDir, "pki-dir", "", "folder of the cluster's keys, which all its control planes share; pki in --data-dir if unset")
 	fs.StringVar(&o.bindAddress, "bind-address", "127.0.0.1", "address of all listeners")
 	fs.StringVar(&o.advertise, "advertise-address", "", "address of the API server in the endpoints of the kubernetes Service; the default route's interface if unset")
 	fs.IntVar(&o.securePort, "secure-port", 6443, "port of the Kubernetes API")
@@ -44,8 +59,17 @@ func parseFlags(args []string) (options, error) {
 	fs.StringVar(&o.etcdCAFile, "etcd-cafile", "", "CA of the external etcd")
 	fs.StringVar(&o.etcdCertFile, "etcd-certfile", "", "client certificate for the external etcd")
 	fs.StringVar(&o.etcdKeyFile, "etcd-keyfile", "", "key of --etcd-certfile")
+	fs.DurationVar(&o.leaseDuration, "lease-duration", 10*time.Second, "with an external etcd: how long after its last sign of life another control plane takes over")
+	fs.StringVar(&o.snapshotDir, "snapshot-dir", "", "folder of snapshots of etcd; snapshots in --data-dir if unset")
+	fs.DurationVar(&o.snapshotInterval, "snapshot-interval", 24*time.Hour, "how often a snapshot of etcd is taken if something changed; 0 for none")
+	fs.IntVar(&o.snapshotKeep, "snapshot-keep", 7, "how many snapshots are kept of each reason (scheduled, requested, upgrade)")
+	snapshotMiB := fs.Int64("snapshot-max-mib", 512, "bound of all kept snapshots together, in MiB")
+	fs.StringVar(&o.restore, "restore", "", "put this snapshot, a file or a name in the folder of snapshots, in the place of the embedded etcd's data, and exit; nodes keep what they run until `coracle restore confirm`")
+	fs.BoolVar(&o.markRestored, "mark-restored", false, "say in etcd that it was put back to an earlier time by other means than --restore, and exit; no control plane may run on it meanwhile")
 	fs.StringVar(&o.mqttURL, "mqtt-url", "", "URL of an external MQTT broker; embedded if unset")
-	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", time.Minute, "how often an idle node says that it is there")
+	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", 0, "how often an idle node says that it is there, whatever its link class; that of the class if 0")
+	o.linkClasses = fleetapi.DefaultClasses()
+	fs.Func("link-class", "change a link class (lan, wifi, lte, satellite): NAME:KEY=VALUE,... with the keys keepalive, jitter, slots, retry, gather, answer, grace; may be repeated", o.linkClasses.Set)
 	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	fs.IntVar(&o.klogLevel, "v", 0, "verbosity of Kubernetes' own log")
 	if err := fs.Parse(args); err != nil {
@@ -57,7 +81,23 @@ func parseFlags(args []string) (options, error) {
 	if o.dataDir == "" {
 		return o, errors.New("--data-dir is required: the folder where this cluster lives")
 	}
+	if o.snapshotKeep < 1 {
+		return o, fmt.Errorf("--snapshot-keep %d: at least one is kept; --snapshot-interval 0 takes none", o.snapshotKeep)
+	}
+	if o.pkiDir == "" {
+		o.pkiDir = filepath.Join(o.dataDir, "pki")
+	}
+	if o.leaseDuration < leadership.MinDuration {
+		return o, fmt.Errorf("--lease-duration %v: at least %v", o.leaseDuration, leadership.MinDuration)
+	}
+	if o.snapshotDir == "" {
+		o.snapshotDir = filepath.Join(o.dataDir, "snapshots")
+	}
+	o.snapshotBytes = *snapshotMiB << 20
 	o.hosts, o.etcdEndpoints = list(*hosts), list(*endpoints)
+	if o.restore != "" && len(o.etcdEndpoints) > 0 {
+		return o, errors.New("--restore is for the embedded etcd: put an external one back with `etcdutl snapshot restore`, then run this with --mark-restored in its place")
+	}
 	return o, nil
 }
 

@@ -22,6 +22,11 @@ func tuneMemory() {
 	}
 }
 
+// certificateRefresh is how soon clients of nodes, webhooks and aggregated servers
+// show a certificate that was issued anew; client-go's five minutes would be a gap
+// in logs and exec after a rotation of the root that is finished at once.
+const certificateRefresh = 10 * time.Second
+
 // settle gives the memory that the start needed back to the kernel.
 func settle(ctx context.Context) {
 	select {

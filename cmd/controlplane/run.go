@@ -11,9 +11,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"k8s.io/client-go/transport"
+
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
 	"github.com/coracle-edge/coracle/controlplane/datastore"
+	"github.com/coracle-edge/coracle/controlplane/join"
 	"github.com/coracle-edge/coracle/controlplane/pki"
 )
 
@@ -27,26 +30,35 @@ const (
 // run is the whole life of the process: it returns when ctx ends or a part
 // fails for good. It ends what it started in the reverse order.
 func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) error {
+	switch {
+	case o.restore != "":
+		return restore(ctx, o, logger)
+	case o.markRestored:
+		return markRestored(ctx, o, logger)
+	}
 	bridgeKlog(ctx, logger, o.klogLevel)
 	tuneMemory()
+	transport.CertCallbackRefreshDuration = certificateRefresh
 	runPath := filepath.Join(o.dataDir, "run", "controlplane.json")
 	if err := os.MkdirAll(filepath.Dir(runPath), 0o700); err != nil {
 		return fmt.Errorf("data folder: %w", err)
 	}
-	store, err := datastore.Open(ctx, datastore.Config{
-		Dir:       filepath.Join(o.dataDir, "etcd"),
-		Endpoints: o.etcdEndpoints,
-		CAFile:    o.etcdCAFile, CertFile: o.etcdCertFile, KeyFile: o.etcdKeyFile,
-		Logger: logger,
-	})
+	store, err := datastore.Open(ctx, o.datastore(logger))
 	if err != nil {
 		return err
 	}
 	defer store.Close()
 	os.Remove(runPath) // of a predecessor that was killed
-
-	authority, err := pki.Open(pki.Options{Dir: filepath.Join(o.dataDir, "pki"), Logger: logger})
+	keeper, err := openSnapshots(ctx, o, store, logger)
 	if err != nil {
+		return err
+	}
+
+	authority, err := pki.Open(pki.Options{Dir: o.pkiDir, Logger: logger})
+	if err != nil {
+		return err
+	}
+	if err := o.checkRoot(ctx, store, authority); err != nil {
 		return err
 	}
 	listeners, err := openListeners(o)
@@ -55,19 +67,28 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 	}
 	// From here on the parts own the listeners; should one of the next steps fail,
 	// the process ends and they with it.
-	keys, err := apiKeys(authority, o)
+	kubelet, err := authority.KubeletClient()
+	if err != nil {
+		return err
+	}
+	keys, err := apiKeys(authority, kubelet, o)
 	if err != nil {
 		return err
 	}
 	recorder := trace.NewRecorder(0)
-	fleet := newFleet(authority, listeners, o, recorder, logger)
+	onDuty := &duty{}
+	fleet := newFleet(store, authority, kubelet, listeners, o, onDuty, recorder, logger)
+	ops := newOperations(keeper)
 	server, err := apiserver.New(ctx, apiserver.Config{
 		Store:            store,
-		Listener:         listeners.api,
+		Listener:         fleet.clients.Listener(listeners.api),
 		AdvertiseAddress: net.ParseIP(o.advertise),
 		PKI:              keys,
 		Extend:           fleet.extend,
-		DialNode:         fleet.tunnels.DialContext,
+		DialNode:         fleet.dialNode,
+		APIServers:       o.apiServers(),
+		Operations:       ops,
+		NodeLeases:       fleet,
 		Trace:            recorder,
 		SystemNamespaces: []string{systemNamespace},
 		Logger:           logger,
@@ -75,16 +96,34 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 	if err != nil {
 		return err
 	}
+	if len(o.etcdEndpoints) > 0 {
+		if err := onDuty.compete(server, listeners, o, logger); err != nil {
+			return err
+		}
+	}
+	if err := ops.settleRestores(fleet, server); err != nil {
+		return err
+	}
 	server.AddPostStartHook("coracle-objects", func(ctx context.Context) error {
 		return apiserver.Retry(ctx, func(ctx context.Context) error { return ensureObjects(ctx, server, kinds, logger) })
 	})
-	parts, err := newParts(server, fleet, authority, recorder, logger)
+	admin, err := authority.Admin()
 	if err != nil {
 		return err
 	}
-	if err := writeKubeconfig(authority, filepath.Join(o.dataDir, "kubeconfig"), listeners.run.API); err != nil {
+	kubeconfig := func() error {
+		return authority.WriteKubeconfig(filepath.Join(o.dataDir, "kubeconfig"), listeners.run.API, admin)
+	}
+	if err := kubeconfig(); err != nil {
 		return err
 	}
+	parts, err := newParts(server, fleet, onDuty, authority, recorder, logger)
+	if err != nil {
+		return err
+	}
+	parts.add(part{name: "snapshots", run: keeper.Run})
+	parts.aside = func(ctx context.Context) { turnAway(ctx, listeners.mqtt) }
+	parts.add(part{name: "kubeconfig", always: true, run: func(ctx context.Context) error { return keepKubeconfig(ctx, authority, kubeconfig) }})
 	defer os.Remove(runPath)
 	return live(ctx, store, server, parts, func() error {
 		logger.Info("ready", "api", listeners.run.API, "mqtt", listeners.run.MQTT, "fleet", listeners.run.Fleet,
@@ -144,28 +183,62 @@ func live(ctx context.Context, store *datastore.Store, server *apiserver.Server,
 	return err
 }
 
+// maxAPIServers bounds the addresses that the endpoints of the kubernetes Service
+// keep where several control planes share an etcd.
+const maxAPIServers = 9
+
+func (o options) apiServers() int {
+	if len(o.etcdEndpoints) > 0 {
+		return maxAPIServers
+	}
+	return 1
+}
+
+// checkRoot finds out, before anything is written, that an external etcd is another
+// cluster's.
+func (o options) checkRoot(ctx context.Context, store *datastore.Store, authority *pki.Authority) error {
+	if len(o.etcdEndpoints) == 0 {
+		return nil
+	}
+	raw, err := store.Object(ctx, "configmaps", join.EndpointNamespace, join.EndpointMap)
+	if err != nil || raw == nil {
+		return err
+	}
+	return join.CheckRoot(raw, authority.RootHash())
+}
+
 // apiKeys issues what the API server shows and tells it what it trusts.
-func apiKeys(authority *pki.Authority, o options) (apiserver.PKI, error) {
+func apiKeys(authority *pki.Authority, kubelet *pki.Leaf, o options) (apiserver.PKI, error) {
 	serving, err1 := authority.APIServer(append(o.reachable(), "10.43.0.1")...)
-	kubelet, err2 := authority.KubeletClient()
-	proxy, err3 := authority.FrontProxyClient()
-	if err := errors.Join(err1, err2, err3); err != nil {
+	proxy, err2 := authority.FrontProxyClient()
+	if err := errors.Join(err1, err2); err != nil {
 		return apiserver.PKI{}, err
 	}
 	return apiserver.PKI{
 		ServingCertFile: serving.CertFile(), ServingKeyFile: serving.KeyFile(),
-		ClientCAFile:        authority.CAFile(),
+		ClientCAFile:        authority.TrustFile(),
 		RequestHeaderCAFile: authority.FrontProxyCAFile(),
 		ProxyClientCertFile: proxy.CertFile(), ProxyClientKeyFile: proxy.KeyFile(),
-		KubeletClientCertFile: kubelet.CertFile(), KubeletClientKeyFile: kubelet.KeyFile(), KubeletCAFile: authority.CAFile(),
+		KubeletClientCertFile: kubelet.CertFile(), KubeletClientKeyFile: kubelet.KeyFile(), KubeletCAFile: authority.TrustFile(),
 		ServiceAccountKey: authority.ServiceAccountKey(),
 	}, nil
 }
 
-func writeKubeconfig(authority *pki.Authority, path, server string) error {
-	admin, err := authority.Admin()
-	if err != nil {
-		return err
+// keepKubeconfig writes it again when the administrator's certificate was renewed,
+// or the root; what didn't change isn't written.
+func keepKubeconfig(ctx context.Context, authority *pki.Authority, write func() error) error {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		changed := authority.Changed()
+		if err := write(); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-tick.C:
+		}
 	}
-	return authority.WriteKubeconfig(path, server, admin)
 }

@@ -74,7 +74,7 @@ func writeMosquitto(dir, pkiDir, listen string, port int, hosts []string) (strin
 	}
 	path := func(name string) string { return filepath.Join(dir, name) }
 	files := broker.MosquittoFiles{CA: path("ca.crt"), Cert: path("broker.crt"), Key: path("broker.key"), ACL: path("acl")}
-	for from, to := range map[string]string{authority.CAFile(): files.CA, leaf.CertFile(): files.Cert, leaf.KeyFile(): files.Key} {
+	for from, to := range map[string]string{authority.TrustFile(): files.CA, leaf.CertFile(): files.Cert, leaf.KeyFile(): files.Key} {
 		raw, err := os.ReadFile(from)
 		if err != nil {
 			return "", err

@@ -39,7 +39,8 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(upCommand(), downCommand(), imageCommand(), tokenCommand(), brokerCommand(), traceCommand(), doctorCommand(),
+	cmd.AddCommand(upCommand(), downCommand(), imageCommand(), tokenCommand(), nodeCommand(), caCommand(), brokerCommand(), traceCommand(), trafficCommand(), doctorCommand(),
+		snapshotCommand(), restoreCommand(),
 		&cobra.Command{Use: "kubectl", Short: "kubectl itself, for a machine that has none", DisableFlagParsing: true})
 	return cmd
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coracle-edge/coracle/crishim"
+	"github.com/coracle-edge/coracle/edgelet/metrics"
 	"github.com/coracle-edge/coracle/internal/version"
 )
 
@@ -27,6 +28,7 @@ func (a *agent) serveAdmin(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", a.serveStatus)
+	mux.Handle("GET /metrics", metrics.Handler(a.fillMetrics))
 	if a.shim != nil {
 		imports := a.shim.Admin()
 		mux.HandleFunc("POST /v1/images/import", func(w http.ResponseWriter, r *http.Request) {
@@ -64,8 +66,12 @@ func (a *agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	written := a.state.Written()
 	out := map[string]any{"node": a.name, "version": version.String(), "boot": a.state.BootSeq(), "order": a.state.Version().String(),
 		"flash": map[string]int64{"commits": written.Commits, "bytes": written.Bytes, "syncs": written.Syncs}}
+	if a.id.Load() != nil {
+		out["standing"] = a.standing.Current()
+	}
 	if l := a.link.Load(); l != nil {
 		out["link"] = l.of()
+		out["traffic"], out["budget"] = a.counters.Snapshot(), a.budget.Status()
 	}
 	if r := a.refused.Load(); r != nil {
 		out["joinRefused"] = r

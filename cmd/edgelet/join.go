@@ -70,7 +70,7 @@ func (a *agent) join(ctx context.Context) (*identity.Identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--join: %w", err)
 	}
-	return identity.Join(ctx, identity.JoinOptions{Options: a.identityOptions(), Line: line, NodeName: a.name})
+	return identity.Join(a.metered(ctx), identity.JoinOptions{Options: a.identityOptions(), Line: line, NodeName: a.name})
 }
 
 // setStatic gives the pods of the folder to the manager, and notes how many there

@@ -72,7 +72,7 @@ func startEndpoint(t *testing.T) *joinEndpoint {
 			t.Error(err)
 		}
 	})
-	if err := server.Publish(t.Context(), []string{f.url}); err != nil {
+	if err := server.Publish(t.Context(), join.Member{ID: "1", Addresses: join.Addresses{Fleet: []string{f.url}}, Alone: true}); err != nil {
 		t.Fatal(err)
 	}
 	return f

@@ -3,10 +3,9 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -30,7 +29,8 @@ func (a *agent) runLink(ctx context.Context) error {
 		return err
 	}
 	tunnels := tunnel.New(tunnel.Config{Identity: id, Logger: a.log,
-		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log})})
+		Count:   a.countStream,
+		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log, More: a.morePaths()})})
 	var known []ed25519.PublicKey
 	if key, err := id.HubKey(); err == nil {
 		known = append(known, key)
@@ -41,8 +41,13 @@ func (a *agent) runLink(ctx context.Context) error {
 		OnTunnel: func(r *fleet.TunnelRequest) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
-		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs,
-		Features: features(), AgentVersion: version.String(), LinkClass: a.o.linkClass, BootID: bootID(), Logger: a.log, Now: a.now,
+		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs, Counters: &a.counters, Budget: a.budget,
+		Addresses: id.Addresses, Learn: id.Learn,
+		OnStanding: a.standing.Told,
+		TrustID:    id.TrustID, OnTrust: id.RootsAre,
+		Readmission: func(ctx context.Context) bool { return a.standing.Await(ctx, id.Renew) },
+		Features:    append(features(), fleet.FeatureProbe), AgentVersion: version.String(), LinkClass: a.o.linkClass,
+		BootID: bootID(), Board: a.describe, Logger: a.log, Now: a.now,
 	})
 	if err != nil {
 		return err
@@ -50,39 +55,63 @@ func (a *agent) runLink(ctx context.Context) error {
 	a.link.Store(&linkStatus{l.Status})
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return tunnels.Run(ctx) })
-	g.Go(func() error { return id.Run(ctx) })
+	g.Go(func() error { return id.Run(a.metered(ctx)) })
 	g.Go(func() error { return l.Run(ctx) })
-	g.Go(func() error { a.renewExpired(ctx, id, l); return nil })
+	g.Go(func() error { a.renewRejected(ctx, id, l); return nil })
 	return g.Wait()
 }
 
-// renewExpired renews when the broker says that the certificate expired: a board
-// without a clock doesn't know by itself.
-func (a *agent) renewExpired(ctx context.Context, id *identity.Identity, l *link.Link) {
-	ticker := time.NewTicker(30 * time.Second)
-	defer ticker.Stop()
+// metered has what the identity sends and receives in ctx counted.
+func (a *agent) metered(ctx context.Context) context.Context {
+	return identity.WithMeter(ctx, a.countStream(fleet.StreamIdentity))
+}
+
+// countStream counts a connection beside MQTT's.
+func (a *agent) countStream(purpose string) func(sent, received int) {
+	flow := a.counters.Stream(purpose)
+	return func(sent, received int) {
+		flow.Add(sent, received)
+		a.budget.Count(sent, received)
+	}
+}
+
+// renewRejected renews when the broker doesn't take the certificate: it expired,
+// which a board without a clock doesn't know by itself, or the cluster's root was
+// replaced while the node was away.
+func (a *agent) renewRejected(ctx context.Context, id *identity.Identity, l *link.Link) {
+	const first, last = 5 * time.Second, 30 * time.Minute
+	wait := first
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(wait):
 		}
-		if s := l.Status(); s.Connected || !identity.Expired(s.Err) {
+		if s := l.Status(); s.Connected || !identity.Rejected(s.Err) {
+			wait = first
 			continue
 		}
-		if err := id.Renew(ctx); err != nil && ctx.Err() == nil {
-			a.log.Warn("the certificate was not renewed", "err", err)
+		if err := id.Renew(a.metered(ctx)); err != nil && ctx.Err() == nil {
+			a.log.Warn("the certificate was not renewed", "err", err, "again", 2*wait)
 		}
+		wait = min(2*wait, last)
 	}
 }
 
-// bootID is the kernel's, so that two boards with one identity are told apart.
+// bootID is of this start of the agent and never made twice, so that two boards
+// with one identity are told apart, and two agents on one machine.
 func bootID() []byte {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil
+	id := make([]byte, 8)
+	_, _ = rand.Read(id) // never fails
+	return id
+}
+
+// describe tells people which board this is, should another have its identity.
+func (a *agent) describe() string {
+	if a.o.dataDir == defaultDataDir {
+		return a.node.Describe()
 	}
-	return []byte(strings.TrimSpace(string(b)))
+	return a.node.Describe() + ", data in " + a.o.dataDir
 }
 
 // podLogs tells the tunnel where logs are.

@@ -20,11 +20,17 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/internal/version"
 )
 
 func main() {
-	if err := mainErr(os.Args[1:]); err != nil {
+	run := mainErr
+	args := os.Args[1:]
+	if len(args) > 0 && args[0] == "reset" {
+		run, args = resetMain, args[1:]
+	}
+	if err := run(args); err != nil {
 		fmt.Fprintln(os.Stderr, "edgelet:", err)
 		os.Exit(1)
 	}
@@ -48,10 +54,16 @@ type options struct {
 	stopPods, verbose, version                        bool
 }
 
-func parse(args []string) (*options, error) {
+const defaultDataDir = "/var/lib/coracle"
+
+// parse reads the command line; more may define flags besides the agent's own.
+func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	o := &options{}
 	fs := flag.NewFlagSet("edgelet", flag.ContinueOnError)
-	fs.StringVar(&o.dataDir, "data-dir", "/var/lib/coracle", "everything this node keeps")
+	if more != nil {
+		more(fs)
+	}
+	fs.StringVar(&o.dataDir, "data-dir", defaultDataDir, "everything this node keeps")
 	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
 	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
 	fs.StringVar(&o.join, "join", "", "the line that `coracle token create` printed; needed once")
@@ -69,7 +81,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.clusterDomain, "cluster-domain", "cluster.local", "the cluster's domain")
 	fs.StringVar(&o.cgroupRoot, "cgroup-root", "/kubepods", "cgroup below which pods get theirs; ignored without root")
 	fs.StringVar(&o.labels, "node-labels", "", "comma list of NAME=VALUE to label the node with")
-	fs.StringVar(&o.linkClass, "link-class", "", "what kind of link this node has, as told to the hub (lan, lte ...)")
+	fs.StringVar(&o.linkClass, "link-class", "", "what kind of link this node has: lan, wifi, lte or satellite; it counts when the node registers, later the Node's label "+fleet.LabelLinkClass+" does")
 	fs.Int64Var(&o.maxPods, "max-pods", 0, "how many pods fit; default 110")
 	fs.Int64Var(&o.logMaxSize, "container-log-max-size", 1<<20, "bytes of a container's log before it is rotated")
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
@@ -87,6 +99,11 @@ func parse(args []string) (*options, error) {
 		return nil, err
 	}
 	o.dataDir = dir
+	if o.linkClass != "" {
+		if err := fleet.CheckClass(o.linkClass); err != nil {
+			return nil, fmt.Errorf("--link-class: %w", err)
+		}
+	}
 	if o.standalone && o.join != "" {
 		return nil, errors.New("--standalone and --join exclude each other")
 	}
@@ -104,7 +121,7 @@ func parse(args []string) (*options, error) {
 }
 
 func mainErr(args []string) error {
-	o, err := parse(args)
+	o, err := parse(args, nil)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
 	}
@@ -166,6 +183,9 @@ func keyValues(list string) (map[string]string, error) {
 		k, v, ok := strings.Cut(s, "=")
 		if !ok || k == "" {
 			return nil, fmt.Errorf("--node-labels: %q is not NAME=VALUE", s)
+		}
+		if k == fleet.LabelLinkClass {
+			return nil, fmt.Errorf("--node-labels: %s is the administrator's to change: give the node's own with --link-class", k)
 		}
 		out[k] = v
 	}

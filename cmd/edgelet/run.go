@@ -19,12 +19,14 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/crishim"
+	"github.com/coracle-edge/coracle/edgelet/budget"
 	"github.com/coracle-edge/coracle/edgelet/identity"
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/node"
 	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/pods/podstate"
 	"github.com/coracle-edge/coracle/edgelet/pods/remote"
+	"github.com/coracle-edge/coracle/edgelet/standing"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
@@ -55,6 +57,15 @@ type agent struct {
 
 	staticPods atomic.Int64  // in the folder; -1 before it was read
 	staticRead chan struct{} // closed once it was
+
+	// counters are of all that goes to the control plane and comes from it.
+	counters fleet.Counters
+	// budget is what of that may be in a day.
+	budget *budget.Budget
+	// standing is what the cluster last said of this node.
+	standing *standing.Keeper
+	// wrap changes what pods see of the state; nil changes nothing.
+	wrap func(pods.Store) pods.Store
 }
 
 // containerRuntime is what all users of the runtime need together.
@@ -77,9 +88,11 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.state.Close()) }()
+	a.budget = budget.New(a.state, nil)
 	if err := a.loadIdentity(); err != nil {
 		return err
 	}
+	a.standing = standing.New(a.state, log, a.now)
 	if a.name, err = a.nodeName(); err != nil {
 		return err
 	}
@@ -117,6 +130,8 @@ func (a *agent) runParts(ctx context.Context) error {
 		a.setStatic(nil)
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
+	g.Go(func() error { return a.budget.Run(ctx) })
+	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
 	g.Go(func() error { settle(ctx); return nil })
 	g.Go(func() error {
@@ -230,7 +245,7 @@ func (a *agent) buildNode() (err error) {
 	machine := boards.This(a.o.dataDir)
 	machine.Floor = a.state.TimeFloor()
 	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
-		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), Log: a.log, Now: a.now}
+		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Log: a.log, Now: a.now}
 	if ips := split(a.o.nodeIP); len(ips) > 0 {
 		for _, ip := range ips {
 			if _, err := netip.ParseAddr(ip); err != nil {
@@ -253,8 +268,12 @@ func (a *agent) buildPods() (err error) {
 	}
 	vols := volumes.New(volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Objects: store, Token: a.podToken,
 		Allocatable: func() v1.ResourceList { return a.node.Allocatable() }, Log: a.log, Now: a.now})
+	var seen pods.Store = store
+	if a.wrap != nil {
+		seen = a.wrap(store)
+	}
 	a.pods, err = pods.New(pods.Config{
-		Runtime: a.runtime, Store: store, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
+		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,

@@ -102,12 +102,16 @@ func newAuthentication(ctx context.Context, c *Config, client kubernetes.Interfa
 	if more.Certificates != nil {
 		certificates = more.Certificates(certificates)
 	}
-	ours := []authenticator.Request{inprocess.Authenticator{}, certificates}
+	ours := []authenticator.Request{certificates}
 	if len(more.Tokens) > 0 {
 		tokens := tokenunion.New(more.Tokens...)
 		ours = append(ours, bearertoken.New(tokens), websocket.NewProtocolAuthenticator(tokens))
 	}
-	a.Request = tracedAuthenticator{union.New(group.NewAuthenticatedGroupAdder(union.New(ours...)), upstream)}
+	remote := union.New(group.NewAuthenticatedGroupAdder(union.New(ours...)), upstream)
+	if more.Requests != nil {
+		remote = more.Requests(remote)
+	}
+	a.Request = tracedAuthenticator{union.New(group.NewAuthenticatedGroupAdder(inprocess.Authenticator{}), remote)}
 	a.openAPI = func(v2 *openapicommon.Config, v3 *openapicommon.OpenAPIV3Config) {
 		if v2 != nil {
 			v2.SecurityDefinitions = definitions

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/audit"
@@ -14,6 +15,7 @@ import (
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
+	"github.com/coracle-edge/coracle/controlplane/apiserver/nodelease"
 	"github.com/coracle-edge/coracle/controlplane/datastore"
 )
 
@@ -22,6 +24,10 @@ var ErrConfig = errors.New("API server configuration")
 
 // DefaultIssuer is the issuer of service account tokens, as upstream's installers have it.
 const DefaultIssuer = "https://kubernetes.default.svc.cluster.local"
+
+// OperationsPath is the prefix of what isn't the Kubernetes API: what operators do
+// with the cluster itself. Such a request may take as long as it needs.
+const OperationsPath = "/coracle/v1/"
 
 // Config of a Server. Store, Listener and PKI are required.
 type Config struct {
@@ -32,6 +38,9 @@ type Config struct {
 	// AdvertiseAddress goes into the endpoints of the `kubernetes` Service. If it is
 	// unset or loopback, the address of the default route's interface is taken.
 	AdvertiseAddress net.IP
+	// APIServers is how many may share the store, one if zero: so many addresses are
+	// kept in the endpoints of the `kubernetes` Service.
+	APIServers int
 	// ExternalHost is the name clients are told, the listener's address if empty.
 	ExternalHost string
 	PKI          PKI
@@ -48,6 +57,11 @@ type Config struct {
 	// DialCluster connects to pods and Services, for webhooks, aggregated APIs and
 	// the pod and Service proxies. Nil dials the network.
 	DialCluster utilnet.DialFunc
+	// Operations is served below OperationsPath, to who may use such a path: the
+	// masters' group, and others by RBAC (nonResourceURLs). May be nil.
+	Operations http.Handler
+	// NodeLeases are served in kube-node-lease instead of stored ones; may be nil.
+	NodeLeases nodelease.Source
 	// Trace is told of the steps of pods; may be nil.
 	Trace *trace.Recorder
 	// Audit and AuditPolicy are optional.
@@ -74,6 +88,9 @@ type Extension struct {
 	Tokens []authenticator.Token
 	// Certificates wraps the authenticator of client certificates; may be nil.
 	Certificates func(authenticator.Request) authenticator.Request
+	// Requests wraps all authentication of requests that come over a network, the
+	// two above included; may be nil.
+	Requests func(authenticator.Request) authenticator.Request
 }
 
 // PKI are the files and keys of the server. Files are read again when they change.
@@ -119,6 +136,7 @@ func (c *Config) complete() error {
 			c.AdvertiseAddress = ip
 		}
 	}
+	c.APIServers = max(c.APIServers, 1)
 	if c.ExternalHost == "" {
 		c.ExternalHost = c.Listener.Addr().String()
 	}

@@ -75,7 +75,7 @@ func (s *Server) addServiceHook(server *genericapiserver.GenericAPIServer) error
 	}
 	endpoints := reconcilers.NewNoneEndpointReconciler()
 	if s.cfg.AdvertiseAddress != nil {
-		endpoints = reconcilers.NewMasterCountEndpointReconciler(1,
+		endpoints = reconcilers.NewMasterCountEndpointReconciler(s.cfg.APIServers,
 			reconcilers.NewEndpointsAdapter(s.client.CoreV1(), s.client.DiscoveryV1()))
 	} else {
 		s.cfg.Logger.Warn("this machine has no address but loopback: the kubernetes Service has no endpoints")

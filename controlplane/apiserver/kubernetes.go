@@ -41,7 +41,6 @@ import (
 	autoscalingrest "k8s.io/kubernetes/pkg/registry/autoscaling/rest"
 	batchrest "k8s.io/kubernetes/pkg/registry/batch/rest"
 	certificatesrest "k8s.io/kubernetes/pkg/registry/certificates/rest"
-	coordinationrest "k8s.io/kubernetes/pkg/registry/coordination/rest"
 	corerest "k8s.io/kubernetes/pkg/registry/core/rest"
 	discoveryrest "k8s.io/kubernetes/pkg/registry/discovery/rest"
 	eventsrest "k8s.io/kubernetes/pkg/registry/events/rest"
@@ -66,6 +65,9 @@ const (
 )
 
 // newKubernetes builds the server of all built-in groups of upstream's default set.
+// maxTokenLife bounds what a TokenRequest may ask for.
+const maxTokenLife = 365 * 24 * time.Hour
+
 func (s *Server) newKubernetes(auth *authentication, st *storages, resources *serverstorage.ResourceConfig,
 	proxyTransport *http.Transport, delegate genericapiserver.DelegationTarget,
 ) (*genericapiserver.GenericAPIServer, error) {
@@ -106,14 +108,17 @@ func (s *Server) storageProviders(auth *authentication, st *storages, proxyTrans
 	authz := s.generic.Authorization.Authorizer
 	core, err := corerest.New(corerest.Config{
 		GenericConfig: corerest.GenericConfig{
-			StorageFactory:        st.factory,
-			EventTTL:              eventTTL,
-			ServiceAccountIssuer:  auth.issuer,
-			ExtendExpiration:      true,
-			MaxExtendedExpiration: maxExtension,
-			APIAudiences:          auth.audiences,
-			LoopbackClientConfig:  s.generic.LoopbackClientConfig,
-			Informers:             s.informers,
+			StorageFactory:       st.factory,
+			EventTTL:             eventTTL,
+			ServiceAccountIssuer: auth.issuer,
+			// A node asks for its pods' tokens: whoever holds its key shall not have one
+			// that outlives everything that could end it.
+			ServiceAccountMaxExpiration: maxTokenLife,
+			ExtendExpiration:            true,
+			MaxExtendedExpiration:       maxExtension,
+			APIAudiences:                auth.audiences,
+			LoopbackClientConfig:        s.generic.LoopbackClientConfig,
+			Informers:                   s.informers,
 		},
 		Proxy: corerest.ProxyConfig{Transport: proxyTransport, KubeletClientConfig: s.kubeletClient()},
 		Services: corerest.ServicesConfig{
@@ -126,13 +131,13 @@ func (s *Server) storageProviders(auth *authentication, st *storages, proxyTrans
 		return nil, err
 	}
 	return []controlplaneapiserver.RESTStorageProvider{
-		core,
+		withNodeProxy{core},
 		authenticationrest.RESTStorageProvider{Authenticator: auth.Request, APIAudiences: auth.audiences},
 		authorizationrest.RESTStorageProvider{Authorizer: authz, RuleResolver: s.generic.RuleResolver},
 		autoscalingrest.RESTStorageProvider{},
 		batchrest.RESTStorageProvider{},
 		certificatesrest.RESTStorageProvider{Authorizer: authz},
-		coordinationrest.RESTStorageProvider{},
+		withNodeLeases{source: s.cfg.NodeLeases, namespaces: s.informers.Core().V1().Namespaces().Lister()},
 		discoveryrest.StorageProvider{},
 		networkingrest.RESTStorageProvider{},
 		noderest.RESTStorageProvider{},
@@ -162,6 +167,13 @@ func (s *Server) kubeletClient() kubeletclient.KubeletClientConfig {
 		HTTPTimeout: kubeletTimeout,
 		Lookup:      func(egressselector.NetworkContext) (utilnet.DialFunc, error) { return s.cfg.DialNode, nil },
 	}
+}
+
+// NodeTransport speaks with nodes' APIs as the API server itself does: through
+// DialNode, with its certificate. Hosts are NODE:10250.
+func (s *Server) NodeTransport() (http.RoundTripper, error) {
+	config := s.kubeletClient()
+	return kubeletclient.MakeTransport(&config)
 }
 
 func newProxyTransport(dial utilnet.DialFunc) *http.Transport {
@@ -213,6 +225,9 @@ func (in *installer) install(p controlplaneapiserver.RESTStorageProvider, resour
 		}
 		for resource, storage := range storages {
 			in.share(storage)
+			if gv.Group == "" {
+				keepIdentity(resource, storage)
+			}
 			if r, ok := storage.(rest.StorageWithReadiness); ok {
 				in.server.StorageReadinessHook.RegisterStorage(metav1.GroupVersionResource{Group: gv.Group, Version: gv.Version, Resource: resource}, r)
 			}

@@ -5,14 +5,17 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/authentication/user"
 	"k8s.io/apiserver/pkg/endpoints/discovery"
 	"k8s.io/apiserver/pkg/endpoints/discovery/aggregated"
 	genericapifilters "k8s.io/apiserver/pkg/endpoints/filters"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
 	genericfilters "k8s.io/apiserver/pkg/server/filters"
@@ -52,6 +55,7 @@ type Server struct {
 	outermost *genericapiserver.GenericAPIServer
 	ready     chan struct{}
 	hooks     []namedHook
+	metrics   *prometheus.Registry // besides upstream's
 }
 
 type namedHook struct {
@@ -69,7 +73,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, err
 	}
 	capabilities.Setup(true, 0)
-	s := &Server{cfg: cfg, handler: inprocess.NewServer(), ready: make(chan struct{})}
+	s := &Server{cfg: cfg, handler: inprocess.NewServer(), ready: make(chan struct{}), metrics: prometheus.NewRegistry()}
 	var err error
 	if s.client, err = kubernetes.NewForConfig(s.loopback()); err != nil {
 		return nil, err
@@ -237,7 +241,11 @@ func (s *Server) assemble(ctx context.Context) error {
 	s.outermost = aggregator.GenericAPIServer
 	s.outermost.ShutdownTimeout = shutdownGrace
 	s.installOpenAPI(auth, kube, crds, aggregator, services)
+	s.installMetrics()
 	s.outermost.Handler.NonGoRestfulMux.UnlistedHandle(TracePath, traceHandler(s.cfg.Trace, s.client))
+	if s.cfg.Operations != nil {
+		s.outermost.Handler.NonGoRestfulMux.UnlistedHandlePrefix(OperationsPath, s.cfg.Operations)
+	}
 	return nil
 }
 
@@ -263,8 +271,11 @@ func (s *Server) configure(auth *authentication, resources *serverstorage.Resour
 	c.MergedResourceConfig = resources
 	c.ExternalAddress = s.cfg.ExternalHost
 	c.PublicAddress = s.cfg.AdvertiseAddress
-	c.LongRunningFunc = genericfilters.BasicLongRunningRequestCheck(
+	long := genericfilters.BasicLongRunningRequestCheck(
 		sets.NewString("watch", "proxy"), sets.NewString("attach", "exec", "proxy", "log", "portforward"))
+	c.LongRunningFunc = func(r *http.Request, info *apirequest.RequestInfo) bool {
+		return long(r, info) || strings.HasPrefix(r.URL.Path, OperationsPath)
+	}
 	c.RequestTimeout = requestTimeout
 	c.ShutdownWatchTerminationGracePeriod = shutdownGrace
 	c.AuditBackend, c.AuditPolicyRuleEvaluator = s.cfg.Audit, s.cfg.AuditPolicy

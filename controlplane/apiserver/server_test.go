@@ -30,6 +30,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
@@ -81,6 +82,7 @@ type running struct {
 	trace     *trace.Recorder
 	cluster   *addresses // of pods and Services
 	nodes     *addresses
+	leases    *heard
 	stop      func() error
 	kubectlAs string // path of the kubeconfig
 }
@@ -96,7 +98,7 @@ func (a *addresses) dial(ctx context.Context, network, address string) (net.Conn
 }
 
 func start(dir string, storeConfig datastore.Config) (*running, error) {
-	r := &running{dir: dir, trace: trace.NewRecorder(0), cluster: &addresses{}, nodes: &addresses{}}
+	r := &running{dir: dir, trace: trace.NewRecorder(0), cluster: &addresses{}, nodes: &addresses{}, leases: &heard{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	var err error
 	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -138,8 +140,13 @@ func start(dir string, storeConfig datastore.Config) (*running, error) {
 			KubeletClientCertFile: kubelet.CertFile(), KubeletClientKeyFile: kubelet.KeyFile(), KubeletCAFile: r.pki.CAFile(),
 			ServiceAccountKey: r.pki.ServiceAccountKey(),
 		},
+		Operations: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			who, _ := apirequest.UserFrom(req.Context())
+			fmt.Fprint(w, req.URL.Path, " by ", who.GetName())
+		}),
 		DialCluster: r.cluster.dial,
 		DialNode:    r.nodes.dial,
+		NodeLeases:  r.leases,
 		Trace:       r.trace,
 		Logger:      logger,
 	})
@@ -610,6 +617,16 @@ func TestLogsGoThroughTheNodeDialer(t *testing.T) {
 	out := server.mustKubectl(t, "", "logs", "-n", ns, "p")
 	if want := "log of /containerLogs/" + ns + "/p/c\n"; out != want {
 		t.Errorf("kubectl logs = %q, want %q", out, want)
+	}
+	// The proxy goes the same way, though no name server knows the node.
+	for _, path := range []string{"board-9/proxy/metrics", "board-9:10250/proxy/metrics"} {
+		raw, err := admin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/" + path).DoRaw(t.Context())
+		if want := "log of /metrics\n"; err != nil || string(raw) != want {
+			t.Errorf("proxy by %s = %q, %v, want %q", path, raw, err, want)
+		}
+	}
+	if _, err := admin.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/board-9:22/proxy/").DoRaw(t.Context()); err == nil {
+		t.Error("the proxy reached another port of the node")
 	}
 }
 

@@ -22,9 +22,9 @@ const (
 	maxInflight  = 64                      // messages under way to one node
 	maxPending   = 64                      // messages waiting to be written to one node
 	maxPacket    = fleet.MaxMessage + 1024 // bytes, with topic and header
-	minKeepalive = 5                       // seconds
-	maxKeepalive = 4 * 3600                // seconds; 1.5 of it still fits MQTT's 16 bits
-	firstPacket  = 15 * time.Second        // for TLS handshake and CONNECT together
+	minKeepalive = int(fleet.MinKeepalive / time.Second)
+	maxKeepalive = int(fleet.MaxKeepalive / time.Second) // 1.5 of it still fits MQTT's 16 bits
+	firstPacket  = 15 * time.Second                      // for TLS handshake and CONNECT together
 	defaultNodes = 10000
 )
 
@@ -55,9 +55,11 @@ type EmbeddedConfig struct {
 	Active func() bool
 	// MaxNodes bounds the connections. 10000 if zero.
 	MaxNodes int64
-	// Counters, if set, counts the bytes on the sockets.
-	Counters *fleet.Counters
-	Logger   *slog.Logger
+	// Counters, if set, counts the bytes on the sockets; so do those that
+	// NodeCounters, if set, returns for an admitted node.
+	Counters     *fleet.Counters
+	NodeCounters func(node string) *fleet.Counters
+	Logger       *slog.Logger
 }
 
 // Embedded is an MQTT broker in this process that serves nodes only.
@@ -120,6 +122,7 @@ func (e *Embedded) Run(ctx context.Context, message func(node string, d fleet.Di
 	conf := e.config.TLS.Clone()
 	conf.ClientAuth = tls.RequireAndVerifyClientCert
 	conf.MinVersion = tls.VersionTLS13
+	newSessions(sessionsPerNode * int(e.config.MaxNodes)).serve(conf)
 	if err := e.server.AddListener(listeners.NewNet("nodes", tls.NewListener(&listener{e.config.Listener, e.config.Counters}, conf))); err != nil {
 		return fmt.Errorf("embedded broker on %s: %w", e.Addr(), err)
 	}
@@ -145,6 +148,20 @@ func (e *Embedded) Disconnect(node string) {
 	if cl, ok := e.server.Clients.Get(fleet.NodeUserPrefix + node); ok {
 		cl.Stop(ErrRefused)
 	}
+}
+
+// Heard is when the connection of a node last brought anything, a keepalive
+// included; false if it has none.
+func (e *Embedded) Heard(node string) (time.Time, bool) {
+	cl, ok := e.server.Clients.Get(fleet.NodeUserPrefix + node)
+	if !ok {
+		return time.Time{}, false
+	}
+	socket := socketOf(cl)
+	if socket == nil {
+		return time.Time{}, false
+	}
+	return time.Unix(0, socket.heard.Load()), true
 }
 
 // Connected is the number of nodes that are connected.
@@ -201,7 +218,7 @@ func (g *gate) check(cl *mqtt.Client, pk packets.Packet) error {
 		return fmt.Errorf("%w: client id %q must be %q", ErrRefused, pk.Connect.ClientIdentifier, user)
 	case !pk.Connect.Clean:
 		return fmt.Errorf("%w: clean session is needed, nothing is queued here", ErrRefused)
-	case pk.Connect.Keepalive < minKeepalive || pk.Connect.Keepalive > maxKeepalive:
+	case int(pk.Connect.Keepalive) < minKeepalive || int(pk.Connect.Keepalive) > maxKeepalive:
 		return fmt.Errorf("%w: keepalive of %d s, want %d to %d", ErrRefused, pk.Connect.Keepalive, minKeepalive, maxKeepalive)
 	case pk.Connect.WillFlag && (pk.Connect.WillTopic != fleet.Topic(node, fleet.DirWill) || pk.Connect.WillRetain):
 		return fmt.Errorf("%w: will on topic %q", ErrRefused, pk.Connect.WillTopic)
@@ -210,6 +227,9 @@ func (g *gate) check(cl *mqtt.Client, pk packets.Packet) error {
 		if err := g.e.config.Admit(g.ctx, node, cert); err != nil {
 			return fmt.Errorf("%w: %w", ErrRefused, err)
 		}
+	}
+	if socket := socketOf(cl); socket != nil && g.e.config.NodeCounters != nil {
+		socket.belongs(g.e.config.NodeCounters(node))
 	}
 	return nil
 }
@@ -234,6 +254,16 @@ func peer(cl *mqtt.Client) (*x509.Certificate, string) {
 	return certs[0], certs[0].Subject.CommonName
 }
 
+// socketOf is the client's connection below TLS; nil of the inline client.
+func socketOf(cl *mqtt.Client) *counted {
+	conn, ok := cl.Net.Conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	socket, _ := conn.NetConn().(*counted)
+	return socket
+}
+
 // listener gives each connection a time to say CONNECT and counts its bytes.
 type listener struct {
 	net.Listener
@@ -249,7 +279,7 @@ func (l *listener) Accept() (net.Conn, error) {
 				_ = tcp.SetKeepAlive(false)
 			}
 			_ = conn.SetDeadline(time.Now().Add(firstPacket)) // MQTT sets its own after CONNECT
-			return Count(conn, l.counters), nil
+			return count(conn, l.counters), nil
 		}
 		if errors.Is(err, net.ErrClosed) {
 			return nil, err

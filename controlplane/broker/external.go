@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,6 +31,8 @@ type ExternalConfig struct {
 	// TLS has the hub's certificate, common name fleet.HubUser, and the
 	// broker's roots. The server's name is taken from the URL unless it is set.
 	TLS *tls.Config
+	// Roots returns the broker's roots as of now, in the place of those in TLS; may be nil.
+	Roots func() *x509.CertPool
 	// Dial replaces the TCP dialer, for tests.
 	Dial     func(ctx context.Context, network, address string) (net.Conn, error)
 	Counters *fleet.Counters
@@ -169,7 +172,10 @@ func (e *External) session(ctx context.Context, u *url.URL, message func(string,
 		if conf.ServerName == "" {
 			conf.ServerName = u.Hostname()
 		}
-		secure := tls.Client(Count(conn, e.config.Counters), conf)
+		if e.config.Roots != nil {
+			conf.RootCAs = e.config.Roots()
+		}
+		secure := tls.Client(count(conn, e.config.Counters), conf)
 		if err := secure.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
 			return nil, err

@@ -33,6 +33,9 @@ const Manager = upstream.Manager
 // Trim is the transform for the typed informer factory: it drops field managers.
 func Trim(obj any) (any, error) { return upstream.Trim(obj) }
 
+// Roots are those of the cluster, and what signs.
+type Roots = upstream.Roots
+
 // Deps is what the controllers run with. Config and Factory must be set.
 type Deps struct {
 	// Config returns a client configuration that acts as a user with groups, such as apiserver.Server.ClientConfig.
@@ -41,10 +44,8 @@ type Deps struct {
 	// starts those that controllers ask for; they live until Run's context ends.
 	Factory informers.SharedInformerFactory
 
-	// RootCA is the cluster's root in PEM, published as ConfigMap kube-root-ca.crt. Empty: not published.
-	RootCA []byte
-	// SigningCertFile and SigningKeyFile are the CA that signs approved CertificateSigningRequests. Empty: none are signed.
-	SigningCertFile, SigningKeyFile string
+	// Roots returns the cluster's roots as of now. Nil: none are published, and no CertificateSigningRequest is signed.
+	Roots func() Roots
 	// ServiceAccountKey signs legacy token Secrets, *rsa.PrivateKey or *ecdsa.PrivateKey. Nil: they get no token.
 	ServiceAccountKey crypto.PrivateKey
 	// PodGarbage is upstream's pod garbage collection; zero values are the defaults.
@@ -66,7 +67,7 @@ func Run(ctx context.Context, deps Deps) error {
 	}
 	others, err := upstream.New(ctx, upstream.Deps{
 		Config: deps.Config, Factory: deps.Factory,
-		RootCA: deps.RootCA, SigningCertFile: deps.SigningCertFile, SigningKeyFile: deps.SigningKeyFile,
+		Roots:             deps.Roots,
 		ServiceAccountKey: deps.ServiceAccountKey, PodGarbage: deps.PodGarbage, Logger: deps.Logger,
 	})
 	if err != nil {

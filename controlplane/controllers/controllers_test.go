@@ -131,10 +131,12 @@ func start(dir string) (*cluster, error) {
 	}
 	all.Go(func() {
 		err := controllers.Run(ctx, controllers.Deps{
-			Config:          c.ClientConfig,
-			Factory:         c.Informers(),
-			RootCA:          keys.RootPEM(),
-			SigningCertFile: keys.CAFile(), SigningKeyFile: keys.CAKeyFile(),
+			Config:  c.ClientConfig,
+			Factory: c.Informers(),
+			Roots: func() controllers.Roots {
+				changed := keys.Changed()
+				return controllers.Roots{CA: keys.RootPEM(), SigningCertFile: keys.CAFile(), SigningKeyFile: keys.CAKeyFile(), Changed: changed}
+			},
 			ServiceAccountKey: keys.ServiceAccountKey(),
 			PodGarbage:        upstream.PodGarbage{EndedPods: endedPods, Every: time.Second, Quarantine: 2 * time.Second},
 			Logger:            slog.New(c.log),

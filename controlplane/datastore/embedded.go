@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,6 +39,10 @@ const (
 	quota = 2 << 30
 	// startTimeout covers replaying the log from a slow card.
 	startTimeout = 2 * time.Minute
+	// The one member's name and address in its own list; nothing listens there.
+	memberName = "coracle"
+	memberHost = "127.0.0.1:2380"
+	memberURL  = "http://" + memberHost
 	// stopTimeout is how long etcd may take to stop before it is left behind.
 	stopTimeout = 5 * time.Second
 )
@@ -46,6 +51,10 @@ func (s *Store) openEmbedded(ctx context.Context, cfg Config) (*clientv3.Client,
 	unlock, err := lockDir(cfg.Dir)
 	if err != nil {
 		return nil, err
+	}
+	if err := finishRestore(cfg.Dir); err != nil {
+		unlock()
+		return nil, explainDir(cfg.Dir, err)
 	}
 	if err := freeSpace(cfg.Dir, walSegment)(true); err != nil {
 		unlock()
@@ -73,7 +82,7 @@ func (s *Store) openEmbedded(ctx context.Context, cfg Config) (*clientv3.Client,
 				err = ErrFailed
 			}
 		}
-		return nil, s.explain(cfg.Dir, err)
+		return nil, explainDir(cfg.Dir, err)
 	}
 	select {
 	case <-etcd.Server.ReadyNotify():
@@ -83,7 +92,7 @@ func (s *Store) openEmbedded(ctx context.Context, cfg Config) (*clientv3.Client,
 	case err := <-etcd.Err():
 		etcd.Close()
 		unlock()
-		return nil, s.explain(cfg.Dir, err)
+		return nil, explainDir(cfg.Dir, err)
 	case <-time.After(startTimeout):
 		etcd.Close()
 		unlock()
@@ -102,6 +111,7 @@ func (s *Store) openEmbedded(ctx context.Context, cfg Config) (*clientv3.Client,
 			return dialer.dial, nil
 		},
 	}
+	s.writeSnapshot = embeddedSnapshot(etcd)
 	s.close = func() error {
 		defer unlock()
 		dialer.server.Stop()
@@ -121,15 +131,18 @@ func (s *Store) openEmbedded(ctx context.Context, cfg Config) (*clientv3.Client,
 	return client, nil
 }
 
+// smallSegments sets what etcd has for the whole process, once.
+var smallSegments = sync.OnceFunc(func() { wal.SegmentSizeBytes = walSegment })
+
 func startEtcd(dir string, logger *zap.Logger) (*embed.Etcd, error) {
-	wal.SegmentSizeBytes = walSegment
+	smallSegments()
 	c := embed.NewConfig()
-	c.Name = "coracle"
+	c.Name = memberName
 	c.Dir = dir
-	// Nothing listens. The peer URL is only the member's name in its own list.
+	// Nothing listens.
 	c.ListenPeerUrls, c.ListenClientUrls = nil, nil
 	c.AdvertiseClientUrls = nil
-	c.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:2380"}}
+	c.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: memberHost}}
 	c.InitialCluster = c.InitialClusterFromName(c.Name)
 	c.EnableGRPCGateway = false
 	c.TickMs, c.ElectionMs = 100, 500
@@ -147,15 +160,15 @@ func startEtcd(dir string, logger *zap.Logger) (*embed.Etcd, error) {
 
 // fail reports the first fatal error of the embedded etcd.
 func (s *Store) fail(dir, message string) {
-	err := s.explain(dir, fmt.Errorf("%w: %s", ErrFailed, message))
+	err := explainDir(dir, fmt.Errorf("%w: %s", ErrFailed, message))
 	select {
 	case s.failed <- err:
 	default:
 	}
 }
 
-// explain adds to err the folder and what to do.
-func (s *Store) explain(dir string, err error) error {
+// explainDir adds to err the folder and what to do.
+func explainDir(dir string, err error) error {
 	switch {
 	case errors.Is(err, ErrNoSpace), errors.Is(err, ErrUnusable):
 		return err

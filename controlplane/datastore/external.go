@@ -57,6 +57,7 @@ func (s *Store) openExternal(ctx context.Context, cfg Config) (*clientv3.Client,
 		TrustedCAFile:  cfg.CAFile,
 		TracerProvider: noopoteltrace.NewTracerProvider(),
 	}
+	s.writeSnapshot = externalSnapshot(client)
 	s.close = client.Close
 	return client, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -31,6 +32,9 @@ var (
 // DefaultCompactInterval is how long old revisions are kept for slow watchers.
 const DefaultCompactInterval = 5 * time.Minute
 
+// defaultReserve is Config.Reserve, in bytes.
+const defaultReserve = 16 << 20
+
 // Config says where the cluster's state is.
 type Config struct {
 	// Dir is the folder of the embedded etcd; ignored if Endpoints is set.
@@ -54,9 +58,11 @@ type Store struct {
 	compactor *compactor
 	counters  counters
 	failed    chan error
-	close     func() error
-	closeOnce sync.Once
-	closeErr  error
+	// writeSnapshot is WriteSnapshot of the embedded or the external etcd.
+	writeSnapshot func(context.Context, io.Writer) error
+	close         func() error
+	closeOnce     sync.Once
+	closeErr      error
 }
 
 // Open starts the embedded etcd, or connects to the external one, and returns
@@ -69,7 +75,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		cfg.CompactInterval = DefaultCompactInterval
 	}
 	if cfg.Reserve == 0 {
-		cfg.Reserve = 16 << 20
+		cfg.Reserve = defaultReserve
 	}
 	s := &Store{failed: make(chan error, 1)}
 	var client *clientv3.Client

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -25,6 +26,8 @@ const (
 	keyIncarnation = "incarnation" // hex
 	keyEpoch       = "epoch"       // decimal
 	keyHashKey     = "hashKey"     // raw
+	keyRestore     = "restore"     // JSON of a Restore: etcd was put back
+	keyConfirmed   = "confirmed"   // ID of the restore that an operator confirmed
 )
 
 // ErrRecord is returned when the record of incarnation and epoch can't be read.
@@ -36,20 +39,24 @@ type reign struct {
 	Epoch
 	revision uint64 // of the write that raised the epoch
 	hashKey  []byte
+	// restore is the last one, nil if there was none; confirmed by an operator.
+	restore   *Restore
+	confirmed bool
 }
 
 // raiseEpoch raises the epoch in one write, which fails if another hub does the
-// same. The incarnation is made once.
-func raiseEpoch(ctx context.Context, client kubernetes.Interface) (reign, error) {
+// same. The incarnation is made once; a restore that the record doesn't know yet
+// replaces it, in the same write.
+func raiseEpoch(ctx context.Context, client kubernetes.Interface, restored *Restore) (reign, error) {
 	for {
-		r, err := tryRaiseEpoch(ctx, client)
+		r, err := tryRaiseEpoch(ctx, client, restored)
 		if !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err) {
 			return r, err
 		}
 	}
 }
 
-func tryRaiseEpoch(ctx context.Context, client kubernetes.Interface) (reign, error) {
+func tryRaiseEpoch(ctx context.Context, client kubernetes.Interface, restored *Restore) (reign, error) {
 	secrets := client.CoreV1().Secrets(Namespace)
 	record, err := secrets.Get(ctx, RecordName, metav1.GetOptions{})
 	switch {
@@ -66,6 +73,9 @@ func tryRaiseEpoch(ctx context.Context, client kubernetes.Interface) (reign, err
 				keyHashKey:     random(32),
 			},
 		}
+		if err := begin(record, restored); err != nil {
+			return reign{}, err
+		}
 		record, err = secrets.Create(ctx, record, metav1.CreateOptions{})
 	case err == nil:
 		var epoch uint64
@@ -74,12 +84,45 @@ func tryRaiseEpoch(ctx context.Context, client kubernetes.Interface) (reign, err
 		}
 		record = record.DeepCopy()
 		record.Data[keyEpoch] = []byte(strconv.FormatUint(epoch+1, 10))
+		if err := begin(record, restored); err != nil {
+			return reign{}, err
+		}
 		record, err = secrets.Update(ctx, record, metav1.UpdateOptions{})
 	}
 	if err != nil {
 		return reign{}, fmt.Errorf("raising the epoch in secret %s/%s: %w", Namespace, RecordName, err)
 	}
 	return readReign(record)
+}
+
+// begin makes the record that of the incarnation that a restore began, once. What
+// an operator confirmed names the ID of its restore and says nothing of this one.
+func begin(record *corev1.Secret, restored *Restore) error {
+	if restored == nil {
+		return nil
+	}
+	last, err := readRestore(record)
+	if err != nil || last != nil && last.ID == restored.ID {
+		return err
+	}
+	raw, err := json.Marshal(restored)
+	if err != nil {
+		return err
+	}
+	record.Data[keyIncarnation], record.Data[keyRestore] = []byte(restored.Incarnation), raw
+	return nil
+}
+
+func readRestore(record *corev1.Secret) (*Restore, error) {
+	raw := record.Data[keyRestore]
+	if len(raw) == 0 {
+		return nil, nil
+	}
+	var r Restore
+	if err := json.Unmarshal(raw, &r); err != nil || r.ID == "" {
+		return nil, badRecord(keyRestore, err)
+	}
+	return &r, nil
 }
 
 func readReign(record *corev1.Secret) (reign, error) {
@@ -94,6 +137,10 @@ func readReign(record *corev1.Secret) (reign, error) {
 	if r.hashKey = record.Data[keyHashKey]; len(r.hashKey) < 16 {
 		return r, badRecord("hashKey", errors.New("too short"))
 	}
+	if r.restore, err = readRestore(record); err != nil {
+		return r, err
+	}
+	r.confirmed = r.restore != nil && string(record.Data[keyConfirmed]) == r.restore.ID
 	r.Incarnation = string(incarnation)
 	r.Hub = string(random(8))
 	r.revision = revisionOf(record.ResourceVersion)

@@ -1,12 +1,14 @@
 package fleethub
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,8 +32,6 @@ const (
 	orderWorkers = 4
 	writeWorkers = 8
 	component    = "fleethub"
-	// ackDelay lets acknowledgements gather into one message.
-	ackDelay = 3 * time.Millisecond
 )
 
 var (
@@ -50,12 +50,15 @@ type Transport interface {
 	// Publish hands an envelope over for a node and doesn't wait. It may be
 	// lost; an error says that it surely is.
 	Publish(node string, payload []byte) error
+	// Disconnect ends a node's connection, if the transport can.
+	Disconnect(node string)
 }
 
-// NodeKeys are the public keys of a node that is in good standing.
+// NodeKeys are the public keys of a node, and the Node object that stands for it.
 type NodeKeys struct {
-	Sign ed25519.PublicKey
-	Seal []byte // X25519, for HPKE
+	Sign    ed25519.PublicKey
+	Seal    []byte // X25519, for HPKE
+	NodeUID string // empty if none was registered yet
 }
 
 // Config of a Hub.
@@ -69,26 +72,43 @@ type Config struct {
 	// no managed fields.
 	Factory   informers.SharedInformerFactory
 	Transport Transport
-	// Keys returns ErrUnknownNode, or another error, for who may not speak.
+	// Keys returns ErrUnknownNode, or another error, for who may not speak; keys that
+	// come with enrollment.ErrRevoked, ErrCloned or ErrRemoved are those of a node
+	// that is told so.
 	Keys func(ctx context.Context, node string) (NodeKeys, error)
-	// Key signs orders. Chain is its certificate, DER, leaf first.
-	Key   ed25519.PrivateKey
-	Chain [][]byte
+	// Records is where Keys come from; nil: nothing is kept of nodes that were removed or cloned.
+	// Restored says whether etcd was put back to an earlier time; nil: never. It is
+	// asked once, before the epoch is raised.
+	Restored func(ctx context.Context) (*Restore, error)
+	Records  Records
+	Key      ed25519.PrivateKey
+	Chain    func() [][]byte
 
-	// Keepalive of nodes. 60 s if zero.
-	Keepalive time.Duration
-	// WillGrace is how long a broken connection may be replaced before the node
-	// is called away. 500 ms if zero.
-	WillGrace time.Duration
-	// ReconnectJitter spreads nodes that come back. 2 s if zero.
-	ReconnectJitter time.Duration
+	// TrustID names the roots that nodes should trust now; nil: nothing is said of
+	// them. RootsChanged is to be called when it changes.
+	TrustID func() []byte
+
+	// Classes of links. fleet.DefaultClasses if nil.
+	Classes fleet.LinkClasses
+	// Keepalive, WillGrace and ReconnectJitter, where they aren't zero, take the
+	// place of every class's own.
+	Keepalive, WillGrace, ReconnectJitter time.Duration
 	// FleetURL is https://host:port of the fleet endpoint, for tunnels and
 	// large objects.
 	FleetURL func() string
+	// Addresses of all control planes, for nodes that know others; may be nil, and
+	// return nil. When they change, call Greet.
+	Addresses func() *fleet.Addresses
 	// Events that a node may have stored at once; then one more per
 	// EventInterval. 25 and 10 s if zero.
 	Events        int
 	EventInterval time.Duration
+
+	// Counters count what is sent and received; its own if nil. Whoever has the
+	// sockets counts into the same.
+	Counters *fleet.Counters
+	// TunnelRefused is told what a node says to a request for a tunnel; may be nil.
+	TunnelRefused func(node, id, reason string)
 
 	Trace  *trace.Recorder
 	Logger *slog.Logger
@@ -101,6 +121,7 @@ type Hub struct {
 	log     *slog.Logger
 	codec   *fleet.Codec
 	started time.Time
+	classes fleet.LinkClasses
 	reign   reign
 	encoder *encoder
 
@@ -114,8 +135,11 @@ type Hub struct {
 	work     workqueue.TypedDelayingInterface[string]
 	writes   workqueue.TypedRateLimitingInterface[writeKey]
 	revision atomic.Uint64
-	counters fleet.Counters
+	counters *fleet.Counters
+	stats    stats
 	live     atomic.Bool // Run has raised the epoch and synced
+	follow   atomic.Bool // nodes of before a restore are adopted as they come
+	deposed  atomic.Bool // a later hub has begun
 
 	// mu guards the maps; a node's own state is its own.
 	mu    sync.Mutex
@@ -129,15 +153,13 @@ func New(c Config) (*Hub, error) {
 	if c.Client == nil || c.NodeClient == nil || c.Factory == nil || c.Transport == nil || c.Keys == nil || c.Key == nil {
 		return nil, errors.New("fleethub: Client, NodeClient, Factory, Transport, Keys and Key are needed")
 	}
-	def := func(d *time.Duration, v time.Duration) {
-		if *d == 0 {
-			*d = v
-		}
+	classes, err := c.classes()
+	if err != nil {
+		return nil, fmt.Errorf("fleethub: %w", err)
 	}
-	def(&c.Keepalive, time.Minute)
-	def(&c.WillGrace, 500*time.Millisecond)
-	def(&c.ReconnectJitter, 2*time.Second)
-	def(&c.EventInterval, 10*time.Second)
+	if c.EventInterval == 0 {
+		c.EventInterval = 10 * time.Second
+	}
 	if c.Events == 0 {
 		c.Events = 25
 	}
@@ -147,11 +169,14 @@ func New(c Config) (*Hub, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Counters == nil {
+		c.Counters = &fleet.Counters{}
+	}
 	if c.FleetURL == nil {
 		c.FleetURL = func() string { return "" }
 	}
 	h := &Hub{
-		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(),
+		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(), classes: classes, counters: c.Counters,
 		nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
 		work: workqueue.NewTypedDelayingQueue[string](),
 		writes: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[writeKey](
@@ -180,6 +205,30 @@ func New(c Config) (*Hub, error) {
 	return h, nil
 }
 
+// classes are the configured ones with what is the same for all put in.
+func (c *Config) classes() (fleet.LinkClasses, error) {
+	from := c.Classes
+	if from == nil {
+		from = fleet.DefaultClasses()
+	}
+	out := fleet.LinkClasses{}
+	for name, class := range from {
+		if c.Keepalive != 0 {
+			class.Keepalive, class.Retry = c.Keepalive, min(class.Retry, c.Keepalive*2/3)
+		}
+		class.Grace = cmp.Or(c.WillGrace, class.Grace)
+		class.Jitter = cmp.Or(c.ReconnectJitter, class.Jitter)
+		if err := class.Validate(); err != nil {
+			return nil, err
+		}
+		out[name] = class
+	}
+	if _, ok := out[fleet.DefaultClass]; !ok {
+		return nil, fmt.Errorf("%w %s is missing", fleet.ErrClass, fleet.DefaultClass)
+	}
+	return out, nil
+}
+
 // Run raises the epoch, waits for the informers and serves until ctx ends.
 func (h *Hub) Run(ctx context.Context) error {
 	if err := h.begin(ctx); err != nil {
@@ -190,7 +239,14 @@ func (h *Hub) Run(ctx context.Context) error {
 	}
 	h.expectNodes(ctx)
 	h.live.Store(true)
+	if record, err := h.secretList.Secrets(Namespace).Get(RecordName); err == nil {
+		h.seeRecord(record) // it may have changed while the informers synced
+	}
 	h.log.Info("fleet hub begins", "epoch", h.reign.Number, "incarnation", fmt.Sprintf("%x", h.reign.Incarnation))
+	if r := h.reign.restore; r != nil && !h.reign.confirmed {
+		h.log.Warn("etcd was put back to an earlier time: nodes keep what they run until `coracle restore adopt` or `coracle restore confirm`",
+			"snapshot", r.Snapshot, "revision", r.Revision, "at", r.At)
+	}
 
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -216,9 +272,10 @@ func (h *Hub) Run(ctx context.Context) error {
 // begin raises the epoch, however long the API takes to be there.
 func (h *Hub) begin(ctx context.Context) error {
 	for wait := 50 * time.Millisecond; ; wait = min(wait*2, 5*time.Second) {
-		r, err := raiseEpoch(ctx, h.c.Client)
+		r, err := h.raise(ctx)
 		if err == nil {
 			h.reign, h.encoder = r, newEncoder(r.hashKey)
+			h.follow.Store(r.confirmed)
 			h.see(r.revision)
 			return nil
 		}
@@ -234,6 +291,17 @@ func (h *Hub) begin(ctx context.Context) error {
 	}
 }
 
+func (h *Hub) raise(ctx context.Context) (reign, error) {
+	var restored *Restore
+	if h.c.Restored != nil {
+		var err error
+		if restored, err = h.c.Restored(ctx); err != nil {
+			return reign{}, err
+		}
+	}
+	return raiseEpoch(ctx, h.c.Client, restored)
+}
+
 // Incarnation of the cluster, hex; empty before Run has read it.
 func (h *Hub) Incarnation() string {
 	if !h.live.Load() {
@@ -246,33 +314,14 @@ func (h *Hub) Incarnation() string {
 func (h *Hub) Live() bool { return h.live.Load() }
 
 // Counters of messages and bytes.
-func (h *Hub) Counters() *fleet.Counters { return &h.counters }
-
-// WriteMetrics writes all metrics in Prometheus' text format.
-func (h *Hub) WriteMetrics(w io.Writer) error {
-	if err := h.counters.WriteMetrics(w); err != nil {
-		return err
-	}
-	count := map[Presence]int{}
-	h.mu.Lock()
-	for _, n := range h.nodes {
-		count[Presence(n.presence.Load())]++
-	}
-	h.mu.Unlock()
-	for _, p := range []Presence{Present, Away, Unsure} {
-		if _, err := fmt.Fprintf(w, "coracle_fleet_nodes{state=%q} %d\n", p, count[p]); err != nil {
-			return err
-		}
-	}
-	_, err := fmt.Fprintf(w, "coracle_fleet_epoch %d\n", h.reign.Number)
-	return err
-}
+func (h *Hub) Counters() *fleet.Counters { return h.counters }
 
 // Liveness of a node, from memory.
 type Liveness struct {
 	Presence Presence
-	// Heard is when the node was last known to be there: now, while its
-	// connection stands.
+	// Heard is when the node last gave a sign of life: a message, or a keepalive
+	// where the broker tells of it. Where it doesn't, now while its connection
+	// stands.
 	Heard time.Time
 }
 
@@ -282,13 +331,7 @@ func (h *Hub) Liveness(name string) (Liveness, bool) {
 	if n == nil {
 		return Liveness{}, false
 	}
-	l := Liveness{Presence: Presence(n.presence.Load())}
-	if n.confirmed.Load() {
-		l.Heard = h.c.Now()
-	} else if at := n.heard.Load(); at != 0 {
-		l.Heard = time.Unix(0, at)
-	}
-	return l, true
+	return Liveness{Presence: Presence(n.presence.Load()), Heard: h.heardOf(n)}, true
 }
 
 // RequestTunnel asks a node to dial the tunnel with this id for this purpose. It
@@ -315,6 +358,15 @@ func (h *Hub) RequestTunnel(_ context.Context, name, id, purpose string) error {
 	return nil
 }
 
+// RootsChanged has nodes told which roots to trust. It doesn't block.
+func (h *Hub) RootsChanged() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name := range h.nodes {
+		h.work.Add(name)
+	}
+}
+
 // AdoptNode moves a node of another incarnation into this one, with all that it
 // runs. Only an operator's word may cause it.
 func (h *Hub) AdoptNode(name string) error {
@@ -335,11 +387,38 @@ func (h *Hub) ForeignNodes() []string {
 	defer h.mu.Unlock()
 	var out []string
 	for name, n := range h.nodes {
-		if n.foreign.Load() {
+		if n.foreign.Load() != nil && n.confirmed.Load() {
 			out = append(out, name)
 		}
 	}
 	return out
+}
+
+// Greet asks those nodes for a Hello that know other addresses than ours, because a
+// Welcome says them.
+func (h *Hub) Greet() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, n := range h.nodes {
+		n.mu.Lock()
+		n.greets = maxGreets
+		n.mu.Unlock()
+		h.work.Add(name)
+	}
+}
+
+// chain is the certificate that the hub signs by.
+func (h *Hub) chain() [][]byte {
+	if h.c.Chain == nil {
+		return nil
+	}
+	return h.c.Chain()
+}
+
+// knows says whether the node needs no certificate.
+func (h *Hub) knows(hello *fleet.Hello) bool {
+	id := fleet.KeyID(h.c.Key.Public().(ed25519.PublicKey))
+	return slices.ContainsFunc(hello.GetKnownKeys(), func(k []byte) bool { return bytes.Equal(k, id) })
 }
 
 func (h *Hub) now() time.Duration { return h.c.Now().Sub(h.started) }
@@ -348,6 +427,13 @@ func (h *Hub) find(name string) *node {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.nodes[name]
+}
+
+// size is how many nodes are known.
+func (h *Hub) size() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.nodes)
 }
 
 // see raises the newest revision that was seen.

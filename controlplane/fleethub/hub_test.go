@@ -24,7 +24,7 @@ func TestEpochRisesAndIncarnationStays(t *testing.T) {
 	client := fake.NewClientset()
 	var first reign
 	for i := uint64(1); i <= 3; i++ {
-		r, err := raiseEpoch(t.Context(), client)
+		r, err := raiseEpoch(t.Context(), client, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,13 +43,13 @@ func TestEpochRisesAndIncarnationStays(t *testing.T) {
 func TestDamagedRecordStopsTheHub(t *testing.T) {
 	for key, value := range map[string]string{keyEpoch: "many", keyIncarnation: "zz", keyHashKey: "x"} {
 		client := fake.NewClientset()
-		if _, err := raiseEpoch(t.Context(), client); err != nil {
+		if _, err := raiseEpoch(t.Context(), client, nil); err != nil {
 			t.Fatal(err)
 		}
 		s, _ := client.CoreV1().Secrets(Namespace).Get(t.Context(), RecordName, metav1.GetOptions{})
 		s.Data[key] = []byte(value)
 		_, _ = client.CoreV1().Secrets(Namespace).Update(t.Context(), s, metav1.UpdateOptions{})
-		if _, err := raiseEpoch(t.Context(), client); !errors.Is(err, ErrRecord) || !strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), RecordName) {
+		if _, err := raiseEpoch(t.Context(), client, nil); !errors.Is(err, ErrRecord) || !strings.Contains(err.Error(), key) || !strings.Contains(err.Error(), RecordName) {
 			t.Errorf("%s: %v", key, err)
 		}
 	}

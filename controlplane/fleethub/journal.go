@@ -17,7 +17,7 @@ import (
 // have, and releases what was sent. What isn't stored stays readable on the node.
 func (h *Hub) writeJournal(ctx context.Context, n *node) error {
 	n.mu.Lock()
-	j, store := n.journal, n.store
+	j := n.journal
 	n.mu.Unlock()
 	if j == nil {
 		return nil
@@ -25,6 +25,8 @@ func (h *Hub) writeJournal(ctx context.Context, n *node) error {
 	for _, g := range j.GetGaps() {
 		h.log.Warn("journal entries were lost on the node", "node", n.name, "boot", g.GetBoot(), "from", g.GetFrom(), "to", g.GetTo())
 	}
+	// Those that were stored are counted at once: the next try finds that they are.
+	var became [entries]int64
 	var ack fleet.JournalAck
 	raise := func(boot, seq uint64) {
 		if boot > ack.Boot || boot == ack.Boot && seq > ack.Seq {
@@ -33,8 +35,10 @@ func (h *Hub) writeJournal(ctx context.Context, n *node) error {
 	}
 	for _, g := range j.GetGaps() {
 		raise(g.GetBoot(), g.GetTo())
+		if lost := g.GetTo() - g.GetFrom(); lost < 1<<32 { // the node's word
+			became[entryLost] += int64(lost) + 1
+		}
 	}
-	dropped := 0
 	client, err := h.as(n)
 	if err != nil {
 		return err
@@ -42,16 +46,20 @@ func (h *Hub) writeJournal(ctx context.Context, n *node) error {
 	for _, e := range j.GetEntries() {
 		raise(e.GetBoot(), e.GetSeq())
 		if e.GetKind() != "event" {
+			became[entryOther]++
 			continue
 		}
 		if !h.mayStoreEvent(n) {
-			dropped++
+			became[entryKept]++
 			continue
 		}
-		event := h.event(n, store, e)
+		event := h.event(n, j.store, e)
 		_, err := client.Events(event.Namespace).Create(ctx, event, metav1.CreateOptions{})
 		if apierrors.IsAlreadyExists(err) {
 			h.returnToken(n)
+		}
+		if err == nil {
+			h.stats.journal[entryStored].Add(1)
 		}
 		if err == nil || apierrors.IsAlreadyExists(err) {
 			continue
@@ -60,22 +68,28 @@ func (h *Hub) writeJournal(ctx context.Context, n *node) error {
 			h.returnToken(n)
 			return err // those before are found to exist next time
 		}
+		became[entryRefused]++
 		h.log.Debug("event not stored", "node", n.name, "event", event.Name, "error", err)
 	}
-	if dropped > 0 {
-		h.log.Info("events not stored, they are in the node's journal", "node", n.name, "events", dropped)
+	for what, count := range became {
+		h.stats.journal[what].Add(count)
+	}
+	if kept := became[entryKept]; kept > 0 {
+		h.log.Info("events not stored, they are in the node's journal", "node", n.name, "events", kept)
 	}
 	n.mu.Lock()
 	newer := n.journal != j
 	if !newer {
 		n.journal = nil
 	}
-	n.jack = &ack
+	mine := n.store == j.store // else nobody is left to be answered
 	n.mu.Unlock()
 	if newer {
 		h.writes.Add(writeKey{n.name, writeJournal, ""})
 	}
-	h.work.AddAfter(n.name, ackDelay)
+	if mine {
+		h.answer(n, func() { n.jack = &ack })
+	}
 	return nil
 }
 

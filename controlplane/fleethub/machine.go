@@ -14,6 +14,11 @@ const (
 	failedRetry   = 10 * time.Second // refused for the moment; then doubled
 	failedMax     = 10 * time.Minute
 	confirmWithin = 10 * time.Second // from Welcome to the first word that answers it
+	askMax        = 5 * time.Minute  // between questions to a node that may hear us
+	maxAsks       = 8                // from then on the wait is the longest
+	askAfter      = 3 * time.Second  // from a Hello until a node is asked for what it may say by itself
+	resendRetry   = 30 * time.Second // a report that was asked for didn't come; then doubled
+	resendTries   = 6                // in one session
 )
 
 // Epoch is one reign of one hub.
@@ -65,6 +70,7 @@ type (
 		Base, Digest fleet.Hash
 		Upserts      []string // UIDs; their content is the shell's
 		Removes      []string
+		More         bool      // pods are still missing after it
 		List         fleet.Set // not nil: a list
 	}
 	// SendAdopt in a message with Peer.Header.
@@ -74,6 +80,11 @@ type (
 	}
 	// SendRebirth asks for a Hello.
 	SendRebirth struct{}
+	// SendResend asks for reports once more, in a message with Peer.Header.
+	SendResend struct {
+		UIDs []string
+		Node bool
+	}
 	// Came says that the node speaks again, or for the first time.
 	Came struct{ First bool }
 	// Went says that the node is away.
@@ -90,18 +101,29 @@ type (
 		Status  fleet.AckStatus
 		Message string
 	}
+	// SendProbe in a message of this session, with this grant.
+	SendProbe struct {
+		Session fleet.SessionID
+		Grant   fleet.GrantID
+		Boot    string
+	}
+	// Cloned says that two boards have the node's identity, and which.
+	Cloned struct{ One, Other Board }
 )
 
 func (SendWelcome) output() {}
 func (SendOrder) output()   {}
 func (SendAdopt) output()   {}
 func (SendRebirth) output() {}
+func (SendResend) output()  {}
 func (Came) output()        {}
 func (Went) output()        {}
 func (Foreign) output()     {}
 func (Deposed) output()     {}
 func (InSync) output()      {}
 func (Trouble) output()     {}
+func (SendProbe) output()   {}
+func (Cloned) output()      {}
 
 // sent is the order under way.
 type sent struct {
@@ -113,8 +135,8 @@ type sent struct {
 }
 
 type failure struct {
-	hash  fleet.Hash // that failed; another one is tried at once
-	until time.Duration
+	hash  fleet.Hash    // that failed; another one is tried at once
+	until time.Duration // 0: it is tried
 	tries int
 }
 
@@ -133,13 +155,16 @@ func (t Timing) silence() time.Duration { return t.Keepalive*3/2 + t.Jitter }
 // at no clock and do no I/O; now is monotonic time since any fixed moment. Not
 // safe for concurrent use.
 type Peer struct {
-	epoch  Epoch
-	timing Timing
+	epoch   Epoch
+	timing  Timing
+	deposed bool
 
 	// The session.
 	session   fleet.SessionID
 	open      bool // a Hello came
 	confirmed bool // and it wasn't a recording
+	board     Board
+	boots     boots
 	grant     fleet.GrantID
 	grants    uint64
 	upSeq     uint64
@@ -161,17 +186,24 @@ type Peer struct {
 	pauses   int
 	inSync   bool // as last said
 
+	// Reports to be asked for, by UID; empty: the node's own.
+	wanted   map[string]bool
+	askFrom  time.Duration // what the node says by itself has come
+	askDue   time.Duration
+	askTries int
+
 	presence Presence
 	awayAt   time.Duration // 0: not running
 	reason   string
 	reborn   time.Duration // when to ask for a Hello (again); 0 is never
+	asks     int           // since it was called away
 	askAgain time.Duration // a stray message before this isn't answered
 }
 
 // NewPeer knows nothing of its node yet. If unsure, the node is expected to show
 // up within 1.5 keepalives or be called away.
 func NewPeer(now time.Duration, epoch Epoch, timing Timing, unsure bool) *Peer {
-	p := &Peer{epoch: epoch, timing: timing, failed: map[string]failure{}, presence: Away}
+	p := &Peer{epoch: epoch, timing: timing, failed: map[string]failure{}, wanted: map[string]bool{}, presence: Away}
 	if unsure {
 		p.presence = Unsure
 		p.await(now)
@@ -182,11 +214,12 @@ func NewPeer(now time.Duration, epoch Epoch, timing Timing, unsure bool) *Peer {
 // Clone copies the peer's state.
 func (p *Peer) Clone() *Peer {
 	c := *p
-	c.failed = maps.Clone(p.failed)
+	c.failed, c.wanted = maps.Clone(p.failed), maps.Clone(p.wanted)
 	if p.sent != nil {
 		s := *p.sent
 		c.sent = &s
 	}
+	c.boots.seen = slices.Clone(p.boots.seen)
 	return &c
 }
 
@@ -217,20 +250,36 @@ func (p *Peer) Header() *fleet.Down {
 // await calls the node away if it doesn't show up, after asking twice.
 func (p *Peer) await(now time.Duration) {
 	p.awayAt = now + p.timing.silence()
-	p.reborn = now + p.timing.silence()/3
+	p.reborn, p.asks = now+p.timing.silence()/3, 0
 	p.reason = "not heard of since the control plane started"
+}
+
+// Depose tells a hub that another one reigns, for good. It still takes what the
+// node reports, and otherwise leaves the node alone: it gives no orders, asks for
+// nothing and calls nobody away.
+func (p *Peer) Depose() {
+	p.deposed = true
+	p.sent = nil
+	if p.presence == Present {
+		p.presence = Unsure
+	}
 }
 
 // LinkUp is the way to the broker being there (again). All sessions are void:
 // the node is asked for a Hello.
 func (p *Peer) LinkUp(now time.Duration) []Output {
 	p.open, p.confirmed, p.sent = false, false, nil
+	if p.deposed {
+		return nil
+	}
 	if p.presence == Present {
 		p.presence = Unsure
 	}
 	if p.presence == Unsure {
 		p.await(now)
 		p.reason = "not heard of since the broker came back"
+	} else {
+		p.reborn, p.asks = now+confirmWithin, 0
 	}
 	return []Output{SendRebirth{}}
 }
@@ -253,7 +302,10 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 	if h := u.GetHello(); h != nil {
 		return p.hello(now, session, u.GetSeq(), h)
 	}
-	if !p.open && now >= p.askAgain {
+	if out, ok := p.probed(u, session); ok {
+		return out, false
+	}
+	if !p.open && now >= p.askAgain && !p.deposed {
 		// It speaks in a session that this hub never heard of, or has closed.
 		p.askAgain = now + confirmWithin
 		return []Output{SendRebirth{}}, false
@@ -264,12 +316,18 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 	p.upSeq = u.GetSeq()
 	if !p.confirmed {
 		p.confirmed = true
-		first := p.presence == Unsure
-		was := p.presence
-		p.presence, p.awayAt, p.reborn = Present, 0, 0
-		if was != Present {
-			out = append(out, Came{first})
+		p.awayAt, p.reborn = 0, 0
+		if was := p.presence; was != Present && !p.deposed {
+			p.presence = Present
+			out = append(out, Came{First: was == Unsure})
 		}
+		out = append(out, p.proven(p.board)...)
+	}
+	for _, r := range u.GetReport().GetPods() {
+		delete(p.wanted, r.GetUid())
+	}
+	if u.GetReport().GetNode() != nil {
+		delete(p.wanted, "")
 	}
 	if a := u.GetAck(); a != nil {
 		out = append(out, p.ack(now, a)...)
@@ -277,19 +335,26 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 	if b := u.GetBye(); b != nil {
 		p.gone(now, "the node said goodbye: "+b.GetReason(), time.Duration(b.GetBackIn())*time.Second)
 	}
+	out = append(out, p.resend(now)...)
 	return append(out, p.plan(now)...), true
 }
 
 func (p *Peer) hello(now time.Duration, session fleet.SessionID, seq uint64, h *fleet.Hello) ([]Output, bool) {
 	// A Hello that was seen, or of an earlier time of this state file, is an echo.
 	if p.session.Store == session.Store && !session.After(p.session) {
-		return nil, false
+		if p.deposed {
+			return nil, false
+		}
+		return p.suspect(now, session, h), false
 	}
 	p.session, p.open, p.confirmed = session, true, false
+	p.board, p.boots.probe = Board{string(h.GetBootId()), h.GetBoard()}, nil
 	p.upSeq, p.downSeq, p.sent = seq, 0, nil
 	p.grants++
 	p.grant = fleet.GrantID{Epoch: p.epoch.Number, Hub: p.epoch.Hub, Number: p.grants}
 	p.pause, p.pauses = 0, 0
+	p.askFrom = now + askAfter
+	p.askDue, p.askTries = p.askFrom, 0
 	clear(p.failed)
 	if k := time.Duration(h.GetKeepalive()) * time.Second; k > 0 {
 		p.timing.Keepalive = k
@@ -299,10 +364,19 @@ func (p *Peer) hello(now time.Duration, session fleet.SessionID, seq uint64, h *
 		p.awayAt, p.reason = now+p.timing.silence(), "its Hello was not confirmed"
 	}
 	p.awayAt = max(p.awayAt, now+confirmWithin)
-	p.reborn = now + confirmWithin
+	p.reborn, p.asks = now+confirmWithin, 0
 	p.theirs = fleet.VersionFrom(h.GetVersion())
-	p.foreign, p.inSync = false, false
-	var out []Output
+	p.inSync = false
+	out := p.judge()
+	p.learn(h.GetDigest())
+	synced := p.desired != nil && p.known && !p.foreign && maps.Equal(p.has, p.desired.Set())
+	out = append(out, SendWelcome{InSync: synced})
+	return append(out, p.plan(now)...), true
+}
+
+// judge says whose orders the node obeys.
+func (p *Peer) judge() []Output {
+	p.foreign = false
 	mine := p.Version()
 	mine.Counter = p.theirs.Counter + 1 // what the next order would be
 	if p.theirs.Incarnation == mine.Incarnation && p.theirs.Epoch == mine.Epoch && p.theirs.Hub == mine.Hub {
@@ -311,15 +385,12 @@ func (p *Peer) hello(now time.Duration, session fleet.SessionID, seq uint64, h *
 	switch fleet.Compare(p.theirs, mine) {
 	case fleet.Foreign:
 		p.foreign = true
-		out = append(out, Foreign{p.theirs})
+		return []Output{Foreign{p.theirs}}
 	case fleet.Older, fleet.Same:
 		p.foreign = true
-		out = append(out, Deposed{p.theirs})
+		return []Output{Deposed{p.theirs}}
 	}
-	p.learn(h.GetDigest())
-	synced := p.desired != nil && p.known && !p.foreign && maps.Equal(p.has, p.desired.Set())
-	out = append(out, SendWelcome{InSync: synced})
-	return append(out, p.plan(now)...), true
+	return nil
 }
 
 // learn takes the node's digest: either it has what we know, or what it should
@@ -355,7 +426,8 @@ func (p *Peer) Will(now time.Duration, session fleet.SessionID) {
 func (p *Peer) gone(now time.Duration, reason string, backIn time.Duration) {
 	p.open, p.confirmed, p.sent = false, false, nil
 	p.awayAt = now + max(p.timing.WillGrace, min(backIn, 5*time.Minute))
-	p.reborn = 0
+	// It comes back by itself, unless it's here and it was we who didn't hear it.
+	p.reborn, p.asks = p.awayAt+askMax, maxAsks
 	p.reason = reason
 }
 
@@ -372,25 +444,72 @@ func (p *Peer) Adopt(now time.Duration) []Output {
 	return p.plan(now)
 }
 
+// Ask has the node asked for its report of a pod, or of itself (empty), until it
+// comes: once a session is confirmed, and again in the next one.
+func (p *Peer) Ask(now time.Duration, uid string) []Output {
+	if !p.wanted[uid] {
+		p.wanted[uid] = true
+		p.askDue, p.askTries = p.askFrom, 0
+	}
+	return p.resend(now)
+}
+
+// resend asks for what is wanted, if it is due.
+func (p *Peer) resend(now time.Duration) []Output {
+	if !p.Confirmed() || p.deposed || len(p.wanted) == 0 || p.askTries > resendTries || now < p.askDue {
+		return nil
+	}
+	p.askDue = now + backoff(resendRetry, askMax, p.askTries)
+	p.askTries++
+	if p.askTries > resendTries {
+		return nil // it has no such report
+	}
+	out := SendResend{Node: p.wanted[""]}
+	for _, uid := range slices.Sorted(maps.Keys(p.wanted)) {
+		if uid != "" {
+			out.UIDs = append(out.UIDs, uid)
+		}
+	}
+	return []Output{out}
+}
+
 // Tick does what is due; see Deadline.
 func (p *Peer) Tick(now time.Duration) []Output {
+	if p.deposed {
+		return nil
+	}
 	var out []Output
+	// What was waited for needs no timer any more.
+	if now >= p.pause {
+		p.pause = 0
+	}
+	for uid, f := range p.failed {
+		if f.until != 0 && now >= f.until {
+			f.until = 0
+			p.failed[uid] = f
+		}
+	}
 	if p.reborn != 0 && now >= p.reborn {
 		p.reborn = 0
 		if !p.confirmed {
+			// Until it answers: a node that has nothing to say may hold a session
+			// for good that nobody here knows.
 			out = append(out, SendRebirth{})
-			if p.awayAt > now {
-				p.reborn = now + max(confirmWithin, p.timing.silence()/3)
+			wait := max(confirmWithin, p.timing.silence()/3)
+			p.reborn = now + backoff(wait, max(wait, askMax), p.asks)
+			if p.awayAt <= now {
+				p.asks = min(p.asks+1, maxAsks)
 			}
 		}
 	}
 	if p.awayAt != 0 && now >= p.awayAt {
-		p.awayAt, p.reborn = 0, 0
+		p.awayAt = 0
 		if !p.Confirmed() && p.presence != Away {
 			p.presence = Away
 			out = append(out, Went{p.reason})
 		}
 	}
+	out = append(out, p.resend(now)...)
 	if s := p.sent; s != nil && now >= s.due {
 		s.tries++
 		s.due = now + backoff(orderRetry, orderRetryMax, s.tries)
@@ -411,8 +530,14 @@ func (p *Peer) Deadline() (time.Duration, bool) {
 			at = t
 		}
 	}
+	if p.deposed {
+		return 0, false
+	}
 	earliest(p.awayAt)
 	earliest(p.reborn)
+	if p.Confirmed() && len(p.wanted) > 0 && p.askTries <= resendTries {
+		earliest(p.askDue)
+	}
 	if p.sent != nil {
 		earliest(p.sent.due)
 	} else if p.open {
@@ -426,7 +551,13 @@ func (p *Peer) Deadline() (time.Duration, bool) {
 
 // ack takes the answer to the order under way.
 func (p *Peer) ack(now time.Duration, a *fleet.Ack) []Output {
+	before := p.theirs
 	p.theirs = fleet.VersionFrom(a.GetCurrent())
+	if p.sent == nil && p.theirs != before {
+		// Since its Hello it has carried out an order of another hub.
+		p.learn(a.GetDigest())
+		return p.judge()
+	}
 	if p.sent == nil || fleet.VersionFrom(a.GetVersion()) != p.sent.version() {
 		return nil // of an order that doesn't matter any more, or of a Welcome
 	}
@@ -516,7 +647,7 @@ func (p *Peer) Abandon(now time.Duration) {
 
 // plan sends the next order, if there is need and nothing is under way.
 func (p *Peer) plan(now time.Duration) []Output {
-	if !p.open || p.sent != nil || p.desired == nil || now < p.pause {
+	if !p.open || p.deposed || p.sent != nil || p.desired == nil || now < p.pause {
 		return nil
 	}
 	if p.foreign {
@@ -616,6 +747,10 @@ func (p *Peer) delta(now time.Duration) (SendOrder, fleet.Set) {
 			o.Removes = append(o.Removes, uid)
 			delete(result, uid)
 		}
+	}
+	for uid, item := range p.desired {
+		_, has := result[uid]
+		o.More = o.More || item.Later && !has
 	}
 	o.Digest = result.Digest()
 	return o, result

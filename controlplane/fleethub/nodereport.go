@@ -41,7 +41,12 @@ func (h *Hub) writeNodeReport(ctx context.Context, n *node) error {
 	if !newer {
 		n.node = nil
 	}
+	went := n.went
 	n.mu.Unlock()
+	if went != "" {
+		// It went while this was being written, and what says so may have been first.
+		h.writes.Add(writeKey{n.name, writeAway, ""})
+	}
 	if newer {
 		h.writes.Add(writeKey{n.name, writeNode, ""})
 	}
@@ -49,6 +54,9 @@ func (h *Hub) writeNodeReport(ctx context.Context, n *node) error {
 		h.log.Warn("report of the node rejected", "node", n.name, "reason", o.message)
 	}
 	h.verdict(n, "", r.GetStamp(), o.verdict, o.message)
+	if n.foreign.Load() != nil {
+		h.writes.Add(writeKey{n.name, writePending, ""}) // the Node may be new
+	}
 	return nil
 }
 
@@ -64,11 +72,21 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 	stamp := fleet.StampFrom(r.GetStamp())
 	have, err := h.nodeLister.Get(n.name)
 	for try := 0; ; try++ {
+		// Each time: what it said before it was refused must not follow what says so.
+		if keys, keyErr := h.c.Keys(ctx, n.name); keyErr != nil {
+			if s, ok := standingOf(keys, keyErr); ok && s.refuses() {
+				return rejected("%s", s.message), nil
+			}
+		}
 		if apierrors.IsNotFound(err) {
-			_, err = client.Nodes().Create(ctx, newNodeObject(n.name, &said, stamp, h.c.Now()), metav1.CreateOptions{})
+			if o, err := h.mayRegister(ctx, n); err != nil || o != stored {
+				return o, err
+			}
+			var made *corev1.Node
+			made, err = client.Nodes().Create(ctx, withClass(newNodeObject(n.name, &said, stamp, h.c.Now()), n.ownClass()), metav1.CreateOptions{})
 			if err == nil {
 				h.log.Info("node registered", "node", n.name)
-				return stored, nil
+				return stored, h.registered(ctx, n, made)
 			}
 			if !apierrors.IsAlreadyExists(err) {
 				return outcome{}, err
@@ -79,10 +97,13 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 		if err != nil {
 			return outcome{}, err
 		}
+		if err := h.registered(ctx, n, have); err != nil {
+			return outcome{}, err
+		}
 		if before, err := fleet.ParseStamp(have.Annotations[AnnotationReport]); err == nil && before != stamp && !stamp.Obsoletes(before) {
 			return obsolete("report %s is older than %s", stamp, before), nil
 		}
-		next := mergeNode(have, &said, stamp, h.c.Now())
+		next := withClass(mergeNode(have, &said, stamp, h.c.Now()), n.ownClass())
 		if equality.Semantic.DeepEqual(have, next) {
 			return stored, nil
 		}
@@ -169,30 +190,37 @@ var (
 // writeAway writes the transition of a node to away, once, with the hub's own
 // identity.
 func (h *Hub) writeAway(ctx context.Context, n *node) error {
-	n.mu.Lock()
-	why := n.went
-	n.mu.Unlock()
-	if why == "" {
-		return nil // it is back
+	reason := func() string {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.went
 	}
+	why := reason()
 	since := ""
 	if at := n.heard.Load(); at != 0 {
 		since = fmt.Sprintf(" Last heard of at %s:", time.Unix(0, at).UTC().Format(time.RFC3339))
 	}
 	message := fmt.Sprintf("%s%s %s.", awayMessage, since, why)
 	have, err := h.nodeLister.Get(n.name)
-	for try := 0; ; try++ {
-		if apierrors.IsNotFound(err) {
-			return nil
+	for try, live := 0, false; ; try++ {
+		if apierrors.IsNotFound(err) || h.deposed.Load() || reason() == "" {
+			return nil // there is no such node, it isn't ours to say, or it is back
 		}
 		if err != nil {
 			return err
 		}
 		next, changed := awayNode(have, message, h.c.Now())
+		if !changed && !live {
+			// The informer may not know yet that the node was back for a moment.
+			live = true
+			have, err = h.c.Client.CoreV1().Nodes().Get(ctx, n.name, metav1.GetOptions{})
+			continue
+		}
 		if !changed {
 			return nil
 		}
 		if _, err = h.c.Client.CoreV1().Nodes().UpdateStatus(ctx, next, metav1.UpdateOptions{}); err == nil {
+			h.called(n, have)
 			return nil
 		}
 		if !apierrors.IsConflict(err) || try == maxConflicts {

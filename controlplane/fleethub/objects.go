@@ -112,8 +112,24 @@ func (h *Hub) serveObject(w http.ResponseWriter, r *http.Request, name string) {
 			return
 		}
 	}
-	h.counters.Sent(fleet.ClassObject, len(raw))
+	flow := func(sent int) {
+		h.counters.Stream(fleet.StreamObjects).Add(sent, 0)
+		n.counters.Stream(fleet.StreamObjects).Add(sent, 0)
+	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("ETag", `"`+hash+`"`)
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(raw))
+	http.ServeContent(countedResponse{w, flow}, r, "", time.Time{}, bytes.NewReader(raw))
+}
+
+// countedResponse tells the bytes of the body: a download that was resumed sends
+// less than the object.
+type countedResponse struct {
+	http.ResponseWriter
+	count func(sent int)
+}
+
+func (c countedResponse) Write(b []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(b)
+	c.count(n)
+	return n, err
 }

@@ -2,6 +2,7 @@ package fleethub
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
+	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 )
@@ -193,6 +195,9 @@ func (h *Hub) storeMirror(ctx context.Context, n *node, client corev1client.Core
 	if pod == nil {
 		owner, err := h.nodeLister.Get(n.name)
 		if err != nil {
+			if keys, err := h.c.Keys(ctx, n.name); errors.Is(err, enrollment.ErrRemoved) && len(keys.Sign) > 0 {
+				return rejected("%v", err), nil // it is asked for again when the node is readmitted
+			}
 			return outcome{}, fmt.Errorf("mirror of static pod %s/%s: node %s isn't registered yet", r.GetNamespace(), r.GetName(), n.name)
 		}
 		var manifest corev1.Pod

@@ -8,6 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 )
 
@@ -90,6 +91,9 @@ func (r refHandler) change(obj any) {
 	}
 	h := r.h
 	h.see(revisionOf(m.GetResourceVersion()))
+	if secret, ok := obj.(*corev1.Secret); ok && secret.Namespace == Namespace && secret.Name == RecordName {
+		h.seeRecord(secret)
+	}
 	h.mu.Lock()
 	names := make([]string, 0, 4)
 	for name := range h.users[ref{r.kind, m.GetNamespace(), m.GetName()}] {
@@ -116,13 +120,63 @@ func (n nodeHandler) OnAdd(obj any, _ bool) {
 	}
 }
 
-func (n nodeHandler) OnUpdate(_, obj any) {
-	if o, ok := obj.(*corev1.Node); ok {
-		n.h.see(revisionOf(o.ResourceVersion))
+func (n nodeHandler) OnUpdate(old, obj any) {
+	o, ok := obj.(*corev1.Node)
+	if !ok {
+		return
+	}
+	n.h.see(revisionOf(o.ResourceVersion))
+	before, ok := old.(*corev1.Node)
+	if !ok || before.Labels[fleet.LabelLinkClass] != o.Labels[fleet.LabelLinkClass] ||
+		before.Annotations[fleet.AnnotationDataBudget] != o.Annotations[fleet.AnnotationDataBudget] {
+		n.h.work.Add(o.Name)
+	}
+	// Another hub, or this one a moment ago, wrote that it's away.
+	if saidAway(o) {
+		n.h.contradict(o.Name)
 	}
 }
 
-func (n nodeHandler) OnDelete(any) {}
+func (n nodeHandler) OnDelete(obj any) {
+	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+		obj = last.Obj
+	}
+	if o, ok := obj.(*corev1.Node); ok {
+		n.h.RecordChanged(o.Name) // of its Node, that is
+	}
+}
+
+// contradict has the API say that a node is there, if it is: it says that it's away.
+func (h *Hub) contradict(name string) {
+	n := h.find(name)
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	n.contradict = true
+	n.mu.Unlock()
+	h.work.Add(name)
+}
+
+// seeRecord notices that another hub has begun, and tells all peers.
+func (h *Hub) seeRecord(secret *corev1.Secret) {
+	if !h.live.Load() {
+		return // Run looks at it
+	}
+	r, err := readReign(secret)
+	if err != nil || r.Number < h.reign.Number {
+		return // of before this hub began: the number is raised with every one, whatever the incarnation
+	}
+	if r.Incarnation == h.reign.Incarnation && r.Number == h.reign.Number || h.deposed.Swap(true) {
+		return
+	}
+	h.log.Error("another control plane has taken over: this one gives no orders any more", "epoch", h.reign.Number, "its", r.Number)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name := range h.nodes {
+		h.work.Add(name)
+	}
+}
 
 // dirty has what a node should have computed anew.
 func (h *Hub) dirty(name string) {
@@ -143,7 +197,7 @@ func (h *Hub) repeatReport(name, uid string) {
 		return
 	}
 	n.mu.Lock()
-	n.resend = append(n.resend, uid)
+	n.ask = append(n.ask, uid)
 	n.mu.Unlock()
 	h.work.Add(name)
 }
@@ -162,7 +216,8 @@ func (h *Hub) get(name string) *node {
 
 // expect makes the peer of a node that the API knows, if it is one of ours.
 func (h *Hub) expect(ctx context.Context, name string) {
-	if _, err := h.c.Keys(ctx, name); err != nil {
+	keys, err := h.c.Keys(ctx, name)
+	if _, err = verifiable(keys, err); err != nil {
 		h.log.Debug("node isn't ours", "node", name, "reason", err)
 		return
 	}
@@ -171,12 +226,18 @@ func (h *Hub) expect(ctx context.Context, name string) {
 	n.expected = true
 	n.stale = true
 	n.mu.Unlock()
+	n.presence.Store(int32(Unsure))
 	h.work.Add(name)
 }
 
 // compute says what a node should have. It runs on the node's worker.
 func (h *Hub) compute(n *node) Desired {
 	revision := h.revision.Load()
+	if n.standing.removed() {
+		h.reindex(n, nil)
+		n.objects, n.revision = map[string]object{}, revision
+		return Desired{}
+	}
 	h.mu.Lock()
 	pods := make([]*corev1.Pod, 0, len(h.bound[n.name]))
 	for _, pod := range h.bound[n.name] {

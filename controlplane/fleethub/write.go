@@ -19,6 +19,11 @@ const (
 	writeNode
 	writeJournal
 	writeAway
+	writePending
+	writeBack
+	writeStanding
+	writeRemoval
+	writeClone
 )
 
 // writeKey is one thing to be written; what is written is the newest there is.
@@ -59,6 +64,16 @@ func (h *Hub) write(ctx context.Context, key writeKey) {
 		err = h.writeJournal(ctx, n)
 	case writeAway:
 		err = h.writeAway(ctx, n)
+	case writePending:
+		err = h.writePending(ctx, n)
+	case writeBack:
+		err = h.writeBack(ctx, n)
+	case writeStanding:
+		err = h.writeStanding(ctx, n)
+	case writeRemoval:
+		err = h.writeRemoval(ctx, n)
+	case writeClone:
+		err = h.writeClone(ctx, n)
 	}
 	if err == nil {
 		h.writes.Forget(key)
@@ -84,10 +99,23 @@ func final(err error) (fleet.Verdict, bool) {
 
 // verdict queues an answer; several travel together.
 func (h *Hub) verdict(n *node, uid string, stamp *fleet.Stamp, v fleet.Verdict, message string) {
+	h.stats.verdicts[v].Add(1)
+	h.answer(n, func() {
+		n.verdicts = append(n.verdicts, &fleet.ReportVerdict{Uid: uid, Stamp: stamp, Verdict: v, Message: message})
+	})
+}
+
+// answer has what queue adds sent with the next message, or when the first of
+// what waits has waited as long as the node's class says.
+func (h *Hub) answer(n *node, queue func()) {
 	n.mu.Lock()
-	n.verdicts = append(n.verdicts, &fleet.ReportVerdict{Uid: uid, Stamp: stamp, Verdict: v, Message: message})
+	queue()
+	wait := n.answer
+	if n.answerAt == 0 {
+		n.answerAt = h.now() + wait
+	}
 	n.mu.Unlock()
-	h.work.AddAfter(n.name, ackDelay)
+	h.work.AddAfter(n.name, wait)
 }
 
 // as returns the client that acts as the node.

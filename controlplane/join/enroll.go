@@ -143,7 +143,7 @@ func (s *Server) renew(ctx context.Context, body []byte, proven func([]byte) err
 // grant answers with the certificate on record, or a new one when that is past
 // two thirds of its life. So asking often costs no writes.
 func (s *Server) grant(ctx context.Context, record noderecord.Record) (enrollment.Grant, error) {
-	if err := record.RevokedError(); err != nil {
+	if err := record.Refused(); err != nil {
 		return enrollment.Grant{}, err
 	}
 	if !s.fresh(record) {
@@ -155,7 +155,7 @@ func (s *Server) grant(ctx context.Context, record noderecord.Record) (enrollmen
 			if !r.SigningKey.Equal(record.SigningKey) {
 				return fmt.Errorf("%w: %q, just now", enrollment.ErrNodeKey, r.Node)
 			}
-			if err := r.RevokedError(); err != nil {
+			if err := r.Refused(); err != nil {
 				return err
 			}
 			r.Certificate = der
@@ -167,14 +167,17 @@ func (s *Server) grant(ctx context.Context, record noderecord.Record) (enrollmen
 		s.cfg.Logger.Info("node certificate issued", "node", record.Node)
 	}
 	cluster := s.cfg.Cluster()
-	cluster.ID = s.cfg.Authority.RootHash()
+	cluster.ID = s.cfg.Authority.ClusterID()
 	cluster.Hub = s.cfg.Hub.Current().Certificate[0]
-	return enrollment.Grant{
-		Node:    record.Node,
-		Chain:   [][]byte{record.Certificate},
-		Roots:   [][]byte{s.cfg.Authority.Root().Raw},
-		Cluster: cluster,
-	}, nil
+	g := enrollment.Grant{Node: record.Node, Chain: [][]byte{record.Certificate}, Cluster: cluster}
+	if s.cfg.Authority.Settling() {
+		// Whoever still knows the former root only follows it to that.
+		g.Chain = s.cfg.Authority.Chain(record.Certificate)
+	}
+	for _, root := range s.cfg.Authority.Roots() {
+		g.Roots = append(g.Roots, root.Raw)
+	}
+	return g, nil
 }
 
 func (s *Server) fresh(record noderecord.Record) bool {
@@ -183,7 +186,7 @@ func (s *Server) fresh(record noderecord.Record) bool {
 		return false
 	}
 	node, err := s.cfg.Authority.VerifyNode(cert)
-	return err == nil && node == record.Node && record.SigningKey.Equal(cert.PublicKey) &&
+	return err == nil && node == record.Node && record.SigningKey.Equal(cert.PublicKey) && s.cfg.Authority.SignedByActive(cert.Raw) &&
 		s.cfg.Now().Before(enrollment.RenewAt(cert.NotBefore, cert.NotAfter))
 }
 

@@ -60,6 +60,8 @@ type cluster struct {
 	client    *fake.Clientset
 	url       string
 	tunnels   *recordingTunnels
+	server    *join.Server
+	dir       string // of the PKI
 }
 
 type recordingTunnels struct {
@@ -76,11 +78,22 @@ func (r *recordingTunnels) ServeTunnel(w http.ResponseWriter, _ *http.Request, n
 
 func start(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{t: t, clock: &clock{}, client: newClient(), tunnels: &recordingTunnels{}}
+	c := &cluster{t: t, clock: &clock{}, client: newClient(), tunnels: &recordingTunnels{}, dir: filepath.Join(t.TempDir(), "pki")}
 	var err error
-	if c.authority, err = pki.Open(pki.Options{Dir: filepath.Join(t.TempDir(), "pki"), Now: c.clock.Now}); err != nil {
+	if c.authority, err = pki.Open(pki.Options{Dir: c.dir, Now: c.clock.Now}); err != nil {
 		t.Fatal(err)
 	}
+	c.serve()
+	if err := c.server.Publish(t.Context(), join.Member{ID: "1", Addresses: join.Addresses{Fleet: []string{c.url}}, Alone: true}); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// serve runs a fleet endpoint until the test ends.
+func (c *cluster) serve() {
+	t := c.t
+	t.Helper()
 	serving, err := c.authority.Fleet()
 	if err != nil {
 		t.Fatal(err)
@@ -94,7 +107,7 @@ func start(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	c.url = "https://" + l.Addr().String()
-	server, err := join.New(join.Config{
+	c.server, err = join.New(join.Config{
 		Authority: c.authority, Serving: serving, Hub: hub, Client: c.client, Now: c.clock.Now, Tunnels: c.tunnels,
 		Records: noderecord.NewDirectory(c.client, nil),
 		Cluster: func() enrollment.Cluster {
@@ -107,17 +120,13 @@ func start(t *testing.T) *cluster {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- server.Serve(ctx, l) }()
+	go func() { done <- c.server.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
 	})
-	if err := server.Publish(t.Context(), []string{c.url}); err != nil {
-		t.Fatal(err)
-	}
-	return c
 }
 
 // newClient is a fake that refuses a write of an old version, as the API server does.
@@ -559,8 +568,8 @@ func TestRevokedIsRefusedAndToldSo(t *testing.T) {
 			t.Errorf("%s: %s", path, got)
 		}
 	}
-	if err := store.Readmit(t.Context(), "pi-1"); err != nil {
-		t.Fatal(err)
+	if was, err := store.Readmit(t.Context(), "pi-1"); err != nil || !errors.Is(was, enrollment.ErrRevoked) {
+		t.Fatalf("was %v, %v", was, err)
 	}
 	if err := id.Renew(t.Context()); err != nil {
 		t.Errorf("after readmission: %v", err)

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,6 +45,8 @@ type Config struct {
 	Tunnels Tunnels
 	// Objects serves enrollment.ObjectsPath to admitted nodes, NodeFrom says which; may be nil.
 	Objects http.Handler
+	// Relay may be nil: then other control planes reach no node through this one.
+	Relay Relay
 	// Now is the clock; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
@@ -91,6 +94,9 @@ func New(cfg Config) (*Server, error) {
 	s.handlers.HandleFunc("POST "+enrollment.RenewPath, s.enroll(s.renew))
 	s.handlers.HandleFunc("GET "+enrollment.TunnelPath+"{id}", s.tunnel)
 	s.handlers.HandleFunc("GET "+enrollment.ObjectsPath, s.objects)
+	if cfg.Relay != nil {
+		s.handlers.HandleFunc("GET "+enrollment.RelayPath+"{node}", s.relay)
+	}
 	s.handlers.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	return s, nil
 }
@@ -100,8 +106,8 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Handler() http.Handler { return s.handlers }
 
 // TLSConfig asks for a client certificate but takes any or none: each handler
-// verifies what it needs, because an expired one must be able to say so. The root
-// is sent along, for boards that know its hash only.
+// verifies what it needs, because an expired one must be able to say so. The roots
+// are sent along, for boards that know the hash of one only.
 func (s *Server) TLSConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -109,7 +115,10 @@ func (s *Server) TLSConfig() *tls.Config {
 		ClientAuth: tls.RequestClientCert,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			c := *s.cfg.Serving.Current()
-			c.Certificate = [][]byte{c.Certificate[0], s.cfg.Authority.Root().Raw}
+			c.Certificate = slices.Clone(c.Certificate)
+			for _, root := range s.cfg.Authority.Roots() {
+				c.Certificate = append(c.Certificate, root.Raw)
+			}
 			return &c, nil
 		},
 	}
@@ -142,12 +151,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	<-done
 	return nil
-}
-
-// Publish stores in the cluster what join lines say, so that CreateToken needs
-// nothing but a client. Called once the API answers; urls are those of the fleet endpoint.
-func (s *Server) Publish(ctx context.Context, urls []string) error {
-	return publishEndpoint(ctx, s.cfg.Client, urls, s.cfg.Authority.RootHash())
 }
 
 // Tend deletes what is long over, hourly, until ctx ends.
@@ -279,7 +282,7 @@ func (s *Server) admitted(r *http.Request) (string, error) {
 		return "", fmt.Errorf("%w: a node's certificate is needed", enrollment.ErrProof)
 	}
 	cert := r.TLS.PeerCertificates[0]
-	node, err := s.cfg.Authority.VerifyNode(cert)
+	node, err := s.cfg.Authority.VerifyNode(cert, r.TLS.PeerCertificates[1:]...)
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", enrollment.ErrProof, err)
 	}

@@ -136,10 +136,15 @@ func CreateToken(ctx context.Context, client kubernetes.Interface, opts TokenOpt
 
 func takenError(r noderecord.Record) error {
 	state := "joined " + r.JoinedAt.UTC().Format(time.RFC3339)
-	if r.Revoked() {
-		state += ", revoked " + r.RevokedAt.UTC().Format(time.RFC3339)
+	for _, since := range []struct {
+		what string
+		at   time.Time
+	}{{"revoked", r.RevokedAt}, {"cloned", r.ClonedAt}, {"removed", r.RemovedAt}} {
+		if !since.at.IsZero() {
+			state += ", " + since.what + " " + since.at.UTC().Format(time.RFC3339)
+		}
 	}
-	return fmt.Errorf("%w: node %q (%s) has the key %.16s; choose another name, or, if this board replaces that one, make a line with `coracle token create --replace %s`",
+	return fmt.Errorf("%w: node %q (%s) has the key %.16s; choose another name, or, if this board replaces that one, make a line with `coracle token create --replace %s`; `coracle node list` shows all",
 		enrollment.ErrNodeTaken, r.Node, state, enrollment.Fingerprint(r.SigningKey), r.Node)
 }
 
@@ -210,32 +215,6 @@ func pruneTokens(ctx context.Context, client kubernetes.Interface, now time.Time
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// publishEndpoint stores what join lines of this cluster say.
-func publishEndpoint(ctx context.Context, client kubernetes.Interface, urls []string, caHash string) error {
-	if err := ensureNamespace(ctx, client); err != nil {
-		return err
-	}
-	list, err := json.Marshal(urls)
-	if err != nil {
-		return err
-	}
-	want := map[string]string{"urls": string(list), "ca-hash": caHash}
-	maps := client.CoreV1().ConfigMaps(noderecord.Namespace)
-	have, err := maps.Get(ctx, endpointMap, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		_, err = maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: endpointMap, Namespace: noderecord.Namespace}, Data: want}, metav1.CreateOptions{})
-	case err == nil && (have.Data["urls"] != want["urls"] || have.Data["ca-hash"] != want["ca-hash"]):
-		have = have.DeepCopy()
-		have.Data = want
-		_, err = maps.Update(ctx, have, metav1.UpdateOptions{})
-	}
-	if err != nil {
-		return fmt.Errorf("publish the fleet endpoint: %w", err)
-	}
-	return nil
 }
 
 // awaitEndpoint is publishedEndpoint, asked again for a while.

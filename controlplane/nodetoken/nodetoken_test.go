@@ -67,7 +67,7 @@ func (w *world) Admitted(_ context.Context, node string) (noderecord.Record, err
 	if node != w.record.Node {
 		return noderecord.Record{}, enrollment.ErrNodeUnknown
 	}
-	return w.record, w.record.RevokedError()
+	return w.record, w.record.Standing()
 }
 
 func (w *world) GetPod(_ context.Context, namespace, name string) (*corev1.Pod, error) {

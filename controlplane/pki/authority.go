@@ -6,10 +6,8 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,8 +18,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 	"github.com/coracle-edge/coracle/internal/durable"
 )
 
@@ -64,11 +64,13 @@ type Authority struct {
 	clock  func() time.Time
 	logger *slog.Logger
 
-	root, frontProxy *ca
-	serviceAccount   *ecdsa.PrivateKey
+	roots          atomic.Pointer[roots]
+	frontProxy     *ca
+	serviceAccount *ecdsa.PrivateKey
 
-	mu     sync.Mutex
-	leaves []*Leaf
+	mu      sync.Mutex
+	leaves  []*Leaf
+	changed chan struct{} // closed when roots change
 }
 
 type ca struct {
@@ -76,13 +78,13 @@ type ca struct {
 	key  crypto.Signer
 }
 
-// onceOnly are the files that are made with the folder and never again.
-var onceOnly = []string{"ca.crt", "ca.key", "front-proxy-ca.crt", "front-proxy-ca.key", "sa.key", "sa.pub"}
+// onceOnly are the files besides the root's that are made with the folder and never again.
+var onceOnly = []string{"front-proxy-ca.crt", "front-proxy-ca.key", "sa.key", "sa.pub"}
 
 // Open reads the PKI in opts.Dir. If that folder doesn't exist or is empty it is
 // made, with a new root: this is the birth of a cluster.
 func Open(opts Options) (*Authority, error) {
-	a := &Authority{dir: opts.Dir, clock: opts.Now, logger: opts.Logger}
+	a := &Authority{dir: opts.Dir, clock: opts.Now, logger: opts.Logger, changed: make(chan struct{})}
 	if a.clock == nil {
 		a.clock = time.Now
 	}
@@ -105,19 +107,43 @@ func Open(opts Options) (*Authority, error) {
 	return a, nil
 }
 
-// Root is the certificate that boards pin.
-func (a *Authority) Root() *x509.Certificate { return a.root.cert }
+// Root is the certificate that signs now and that new boards pin.
+func (a *Authority) Root() *x509.Certificate { return a.roots.Load().active.cert }
 
-// RootPEM is what clients trust: the root, PEM encoded.
-func (a *Authority) RootPEM() []byte { return certPEM(a.root.cert.Raw) }
+// Roots are all that are trusted now, the one that signs first.
+func (a *Authority) Roots() []*x509.Certificate { return a.roots.Load().trusted }
 
-// RootPool holds the root alone.
-func (a *Authority) RootPool() *x509.CertPool { return pool(a.root.cert) }
+// RootPEM is what clients trust: all roots, PEM encoded.
+func (a *Authority) RootPEM() []byte { return a.roots.Load().pem() }
 
-// RootHash is the hash that join lines carry: hex sha256 of the root's SubjectPublicKeyInfo.
-func (a *Authority) RootHash() string {
-	sum := sha256.Sum256(a.root.cert.RawSubjectPublicKeyInfo)
-	return hex.EncodeToString(sum[:])
+// RootPool holds the trusted roots as of now.
+func (a *Authority) RootPool() *x509.CertPool { return pool(a.roots.Load().trusted...) }
+
+// RootHash is the hash that join lines carry: hex sha256 of the active root's SubjectPublicKeyInfo.
+func (a *Authority) RootHash() string { return hash(a.Root()) }
+
+// ClusterID is the hash of the first root the cluster had. It never changes.
+func (a *Authority) ClusterID() string { return hash(a.roots.Load().first) }
+
+// TrustID names the set of trusted roots in a few bytes, as enrollment.TrustID does.
+func (a *Authority) TrustID() []byte { return enrollment.TrustID(a.roots.Load().trusted) }
+
+// Chain is a certificate (DER) that the active root signed, with what leads from
+// there to the roots before it.
+func (a *Authority) Chain(der []byte) [][]byte { return a.roots.Load().chain(der) }
+
+// Rotating says whether a former root is still trusted.
+func (a *Authority) Rotating() bool { return len(a.roots.Load().trusted) > 1 }
+
+// settle is how long after a rotation somebody may still go by what he read
+// before it: client-go looks at files every five minutes.
+const settle = 24 * time.Hour
+
+// Settling says whether a certificate of the active root needs its chain to be
+// understood by everybody in the cluster.
+func (a *Authority) Settling() bool {
+	r := a.roots.Load()
+	return len(r.trusted) > 1 || r.Active > 1 && a.Now().Before(r.active.cert.NotBefore.Add(backdate+settle))
 }
 
 // FrontProxyPool verifies the clients that may set request headers (aggregation).
@@ -128,8 +154,11 @@ func (a *Authority) ServiceAccountKey() *ecdsa.PrivateKey { return a.serviceAcco
 
 // Paths, for the parts of upstream that read files.
 
-func (a *Authority) CAFile() string                   { return a.path("ca.crt") }
-func (a *Authority) CAKeyFile() string                { return a.path("ca.key") }
+// CAFile and CAKeyFile are the active root's, as of now; TrustFile, which holds
+// all that are trusted, stays where it is.
+func (a *Authority) CAFile() string                   { return a.path(rootName(a.roots.Load().Active) + ".crt") }
+func (a *Authority) CAKeyFile() string                { return a.path(rootName(a.roots.Load().Active) + ".key") }
+func (a *Authority) TrustFile() string                { return a.path(trustFile) }
 func (a *Authority) FrontProxyCAFile() string         { return a.path("front-proxy-ca.crt") }
 func (a *Authority) ServiceAccountKeyFile() string    { return a.path("sa.key") }
 func (a *Authority) ServiceAccountPublicFile() string { return a.path("sa.pub") }
@@ -138,8 +167,8 @@ func (a *Authority) ServiceAccountPublicFile() string { return a.path("sa.pub") 
 // before the root was made, which a board without a clock would say.
 func (a *Authority) Now() time.Time {
 	now := a.clock()
-	if a.root != nil {
-		if at := a.root.cert.NotBefore.Add(backdate); now.Before(at) {
+	if r := a.roots.Load(); r != nil {
+		if at := r.active.cert.NotBefore.Add(backdate); now.Before(at) {
 			return at
 		}
 	}
@@ -190,39 +219,13 @@ func (a *Authority) create() error {
 	return durable.SyncDir(parent)
 }
 
-func (a *Authority) createRoot(dir, file, name string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return err
-	}
-	serial, err := newSerial()
-	if err != nil {
-		return err
-	}
-	now := a.Now()
-	// The serial in the name tells the roots of two clusters apart where only names are shown.
-	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: name + "-" + hex.EncodeToString(serial.Bytes()[:4])},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.Add(rootLife),
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		return err
-	}
-	if err := writeKey(filepath.Join(dir, file+".key"), key); err != nil {
-		return err
-	}
-	return durable.WriteFile(filepath.Join(dir, file+".crt"), certPEM(der), 0o600)
-}
-
 func (a *Authority) load() error {
+	g, err := a.readGenerations()
+	if err != nil {
+		return err
+	}
 	var missing []string
-	for _, name := range onceOnly {
+	for _, name := range append(g.needed(), onceOnly...) {
 		if _, err := os.Stat(a.path(name)); errors.Is(err, fs.ErrNotExist) {
 			missing = append(missing, a.path(name))
 		}
@@ -231,10 +234,20 @@ func (a *Authority) load() error {
 		return fmt.Errorf("%w: %s. Restore it from a backup of %s; only if this cluster may be given up, move that folder away, "+
 			"and the next start makes a new cluster that no joined node trusts", ErrIncomplete, strings.Join(missing, ", "), a.dir)
 	}
-	var err error
-	if a.root, err = a.loadRoot("ca"); err != nil {
+	r, err := a.loadRoots(g)
+	if err != nil {
 		return err
 	}
+	if len(g.Trusted) == 1 {
+		// A retirement that was cut off leaves keys behind.
+		if err := a.destroyFormer(g.Active); err != nil {
+			return fmt.Errorf("remove the key of a former root: %w", err)
+		}
+	}
+	if err := a.writeTrust(r); err != nil {
+		return fmt.Errorf("%s: %w", a.path(trustFile), err)
+	}
+	a.roots.Store(r)
 	if a.frontProxy, err = a.loadRoot("front-proxy-ca"); err != nil {
 		return err
 	}
@@ -270,7 +283,7 @@ func (a *Authority) loadRoot(name string) (*ca, error) {
 
 // request is what a certificate is to say.
 type request struct {
-	by           *ca
+	frontProxy   bool // signed by its root, not by the cluster's
 	subject      pkix.Name
 	public       crypto.PublicKey
 	life         time.Duration
@@ -280,13 +293,21 @@ type request struct {
 	customUsages []string
 }
 
+// by is who signs r now.
+func (a *Authority) by(r request) *ca {
+	if r.frontProxy {
+		return a.frontProxy
+	}
+	return a.roots.Load().active
+}
+
 // issue signs one certificate and returns its DER.
 func (a *Authority) issue(r request) ([]byte, error) {
 	serial, err := newSerial()
 	if err != nil {
 		return nil, err
 	}
-	now := a.Now()
+	now, by := a.Now(), a.by(r)
 	template := &x509.Certificate{
 		SerialNumber:          serial,
 		Subject:               r.subject,
@@ -303,10 +324,10 @@ func (a *Authority) issue(r request) ([]byte, error) {
 	if template.UnknownExtKeyUsage, err = parseOIDs(r.customUsages); err != nil {
 		return nil, err
 	}
-	if template.NotAfter.After(r.by.cert.NotAfter) {
-		template.NotAfter = r.by.cert.NotAfter
+	if template.NotAfter.After(by.cert.NotAfter) {
+		template.NotAfter = by.cert.NotAfter
 	}
-	return x509.CreateCertificate(rand.Reader, template, r.by.cert, r.public, r.by.key)
+	return x509.CreateCertificate(rand.Reader, template, by.cert, r.public, by.key)
 }
 
 // IssueNode signs a node's certificate: client and server of TLS, as
@@ -314,7 +335,6 @@ func (a *Authority) issue(r request) ([]byte, error) {
 // is stored here. It returns DER.
 func (a *Authority) IssueNode(name string, public ed25519.PublicKey) ([]byte, error) {
 	der, err := a.issue(request{
-		by:      a.root,
 		subject: pkix.Name{CommonName: "system:node:" + name, Organization: []string{"system:nodes"}},
 		public:  public,
 		life:    leafLife,
@@ -327,10 +347,12 @@ func (a *Authority) IssueNode(name string, public ed25519.PublicKey) ([]byte, er
 	return der, nil
 }
 
-// VerifyNode says whether cert was signed by the root, at whatever time, and
-// for which node. Whether it is still valid or was revoked is the caller's question.
-func (a *Authority) VerifyNode(cert *x509.Certificate) (node string, err error) {
-	if err := cert.CheckSignatureFrom(a.root.cert); err != nil {
+// VerifyNode says whether the certificate was signed by a trusted root, at whatever
+// time, and for which node. between is what came with it: a root that we don't know
+// yet, certified by one that we know, may have signed it. Whether it is still valid
+// or was revoked is the caller's question.
+func (a *Authority) VerifyNode(cert *x509.Certificate, between ...*x509.Certificate) (node string, err error) {
+	if err := signedBy(cert, a.roots.Load().trusted, between); err != nil {
 		return "", fmt.Errorf("certificate of %q: %w", cert.Subject.CommonName, err)
 	}
 	name, ok := strings.CutPrefix(cert.Subject.CommonName, "system:node:")
@@ -338,6 +360,24 @@ func (a *Authority) VerifyNode(cert *x509.Certificate) (node string, err error) 
 		return "", fmt.Errorf("certificate of %q isn't a node's", cert.Subject.CommonName)
 	}
 	return name, nil
+}
+
+// signedBy follows cert to one of roots, by way of between.
+func signedBy(cert *x509.Certificate, roots, between []*x509.Certificate) error {
+	var err error
+	for range min(len(between), maxGenerations) + 1 {
+		for _, root := range roots {
+			if err = cert.CheckSignatureFrom(root); err == nil {
+				return nil
+			}
+		}
+		i := slices.IndexFunc(between, func(c *x509.Certificate) bool { return cert.CheckSignatureFrom(c) == nil })
+		if i < 0 {
+			return err
+		}
+		cert, between = between[i], slices.Delete(slices.Clone(between), i, i+1)
+	}
+	return err
 }
 
 func newSerial() (*big.Int, error) {

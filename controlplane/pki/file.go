@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -87,8 +88,9 @@ func readPEM(path, kind string) ([]byte, error) {
 
 // remedy says what the operator does about a bad file.
 func remedy(path string) string {
-	for _, name := range onceOnly {
-		if strings.HasSuffix(path, "/"+name) {
+	name := filepath.Base(path)
+	for _, once := range append([]string{"ca.crt", "ca.key", rootsFile}, onceOnly...) {
+		if name == once || strings.HasPrefix(name, "ca-") {
 			return "Restore it from a backup of the PKI folder: it can't be made again without losing every node and token"
 		}
 	}

@@ -20,6 +20,10 @@ func (a *Authority) WriteKubeconfig(path, server string, l *Leaf) error {
 		return fmt.Errorf("kubeconfig %s: %w", path, err)
 	}
 	b64 := base64.StdEncoding.EncodeToString
+	var chain []byte
+	for _, c := range l.Current().Certificate {
+		chain = append(chain, certPEM(c)...)
+	}
 	data := fmt.Appendf(nil, `apiVersion: v1
 kind: Config
 clusters:
@@ -39,7 +43,7 @@ contexts:
     user: %[3]q
 current-context: coracle
 preferences: {}
-`, server, b64(a.RootPEM()), l.name, b64(certPEM(l.Current().Certificate[0])), b64(key))
+`, server, b64(a.RootPEM()), l.name, b64(chain), b64(key))
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
 		return nil
 	}

@@ -61,7 +61,6 @@ func (l *Leaf) GetClientCertificate(*tls.CertificateRequestInfo) (*tls.Certifica
 func (a *Authority) Serving(name string, hosts ...string) (*Leaf, error) {
 	dns, ips := splitHosts(append([]string{"localhost", "127.0.0.1", "::1"}, hosts...))
 	return a.leaf(name, false, request{
-		by:      a.root,
 		subject: pkix.Name{CommonName: name},
 		life:    leafLife,
 		dns:     dns,
@@ -91,7 +90,7 @@ func (a *Authority) Broker(hosts ...string) (*Leaf, error) {
 
 // Client returns a client certificate for user and groups. name is that of the file.
 func (a *Authority) Client(name, user string, groups ...string) (*Leaf, error) {
-	return a.client(a.root, name, user, groups...)
+	return a.client(false, name, user, groups...)
 }
 
 // Admin is the administrator: coracle:admin of system:masters.
@@ -107,7 +106,7 @@ func (a *Authority) KubeletClient() (*Leaf, error) {
 // FrontProxyClient is what the API server shows to aggregated API servers. It
 // chains to FrontProxyCAFile, not to the root.
 func (a *Authority) FrontProxyClient() (*Leaf, error) {
-	return a.client(a.frontProxy, "front-proxy-client", "front-proxy-client")
+	return a.client(true, "front-proxy-client", "front-proxy-client")
 }
 
 // Hub is the hub's signing identity, an Ed25519 key. Its certificate carries a
@@ -115,7 +114,6 @@ func (a *Authority) FrontProxyClient() (*Leaf, error) {
 // certificate signing request in the API can make a second hub.
 func (a *Authority) Hub() (*Leaf, error) {
 	return a.leaf("hub", true, request{
-		by:           a.root,
 		subject:      pkix.Name{CommonName: enrollment.HubName},
 		life:         hubLife,
 		usages:       []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -123,14 +121,26 @@ func (a *Authority) Hub() (*Leaf, error) {
 	})
 }
 
-// Run renews leaves long before they expire, until ctx ends.
+// reloadEvery is how soon a rotation by another process is taken over.
+const reloadEvery = 3 * time.Second
+
+// Run renews leaves long before they expire, and takes over what `coracle ca`
+// makes of the roots, until ctx ends.
 func (a *Authority) Run(ctx context.Context) error {
-	tick := time.NewTicker(time.Hour)
+	tick, look := time.NewTicker(time.Hour), time.NewTicker(reloadEvery)
 	defer tick.Stop()
+	defer look.Stop()
+	said := ""
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-look.C:
+			_, err := a.Reload()
+			if err != nil && err.Error() != said {
+				a.logger.Error("take over the cluster's roots", "err", err)
+			}
+			said = fmt.Sprint(err)
 		case <-tick.C:
 			if err := a.Renew(); err != nil {
 				// The old certificate still has a third of its life: try again in an hour.
@@ -154,12 +164,12 @@ func (a *Authority) Renew() error {
 	return errors.Join(errs...)
 }
 
-func (a *Authority) client(by *ca, name, user string, groups ...string) (*Leaf, error) {
+func (a *Authority) client(frontProxy bool, name, user string, groups ...string) (*Leaf, error) {
 	return a.leaf(name, false, request{
-		by:      by,
-		subject: pkix.Name{CommonName: user, Organization: groups},
-		life:    leafLife,
-		usages:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		frontProxy: frontProxy,
+		subject:    pkix.Name{CommonName: user, Organization: groups},
+		life:       leafLife,
+		usages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 }
 
@@ -214,12 +224,12 @@ func (l *Leaf) loadKey() (err error) {
 
 // stale says why cert has to be issued again, or "".
 func (l *Leaf) stale(cert *x509.Certificate) string {
-	now := l.a.Now()
+	now, by := l.a.Now(), l.a.by(l.want)
 	left := cert.NotAfter.Sub(now)
 	switch {
-	case cert.CheckSignatureFrom(l.want.by.cert) != nil:
+	case cert.CheckSignatureFrom(by.cert) != nil:
 		return "it was signed by another root"
-	case left < cert.NotAfter.Sub(cert.NotBefore)/3 && cert.NotAfter.Before(l.want.by.cert.NotAfter):
+	case left < cert.NotAfter.Sub(cert.NotBefore)/3 && cert.NotAfter.Before(by.cert.NotAfter):
 		return "it ends at " + cert.NotAfter.Format(time.RFC3339)
 	case now.Before(cert.NotBefore):
 		return "it begins at " + cert.NotBefore.Format(time.RFC3339)
@@ -240,7 +250,11 @@ func (l *Leaf) renew(reason string) error {
 	if err != nil {
 		return fmt.Errorf("certificate %q: %w", l.name, err)
 	}
-	if err := durable.WriteFile(l.CertFile(), certPEM(der), 0o600); err != nil {
+	var text []byte
+	for _, c := range l.chain(der) {
+		text = append(text, certPEM(c)...)
+	}
+	if err := durable.WriteFile(l.CertFile(), text, 0o600); err != nil {
 		return fmt.Errorf("certificate %q: %w", l.name, err)
 	}
 	l.a.logger.Info("certificate issued", "name", l.name, "because", reason, "until", cert.NotAfter)
@@ -249,7 +263,15 @@ func (l *Leaf) renew(reason string) error {
 }
 
 func (l *Leaf) set(cert *x509.Certificate) {
-	l.current.Store(&tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: l.key, Leaf: cert})
+	l.current.Store(&tls.Certificate{Certificate: l.chain(cert.Raw), PrivateKey: l.key, Leaf: cert})
+}
+
+// chain is what is shown: those who know an earlier root follow it to that.
+func (l *Leaf) chain(der []byte) [][]byte {
+	if l.want.frontProxy {
+		return [][]byte{der}
+	}
+	return l.a.Chain(der)
 }
 
 func splitHosts(hosts []string) (dns, ips []string) {

@@ -198,20 +198,20 @@ func TestHubCertificateIsNoOneElses(t *testing.T) {
 	dir, c := filepath.Join(t.TempDir(), "pki"), newClock()
 	a := open(t, dir, c)
 	hub := must[*Leaf](t)(a.Hub())
-	key, err := enrollment.VerifyHub(hub.Current().Leaf, a.RootPool(), time.Unix(0, 0))
+	key, err := enrollment.VerifyHub([]*x509.Certificate{hub.Current().Leaf}, a.RootPool(), time.Unix(0, 0))
 	if err != nil || !key.Equal(hub.Signer().Public()) {
 		t.Fatalf("key %v, %v", key, err)
 	}
 	// What a certificate signing request could get: the right name, but not the usage.
 	pretender := must[*Leaf](t)(a.Client("pretender", enrollment.HubName))
-	if _, err := enrollment.VerifyHub(pretender.Current().Leaf, a.RootPool(), c.now); !errors.Is(err, enrollment.ErrNotHub) {
+	if _, err := enrollment.VerifyHub([]*x509.Certificate{pretender.Current().Leaf}, a.RootPool(), c.now); !errors.Is(err, enrollment.ErrNotHub) {
 		t.Errorf("pretender: %v", err)
 	}
 	other := open(t, filepath.Join(t.TempDir(), "pki"), c)
-	if _, err := enrollment.VerifyHub(must[*Leaf](t)(other.Hub()).Current().Leaf, a.RootPool(), c.now); !errors.Is(err, enrollment.ErrNotHub) {
+	if _, err := enrollment.VerifyHub([]*x509.Certificate{must[*Leaf](t)(other.Hub()).Current().Leaf}, a.RootPool(), c.now); !errors.Is(err, enrollment.ErrNotHub) {
 		t.Errorf("hub of another cluster: %v", err)
 	}
-	if _, err := enrollment.VerifyHub(hub.Current().Leaf, a.RootPool(), c.now.Add(hubLife+time.Hour)); !errors.Is(err, enrollment.ErrNotHub) {
+	if _, err := enrollment.VerifyHub([]*x509.Certificate{hub.Current().Leaf}, a.RootPool(), c.now.Add(hubLife+time.Hour)); !errors.Is(err, enrollment.ErrNotHub) {
 		t.Errorf("expired: %v", err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 )
 
 const (
@@ -52,6 +53,8 @@ type Config struct {
 	// Timeout is how long a node has for dialing; 0 means 15 s: a handshake over a
 	// satellite takes 3.
 	Timeout time.Duration
+	// Count, if set, returns what is told the bytes of a stream to a node.
+	Count func(node, purpose string) func(sent, received int)
 	// Pending and PendingPerNode bound the requests being waited for; 0 means 256 and 16.
 	Pending, PendingPerNode int
 	Logger                  *slog.Logger
@@ -64,14 +67,16 @@ type Tunnels struct {
 	mu      sync.Mutex
 	pending map[string]*request
 	perNode map[string]int
+	streams map[string]map[*stream]bool // handed over and not closed yet, by node
 }
 
 // request is one that a dialer waits for.
 type request struct {
-	node   string
-	stream chan net.Conn // unbuffered: whoever sends knows that the dialer took it
-	failed chan error    // capacity 1
-	gone   chan struct{} // closed when the dialer no longer waits
+	node    string
+	purpose string
+	stream  chan net.Conn // unbuffered: whoever sends knows that the dialer took it
+	failed  chan error    // capacity 1
+	gone    chan struct{} // closed when the dialer no longer waits
 }
 
 // New returns Tunnels without any.
@@ -88,7 +93,59 @@ func New(cfg Config) *Tunnels {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Tunnels{cfg: cfg, pending: map[string]*request{}, perNode: map[string]int{}}
+	return &Tunnels{cfg: cfg, pending: map[string]*request{}, perNode: map[string]int{}, streams: map[string]map[*stream]bool{}}
+}
+
+// End closes a node's streams and fails those who wait for one: the node is no
+// longer one of the cluster's.
+func (t *Tunnels) End(node, reason string) {
+	t.mu.Lock()
+	var open []*stream
+	for s := range t.streams[node] {
+		open = append(open, s)
+	}
+	var waiting []*request
+	for id, r := range t.pending {
+		if r.node == node {
+			delete(t.pending, id) // so that it is answered once
+			waiting = append(waiting, r)
+		}
+	}
+	t.mu.Unlock()
+	for _, s := range open {
+		s.Close()
+	}
+	for _, r := range waiting {
+		r.failed <- fmt.Errorf("%w: node %q: %s", ErrRefused, node, reason)
+	}
+}
+
+// stream is one that is known until it is closed.
+type stream struct {
+	net.Conn
+	t    *Tunnels
+	node string
+}
+
+func (t *Tunnels) track(node string, conn net.Conn) *stream {
+	s := &stream{conn, t, node}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.streams[node] == nil {
+		t.streams[node] = map[*stream]bool{}
+	}
+	t.streams[node][s] = true
+	return s
+}
+
+func (s *stream) Close() error {
+	s.t.mu.Lock()
+	delete(s.t.streams[s.node], s)
+	if len(s.t.streams[s.node]) == 0 {
+		delete(s.t.streams, s.node)
+	}
+	s.t.mu.Unlock()
+	return s.Conn.Close()
 }
 
 // DialContext has the form of net.Dialer's. address is NODE:10250; the network is
@@ -136,12 +193,16 @@ func (t *Tunnels) ServeTunnel(w http.ResponseWriter, r *http.Request, node, id s
 		refuse(w, http.StatusInternalServerError, "Internal", "this connection can't be a tunnel")
 		return
 	}
-	stream, err := upgrade(conn, buffered)
+	upgraded, err := upgrade(conn, buffered)
 	if err != nil {
 		conn.Close()
 		t.cfg.Logger.Info("tunnel", "node", node, "err", err)
 		return
 	}
+	if t.cfg.Count != nil {
+		upgraded = fleet.Meter(upgraded, t.cfg.Count(node, req.purpose))
+	}
+	stream := t.track(node, upgraded)
 	select {
 	case req.stream <- stream:
 		t.cfg.Logger.Debug("tunnel open", "node", node, "id", id)
@@ -162,7 +223,7 @@ func (t *Tunnels) expect(node string) (string, *request, error) {
 	var random [16]byte
 	rand.Read(random[:]) // never fails, says its documentation
 	id := hex.EncodeToString(random[:])
-	r := &request{node: node, stream: make(chan net.Conn), failed: make(chan error, 1), gone: make(chan struct{})}
+	r := &request{node: node, purpose: PurposeKubelet, stream: make(chan net.Conn), failed: make(chan error, 1), gone: make(chan struct{})}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.perNode[node] >= t.cfg.PendingPerNode {

@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 	"github.com/coracle-edge/coracle/controlplane/join"
 	"github.com/coracle-edge/coracle/controlplane/join/noderecord"
+	"github.com/coracle-edge/coracle/controlplane/join/permissions"
 	"github.com/coracle-edge/coracle/controlplane/pki"
 	"github.com/coracle-edge/coracle/controlplane/tunnel"
 	"github.com/coracle-edge/coracle/edgelet/identity"
@@ -97,7 +98,7 @@ func start(t *testing.T, config tunnel.Config) *fleet {
 	f.url = "https://" + l.Addr().String()
 	server, err := join.New(join.Config{
 		Authority: f.authority, Serving: serving, Hub: hub, Client: f.client, Records: noderecord.NewDirectory(f.client, nil),
-		Cluster: func() enrollment.Cluster { return enrollment.Cluster{Fleet: []string{f.url}} }, Tunnels: f.tunnels,
+		Cluster: func() enrollment.Cluster { return enrollment.Cluster{Fleet: []string{f.url}} }, Tunnels: f.tunnels, Relay: f.tunnels,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -403,6 +404,82 @@ func TestNodeCannotTakeAnothersTunnel(t *testing.T) {
 	}
 	if answer := <-taken; !strings.Contains(answer, "404") {
 		t.Errorf("the thief was told %q", answer)
+	}
+}
+
+// The line of the table of permissions that is about tunnels: as that node, as
+// another, as a revoked one.
+func TestTheTableOfPermissionsHoldsForTunnels(t *testing.T) {
+	f := start(t, tunnel.Config{Timeout: 2 * time.Second})
+	rule, ok := permissions.Find(check(permissions.Table())(t), permissions.Fleet, "GET /v1/tunnel/ID", "get")
+	if !ok {
+		t.Fatal("the table has no line for tunnels")
+	}
+	ids := map[string]*identity.Identity{"own": f.identity("pi-1"), "other": f.identity("pi-2")}
+	takes := func(as string) bool {
+		answer := make(chan string, 1)
+		f.connect("pi-1", func(r nodetunnel.Request) error {
+			go func() { answer <- dialOnly(t, f, ids[as], r.ID) }()
+			return nil
+		})
+		get(t, f.apiServer(), base)
+		return strings.Contains(<-answer, "101")
+	}
+	if got := takes("own"); got != rule.Own {
+		t.Errorf("as that node: %v, the table says %v", got, rule.Own)
+	}
+	if got := takes("other"); got != rule.Others {
+		t.Errorf("as another node: %v, the table says %v", got, rule.Others)
+	}
+	if err := (noderecord.Store{Client: f.client}).Revoke(t.Context(), "pi-1", "", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if takes("own") {
+		t.Error("a revoked node opens a tunnel")
+	}
+}
+
+// A node that is refused loses what it has: streams, and those who wait for one.
+func TestEndClosesTheNodesStreams(t *testing.T) {
+	f := start(t, tunnel.Config{Timeout: 20 * time.Second})
+	f.node("pi-1", newPods(t, "one"))
+	f.node("pi-2", newPods(t, "one"))
+	follow := func(node string) *bufio.Reader {
+		response := check(f.apiServer().Get(strings.Replace(base, "pi-1", node, 1) + "?follow=true"))(t)
+		t.Cleanup(func() { response.Body.Close() })
+		lines := bufio.NewReader(response.Body)
+		if line, err := lines.ReadString('\n'); err != nil || line != "one\n" {
+			t.Fatalf("%q, %v", line, err)
+		}
+		return lines
+	}
+	ended, stays := follow("pi-1"), follow("pi-2")
+	f.connect("pi-1", func(nodetunnel.Request) error { return nil }) // asked, and silent
+	waiting := make(chan error, 1)
+	go func() {
+		_, err := f.tunnels.DialContext(t.Context(), "tcp", "pi-1:10250")
+		waiting <- err
+	}()
+	// End as soon as both are there; the waiter may come a moment later.
+	for err := error(nil); err == nil; {
+		f.tunnels.End("pi-1", "revoked")
+		select {
+		case err = <-waiting:
+			if !errors.Is(err, tunnel.ErrRefused) || !strings.Contains(err.Error(), "revoked") {
+				t.Errorf("who waits is told %v", err)
+			}
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	if _, err := ended.ReadString('\n'); err == nil {
+		t.Error("the stream goes on")
+	}
+	more := make(chan error, 1)
+	go func() { _, err := stays.ReadByte(); more <- err }()
+	select {
+	case err := <-more:
+		t.Errorf("another node's stream ended: %v", err)
+	case <-time.After(100 * time.Millisecond):
 	}
 }
 

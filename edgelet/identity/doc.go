@@ -10,7 +10,7 @@
 // the clock and the persisted time floor, and one that is authentic but not
 // valid yet is taken as news about the time: its NotBefore raises the floor.
 //
-// It imports the standard library, x/sys, internal/durable and the contract in
-// controlplane/api/enrollment. cmd/edgelet joins and loads; link, tunnel, pods
+// It imports the standard library, x/sys, internal/durable and the contracts in
+// controlplane/api. cmd/edgelet joins and loads; link, tunnel, pods
 // and volumes are handed the Identity.
 package identity

@@ -72,8 +72,10 @@ type Identity struct {
 	grant   granted
 	cert    *tls.Certificate
 	roots   *x509.CertPool
+	trust   []byte     // names roots
 	renewMu sync.Mutex // held over a renewal, so that there is one at a time; taken before mu
 	renewed chan struct{}
+	others  chan wish // other roots than ours are the cluster's
 }
 
 // granted is identity.json.
@@ -112,7 +114,7 @@ func Load(opts Options) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := &Identity{NodeName: g.Node, SigningKey: signing, SealingKey: sealing, opts: opts, renewed: make(chan struct{}, 1)}
+	id := &Identity{NodeName: g.Node, SigningKey: signing, SealingKey: sealing, opts: opts, renewed: make(chan struct{}, 1), others: make(chan wish, 1)}
 	if err := id.use(g); err != nil {
 		return nil, damaged(path, err)
 	}
@@ -139,23 +141,45 @@ func (id *Identity) use(g granted) error {
 	if enrollment.NodeOf(leaf) != g.Node || g.Node != id.NodeName {
 		return fmt.Errorf("the certificate names %q, the node is %q", leaf.Subject.CommonName, id.NodeName)
 	}
-	roots := x509.NewCertPool()
-	for _, der := range g.Roots {
-		root, err := x509.ParseCertificate(der)
-		if err != nil {
-			return fmt.Errorf("root: %w", err)
-		}
-		roots.AddCert(root)
+	trusted, err := parseAll(g.Roots)
+	if err != nil {
+		return fmt.Errorf("root: %w", err)
 	}
-	if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: leaf.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+	between, err := parseAll(g.Chain[1:])
+	if err != nil {
+		return fmt.Errorf("chain: %w", err)
+	}
+	roots := poolOf(trusted)
+	if _, err := leaf.Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: poolOf(between), CurrentTime: leaf.NotBefore, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}); err != nil {
 		return fmt.Errorf("certificate: %w", err)
 	}
 	id.mu.Lock()
-	id.grant, id.roots = g, roots
+	id.grant, id.roots, id.trust = g, roots, enrollment.TrustID(trusted)
 	id.cert = &tls.Certificate{Certificate: g.Chain, PrivateKey: id.SigningKey, Leaf: leaf}
 	id.mu.Unlock()
 	// It was signed by a root we trust, so that time has been.
 	return id.raise(leaf.NotBefore)
+}
+
+func parseAll(list [][]byte) ([]*x509.Certificate, error) {
+	out := make([]*x509.Certificate, len(list))
+	for i, der := range list {
+		var err error
+		if out[i], err = x509.ParseCertificate(der); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func poolOf(list []*x509.Certificate) *x509.CertPool {
+	pool := x509.NewCertPool()
+	for _, c := range list {
+		pool.AddCert(c)
+	}
+	return pool
 }
 
 // Certificate is the node's, as of now.
@@ -170,6 +194,13 @@ func (id *Identity) Roots() *x509.CertPool {
 	id.mu.RLock()
 	defer id.mu.RUnlock()
 	return id.roots
+}
+
+// TrustID names the roots that the node trusts now.
+func (id *Identity) TrustID() []byte {
+	id.mu.RLock()
+	defer id.mu.RUnlock()
+	return id.trust
 }
 
 // Cluster is what the control plane said of itself when it last granted a certificate.
@@ -200,21 +231,21 @@ func (id *Identity) HubKey() (ed25519.PublicKey, error) {
 	if der == nil {
 		return nil, fmt.Errorf("%w: none was granted", enrollment.ErrNotHub)
 	}
-	return id.VerifyHub(der)
+	return id.VerifyHub([][]byte{der})
 }
 
-// VerifyHub returns the key of a hub's certificate (DER), if it is our cluster's,
-// and raises the time floor by it.
-func (id *Identity) VerifyHub(der []byte) (ed25519.PublicKey, error) {
-	cert, err := x509.ParseCertificate(der)
+// VerifyHub returns the key of a hub's certificate (its chain, DER, leaf first), if
+// it is our cluster's, and raises the time floor by it.
+func (id *Identity) VerifyHub(chain [][]byte) (ed25519.PublicKey, error) {
+	certs, err := parseAll(chain)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", enrollment.ErrNotHub, err)
 	}
-	key, err := enrollment.VerifyHub(cert, id.Roots(), id.Now())
+	key, err := enrollment.VerifyHub(certs, id.Roots(), id.Now())
 	if err != nil {
 		return nil, err
 	}
-	return key, id.raise(cert.NotBefore)
+	return key, id.raise(certs[0].NotBefore)
 }
 
 // Now is the later of the clock and the time floor: the best the node knows.

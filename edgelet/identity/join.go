@@ -13,14 +13,17 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/internal/durable"
 )
 
@@ -58,7 +61,7 @@ func Join(ctx context.Context, opts JoinOptions) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id = &Identity{NodeName: opts.Line.Node, SigningKey: signing, SealingKey: sealing, opts: opts.Options, renewed: make(chan struct{}, 1)}
+	id = &Identity{NodeName: opts.Line.Node, SigningKey: signing, SealingKey: sealing, opts: opts.Options, renewed: make(chan struct{}, 1), others: make(chan wish, 1)}
 	request, err := json.Marshal(enrollment.JoinRequest{
 		Token: opts.Line.Token, Node: opts.Line.Node,
 		SigningKey: signing.Public().(ed25519.PublicKey),
@@ -81,7 +84,8 @@ func Join(ctx context.Context, opts JoinOptions) (*Identity, error) {
 }
 
 func sameCluster(id *Identity, line enrollment.Line) error {
-	if id.grant.CAHash != line.CAHash && id.grant.Cluster.ID != line.CAHash {
+	known := slices.Contains(id.rootHashes(), line.CAHash) // of a root that the cluster got since
+	if id.grant.CAHash != line.CAHash && id.grant.Cluster.ID != line.CAHash && !known {
 		return fmt.Errorf("%w: it is node %q of the cluster with CA sha256:%s, the line is for CA sha256:%s. To move it, remove %s first: "+
 			"its pods and their data are the old cluster's", ErrOtherCluster, id.NodeName, id.grant.CAHash, line.CAHash, id.opts.Dir)
 	}
@@ -89,6 +93,19 @@ func sameCluster(id *Identity, line enrollment.Line) error {
 		return fmt.Errorf("%w: it is node %q of this cluster already, the line is for %q", ErrOtherName, id.NodeName, line.Node)
 	}
 	return nil
+}
+
+// rootHashes are those of the roots that are trusted now.
+func (id *Identity) rootHashes() []string {
+	id.mu.RLock()
+	defer id.mu.RUnlock()
+	var out []string
+	for _, der := range id.grant.Roots {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			out = append(out, RootHash(c))
+		}
+	}
+	return out
 }
 
 // accept checks g, makes it durable and takes it over.
@@ -101,8 +118,12 @@ func (id *Identity) accept(g granted) error {
 	if err != nil {
 		return err
 	}
-	if err := durable.WriteFile(filepath.Join(id.opts.Dir, "identity.json"), append(data, '\n'), 0o600); err != nil {
-		return fmt.Errorf("identity: %w", err)
+	path := filepath.Join(id.opts.Dir, "identity.json")
+	data = append(data, '\n')
+	if have, err := os.ReadFile(path); err != nil || !bytes.Equal(have, data) { // a refused node asks often
+		if err := durable.WriteFile(path, data, 0o600); err != nil {
+			return fmt.Errorf("identity: %w", err)
+		}
 	}
 	return id.use(g)
 }
@@ -113,8 +134,9 @@ func (id *Identity) NeedsRenewal() bool {
 	return !id.Now().Before(enrollment.RenewAt(leaf.NotBefore, leaf.NotAfter))
 }
 
-// Renew asks for a new certificate; the old one may have expired. It returns
-// enrollment.ErrRevoked if the node's identity was ended. The link calls it when
+// Renew asks for a certificate; the old one may have expired. Where that is good
+// for long it comes again, so this also asks whether the cluster knows this node:
+// enrollment.Ended(err) if its identity was ended. The link calls it when
 // the other side says that our certificate has expired (see Expired): a board
 // without a clock doesn't know by itself.
 func (id *Identity) Renew(ctx context.Context) error {
@@ -139,6 +161,9 @@ func (id *Identity) Renew(ctx context.Context) error {
 	if err := id.accept(next); err != nil {
 		return err
 	}
+	if bytes.Equal(id.Certificate().Certificate[0], before.Certificate[0]) {
+		return nil
+	}
 	select {
 	case id.renewed <- struct{}{}:
 	default:
@@ -157,41 +182,6 @@ func (id *Identity) anonymousTLS() *tls.Config {
 // Renewed has a value after a renewal, for whoever keeps long connections with
 // the old certificate. Capacity 1: several renewals are one.
 func (id *Identity) Renewed() <-chan struct{} { return id.renewed }
-
-// Run renews in time, until ctx ends. When the node is away it tries again every
-// minute to hour, and it returns nil only when ctx ended.
-func (id *Identity) Run(ctx context.Context) error {
-	const look = time.Minute // the clock may jump at any time
-	wait := look
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-timer.C:
-		}
-		if id.NeedsRenewal() {
-			if err := id.Renew(ctx); err != nil && ctx.Err() == nil {
-				id.opts.Logger.Warn("certificate not renewed", "err", err, "again", wait)
-				timer.Reset(wait)
-				wait = min(2*wait, time.Hour)
-				continue
-			}
-		}
-		wait = look
-		timer.Reset(look)
-	}
-}
-
-// certificateExpired is TLS alert 45, RFC 8446 6.2.
-const certificateExpired = 45
-
-// Expired says whether err means that the other side found our certificate expired.
-func Expired(err error) bool {
-	number, ok := alert(err)
-	return ok && number == certificateExpired
-}
 
 // alert is the TLS alert that the other side sent, if that is what err is. The
 // package crypto/tls doesn't export its type outside of QUIC: it is a number,
@@ -307,6 +297,14 @@ func ask(ctx context.Context, base, path string, body []byte, key ed25519.Privat
 // lostAfter is when a fleet endpoint that is silent below TLS counts as gone.
 const lostAfter = time.Minute
 
+type meterKey struct{}
+
+// WithMeter returns a context in which DialFleet tells count the bytes on the
+// sockets that it opens.
+func WithMeter(ctx context.Context, count func(sent, received int)) context.Context {
+	return context.WithValue(ctx, meterKey{}, count)
+}
+
 // DialFleet opens a TLS connection to a fleet endpoint. The port is 443 unless u says another.
 func DialFleet(ctx context.Context, u *url.URL, config *tls.Config) (*tls.Conn, error) {
 	port := u.Port()
@@ -325,6 +323,9 @@ func DialFleet(ctx context.Context, u *url.URL, config *tls.Config) (*tls.Conn, 
 	raw, err := d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
 	if err != nil {
 		return nil, &unreachable{err}
+	}
+	if count, ok := ctx.Value(meterKey{}).(func(sent, received int)); ok {
+		raw = fleet.Meter(raw, count)
 	}
 	config = config.Clone()
 	config.NextProtos = []string{"http/1.1"}

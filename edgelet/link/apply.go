@@ -20,6 +20,8 @@ type Decision struct {
 	Result fleet.Set
 	// Want is, after a list, what the node lacks or has otherwise.
 	Want []*fleet.Want
+	// More: pods may be missing in Result that the node should have.
+	More bool
 }
 
 // Decide says what a node that has `set`, by the order `have`, makes of order o.
@@ -79,6 +81,9 @@ func decideList(set fleet.Set, o *fleet.Order, refuse func(fleet.AckStatus, stri
 	}
 	slices.Sort(d.Removes)
 	d.Want = wants(d.Result, o)
+	for _, w := range d.Want {
+		d.More = d.More || len(w.GetHave()) == 0
+	}
 	return d
 }
 
@@ -121,7 +126,7 @@ func decideDelta(set fleet.Set, o *fleet.Order, refuse func(fleet.AckStatus, str
 	if digest := result.Digest(); string(o.GetDigest()) != string(digest[:]) {
 		return refuse(fleet.AckStatus_MISMATCH, "the order leads to another set than it says")
 	}
-	return Decision{Status: fleet.AckStatus_APPLIED, Upserts: o.GetUpserts(), Removes: o.GetRemoves(), Result: result}
+	return Decision{Status: fleet.AckStatus_APPLIED, Upserts: o.GetUpserts(), Removes: o.GetRemoves(), Result: result, More: o.GetMore()}
 }
 
 // checkObject checks everything that can be known without keys.

@@ -39,12 +39,12 @@ type conn struct {
 
 // dial opens the TLS connection, CONNECTs with the will of the next session and
 // subscribes.
-func (l *Link) dial(ctx context.Context, attempt int) (*conn, error) {
+func (l *Link) dial(ctx context.Context) (*conn, error) {
 	brokers := l.c.Brokers()
 	if len(brokers) == 0 {
 		return nil, ErrNoBroker
 	}
-	address := brokers[attempt%len(brokers)]
+	address := l.brokers.next(brokers)
 	u, err := url.Parse(address)
 	if err != nil || u.Hostname() == "" {
 		return nil, fmt.Errorf("broker address %q: want mqtts://host:port", address)
@@ -57,7 +57,8 @@ func (l *Link) dial(ctx context.Context, attempt int) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{topic: fleet.Topic(l.c.NodeName, fleet.DirUp), keepalive: l.keepalive(), lost: make(chan error, 1), more: make(chan struct{}, 1)}
+	settings := l.settings()
+	c := &conn{topic: fleet.Topic(l.c.NodeName, fleet.DirUp), keepalive: settings.Keepalive, lost: make(chan error, 1), more: make(chan struct{}, 1)}
 	o := paho.NewClientOptions()
 	o.AddBroker("ssl://" + host)
 	o.SetClientID(fleet.NodeUserPrefix + l.c.NodeName)
@@ -66,13 +67,13 @@ func (l *Link) dial(ctx context.Context, attempt int) (*conn, error) {
 	o.SetAutoReconnect(false)
 	o.SetConnectRetry(false)
 	o.SetKeepAlive(c.keepalive)
-	o.SetPingTimeout(max(c.keepalive/3, 5*time.Second))
+	o.SetPingTimeout(min(max(c.keepalive/3, 5*time.Second), time.Minute))
 	o.SetConnectTimeout(connectTimeout)
 	o.SetWriteTimeout(writeTimeout)
 	o.SetOrderMatters(true)
 	o.SetBinaryWill(fleet.Topic(l.c.NodeName, fleet.DirWill), will, fleet.QoS, false)
 	o.SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) {
-		return l.open(ctx, host, u.Hostname())
+		return l.open(ctx, host, u.Hostname(), settings.attempt())
 	})
 	o.SetConnectionLostHandler(func(_ paho.Client, err error) {
 		select {
@@ -83,26 +84,34 @@ func (l *Link) dial(ctx context.Context, attempt int) (*conn, error) {
 	o.SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) { c.receive(m.Payload()) })
 	c.client = paho.NewClient(o)
 	token := c.client.Connect().(*paho.ConnectToken)
-	if err := wait(ctx, token); err != nil {
-		return nil, fmt.Errorf("broker %s: %w", host, err)
-	}
-	switch code := token.ReturnCode(); code {
-	case 0:
-	case 4, 5:
-		return nil, fmt.Errorf("broker %s: %w (code %d): was this node revoked, or its identity replaced? Ask with `coracle node list`", host, ErrRefused, code)
+	err = wait(ctx, token)
+	code := byte(0)
+	select {
+	case <-token.Done(): // paho writes the code until then
+		code = token.ReturnCode()
 	default:
-		return nil, fmt.Errorf("broker %s: %w (code %d)", host, ErrRefused, code)
+	}
+	switch {
+	case code == 4 || code == 5:
+		return nil, fmt.Errorf("broker %s: %w (code %d): was this node revoked, or its identity replaced? Ask with `coracle node list`", host, ErrRefused, code)
+	case err != nil:
+		return nil, fmt.Errorf("broker %s: %w", host, err)
+	case code != 0: // paho takes a code it doesn't know for success
+		return nil, fmt.Errorf("broker %s: %w (code %d)", host, ErrUnavailable, code)
 	}
 	if err := wait(ctx, c.client.Subscribe(fleet.Topic(l.c.NodeName, fleet.DirDown), fleet.QoS, nil)); err != nil {
 		c.client.Disconnect(0)
 		return nil, fmt.Errorf("broker %s: subscribe: %w", host, err)
 	}
-	l.note(func(s *Status) { s.Connected, s.Broker = true, host })
+	l.note(func(s *Status) {
+		s.Connected, s.Broker, s.Keepalive = true, host, c.keepalive
+		s.Connections++
+	})
 	return c, nil
 }
 
-func (l *Link) open(ctx context.Context, host, name string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+func (l *Link) open(ctx context.Context, host, name string, within time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	tcp, err := l.c.Dial(ctx, "tcp", host)
 	if err != nil {
@@ -113,13 +122,16 @@ func (l *Link) open(ctx context.Context, host, name string) (net.Conn, error) {
 		conf = conf.Clone()
 		conf.ServerName = name
 	}
-	secure := tls.Client(&counted{tcp, &l.counters}, conf)
+	secure := tls.Client(fleet.Meter(tcp, func(sent, received int) {
+		l.counters.Socket.Add(sent, received)
+		l.c.Budget.Count(sent, received)
+	}), conf)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		_ = tcp.Close()
 		return nil, err
 	}
 	l.note(func(s *Status) { s.Resumed = secure.ConnectionState().DidResume })
-	return secure, nil
+	return fleet.Meter(secure, l.counters.Plain.Add), nil
 }
 
 // receive never blocks: paho would stop reading, and then pinging.
@@ -154,21 +166,4 @@ func wait(ctx context.Context, token paho.Token) error {
 	case <-timer.C:
 		return errors.New("no answer")
 	}
-}
-
-type counted struct {
-	net.Conn
-	counters *fleet.Counters
-}
-
-func (c *counted) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	c.counters.Received(fleet.ClassSocket, n)
-	return n, err
-}
-
-func (c *counted) Write(b []byte) (int, error) {
-	n, err := c.Conn.Write(b)
-	c.counters.Sent(fleet.ClassSocket, n)
-	return n, err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -38,7 +39,18 @@ func (s *session) fetch(objects []*fleet.Object) {
 	}
 	go func() {
 		r := fetchResult{map[string]*fleet.Object{}, map[string]string{}}
-		client := &http.Client{Transport: &http.Transport{TLSClientConfig: l.c.ObjectsTLS.Clone(), ForceAttemptHTTP2: false, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}}}
+		flow := l.counters.Stream(fleet.StreamObjects)
+		dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := l.c.Dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return fleet.Meter(conn, func(sent, received int) {
+				flow.Add(sent, received)
+				l.c.Budget.Count(sent, received)
+			}), nil
+		}
+		client := &http.Client{Transport: &http.Transport{DialContext: dial, TLSClientConfig: l.c.ObjectsTLS.Clone(), ForceAttemptHTTP2: false, TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{}}}
 		defer client.CloseIdleConnections()
 		for _, o := range objects {
 			raw, err := l.fetchOne(ctx, client, bases, o)
@@ -137,7 +149,6 @@ func (l *Link) fetchSome(ctx context.Context, client *http.Client, url string, r
 	for len(raw) < size {
 		n, err := resp.Body.Read(buf[:min(len(buf), size-len(raw))])
 		raw = append(raw, buf[:n]...)
-		l.counters.Received(fleet.ClassObject, n)
 		if n > 0 {
 			stall.Reset(fetchTimeout)
 		}

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"strconv"
 	"sync"
 	"time"
 
@@ -17,21 +16,12 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/state"
 )
 
-// Settings that the hub gives and that are used before it can be asked.
-const (
-	settingKeepalive = "link.keepalive" // seconds
-	settingJitter    = "link.jitter"    // milliseconds
-	settingObjects   = "link.objects"   // URL
-
-	defaultKeepalive = 60 * time.Second
-	defaultJitter    = 2 * time.Second
-	maxRetry         = 2 * time.Minute
-)
-
 var (
-	// ErrRefused is returned by the broker to a node whose certificate it
-	// doesn't take, or that isn't admitted.
-	ErrRefused = errors.New("the broker refuses this node")
+	// ErrRefused is returned when the broker doesn't admit this node, or the hub
+	// refuses its identity.
+	ErrRefused = errors.New("the cluster refuses this node")
+	// ErrUnavailable is returned when a broker takes nobody now.
+	ErrUnavailable = errors.New("the broker refuses connections")
 	// ErrNoBroker is returned when no broker address is known.
 	ErrNoBroker = errors.New("no broker address")
 )
@@ -57,14 +47,38 @@ type Config struct {
 	// doesn't say.
 	ObjectsTLS *tls.Config
 	FleetURLs  func() []string
+	// Counters count what is sent and received; its own if nil.
+	Counters *fleet.Counters
+	// Addresses are those that the node knows; Learn makes those that the hub says
+	// durable. Both may be nil: then the hub is told that none are taken.
+	Addresses func() *fleet.Addresses
+	Learn     func(*fleet.Addresses) error
+	// Budget may hold back what isn't urgent; nil is none.
+	Budget Budget
+
+	// OnStanding is told how the cluster regards this node: with every Welcome and
+	// whenever it changes; nil is in good standing. May be nil.
+	OnStanding func(*fleet.Standing)
+	// TrustID names the roots that the node trusts; OnTrust is told those that the
+	// control plane has, if they are others. Both may be nil.
+	TrustID func() []byte
+	OnTrust func(id []byte, jitter time.Duration)
+	// Readmission is called when the node was refused. It returns when to try again,
+	// and whether it heard that the node was let in: then that is at once. Nil: after
+	// the same waits as after any failure.
+	Readmission func(ctx context.Context) bool
 
 	// What the node says of itself.
 	Features     []string
 	AgentVersion string
-	LinkClass    string
-	BootID       []byte
+	// LinkClass is what the hub goes by until the Node's label says otherwise.
+	LinkClass string
+	// BootID is random, made at each start of the agent.
+	BootID []byte
+	// Board tells people which board this is; asked for at each Hello. May be nil.
+	Board func() string
 
-	// Coalesce is how long reports wait for others. 2 ms if zero.
+	// Coalesce is how long reports wait for others. What the hub says if zero.
 	Coalesce time.Duration
 	// ShutdownWait bounds the goodbye. 500 ms if zero.
 	ShutdownWait time.Duration
@@ -82,9 +96,11 @@ type Link struct {
 	log      *slog.Logger
 	codec    *fleet.Codec
 	machine  *Machine // Run's goroutine only
+	brokers  brokers  // likewise
 	started  time.Time
-	counters fleet.Counters
+	counters *fleet.Counters
 	tls      *tls.Config
+	budget   <-chan struct{} // what may be sent is another
 
 	mu     sync.Mutex
 	status Status
@@ -96,10 +112,14 @@ type Status struct {
 	Live      bool      // the hub has welcomed us
 	Since     time.Time // of the last change of Live
 	Broker    string
-	Resumed   bool // the TLS session was
-	LastError string
-	Err       error // the same, for errors.Is
-	Session   fleet.SessionID
+	Class     string // of the link
+	Keepalive time.Duration
+	// Connections that the broker accepted since the agent started.
+	Connections int64
+	Resumed     bool // the TLS session was
+	LastError   string
+	Err         error // the same, for errors.Is
+	Session     fleet.SessionID
 }
 
 // New returns a Link; nothing happens before Run.
@@ -113,11 +133,14 @@ func New(c Config) (*Link, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	if c.Coalesce == 0 {
-		c.Coalesce = 2 * time.Millisecond
-	}
 	if c.ShutdownWait == 0 {
 		c.ShutdownWait = 500 * time.Millisecond
+	}
+	if c.Counters == nil {
+		c.Counters = &fleet.Counters{}
+	}
+	if c.Budget == nil {
+		c.Budget = unlimited{}
 	}
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: connectTimeout, KeepAlive: -1}).DialContext // MQTT has its own
@@ -138,15 +161,29 @@ func New(c Config) (*Link, error) {
 		// connection, as much as all the rest. Secrets are sealed within.
 		conf.CurvePreferences = []tls.CurveID{tls.X25519}
 	}
+	if c.OnStanding == nil {
+		c.OnStanding = func(*fleet.Standing) {}
+	}
+	if c.TrustID == nil {
+		c.TrustID = func() []byte { return nil }
+	}
+	if c.OnTrust == nil {
+		c.OnTrust = func([]byte, time.Duration) {}
+	}
+	if c.Board == nil {
+		c.Board = func() string { return "" }
+	}
+	c.Budget.Set(readSettings(c.State, c.LinkClass).budget)
 	set, version := c.State.Set()
+	machine := NewMachine(c.State.ID(), c.State.BootSeq(), version, set)
+	machine.Booted(c.BootID)
 	return &Link{
-		c: c, log: c.Logger, codec: fleet.NewCodec(), tls: conf, started: c.Now(),
-		machine: NewMachine(c.State.ID(), c.State.BootSeq(), version, set),
+		c: c, log: c.Logger, codec: fleet.NewCodec(), counters: c.Counters, tls: conf, started: c.Now(), budget: c.Budget.Watch(), machine: machine,
 	}, nil
 }
 
 // Counters of bytes and messages.
-func (l *Link) Counters() *fleet.Counters { return &l.counters }
+func (l *Link) Counters() *fleet.Counters { return l.counters }
 
 // Status returns what the link is doing.
 func (l *Link) Status() Status {
@@ -172,20 +209,23 @@ func (l *Link) now() time.Duration { return l.c.Now().Sub(l.started) }
 // one moment.
 func (l *Link) Run(ctx context.Context) error {
 	failures := 0
-	for attempt := 0; ctx.Err() == nil; attempt++ {
-		live, err := l.connection(ctx, attempt)
+	for ctx.Err() == nil {
+		live, err := l.connection(ctx)
 		if ctx.Err() != nil {
 			break
 		}
-		wait := time.Duration(l.c.Rand() * float64(l.setting(settingJitter, defaultJitter, time.Millisecond)))
+		var wait time.Duration
 		switch {
 		case errors.Is(err, errReconnect):
-			failures, wait = 0, 0
-		case live:
 			failures = 0
+		case live:
+			failures, wait = 0, l.settings().comeBack(l.c.Rand())
 		default:
 			failures++
-			wait += time.Duration((0.5 + l.c.Rand()) * float64(backoff(250*time.Millisecond, maxRetry, failures)))
+			wait = l.settings().again(failures, l.c.Rand())
+		}
+		if l.brokers.ended(l.c.Brokers(), live, err) {
+			failures, wait = max(failures-1, 0), time.Duration(l.c.Rand()*float64(nextBroker))
 		}
 		if err != nil {
 			l.note(func(s *Status) { s.LastError, s.Err = err.Error(), err })
@@ -193,6 +233,9 @@ func (l *Link) Run(ctx context.Context) error {
 			if failures <= 1 || failures&(failures-1) == 0 {
 				l.log.Warn("fleet link", "error", err, "failures", failures, "retryIn", wait)
 			}
+		}
+		if errors.Is(err, ErrRefused) && l.c.Readmission != nil && l.c.Readmission(ctx) {
+			failures, wait = 0, 0
 		}
 		select {
 		case <-ctx.Done():
@@ -202,14 +245,4 @@ func (l *Link) Run(ctx context.Context) error {
 	return nil
 }
 
-func (l *Link) setting(name string, fallback, unit time.Duration) time.Duration {
-	n, err := strconv.ParseUint(l.c.State.Setting(name), 10, 32)
-	if err != nil {
-		return fallback
-	}
-	return time.Duration(n) * unit
-}
-
-func (l *Link) keepalive() time.Duration {
-	return min(max(l.setting(settingKeepalive, defaultKeepalive, time.Second), 5*time.Second), 4*time.Hour)
-}
+func (l *Link) settings() settings { return readSettings(l.c.State, l.c.LinkClass) }

@@ -16,9 +16,10 @@ const (
 	resendAfter   = 20 * time.Second // then doubled
 	resendMax     = 5 * time.Minute
 	rebirthEvery  = 5 * time.Second
-	maxFlight     = 128 // reports under way
-	deposedAfter  = 3   // Hellos that only a deposed hub answers
-	maxUnanswered = 3   // repeats of a report, then the session begins anew
+	doubtAfter    = 5 * time.Minute // of an earlier hub asking while the later one is silent
+	maxFlight     = 128             // reports under way
+	deposedAfter  = 3               // Hellos that only a deposed hub answers
+	maxUnanswered = 3               // sendings of a report or journal, then the session begins anew
 )
 
 // Phase of a session.
@@ -51,6 +52,7 @@ type (
 		Version fleet.OrderVersion
 		Upserts []*fleet.Object
 		Removes []string
+		More    bool // pods that should be here may be missing after it
 	}
 	// ReleaseReport was answered for; an empty UID is the node's own.
 	ReleaseReport struct {
@@ -68,8 +70,16 @@ type (
 	}
 	// OpenTunnel that was asked for.
 	OpenTunnel struct{ Request *fleet.TunnelRequest }
-	// Use what the hub says about the link, then call Outbox.
+	// Use what the hub says about the link, then call Outbox. Unless Told follows,
+	// the node is in good standing.
 	Use struct{ Welcome *fleet.Welcome }
+	// Told is how the cluster regards this node. If Standing.Refuses, the session is
+	// over and none may begin on this connection.
+	Told struct{ Standing *fleet.Standing }
+	// Renew the certificate within Jitter if the node trusts other roots.
+	Renew struct{ Trust *fleet.Trust }
+	// AnswerProbe with a message that has this grant.
+	AnswerProbe struct{ Grant fleet.GrantID }
 	// Refused is a message that wasn't obeyed, for the log.
 	Refused struct{ Reason string }
 )
@@ -85,6 +95,9 @@ func (ReleaseJournal) output() {}
 func (RepeatReports) output()  {}
 func (OpenTunnel) output()     {}
 func (Use) output()            {}
+func (Told) output()           {}
+func (Renew) output()          {}
+func (AnswerProbe) output()    {}
 func (Refused) output()        {}
 
 type flight struct {
@@ -97,6 +110,7 @@ type flight struct {
 type order struct {
 	version  fleet.OrderVersion
 	decision Decision
+	fetching bool
 }
 
 // Machine is one node's side of the protocol. Its methods are its transitions:
@@ -104,14 +118,17 @@ type order struct {
 // moment. Not safe for concurrent use.
 type Machine struct {
 	session fleet.SessionID
+	bootID  string // of this start of the agent, as its Hello says
 	phase   Phase
 	grant   fleet.GrantID
 	upSeq   uint64
 	downSeq uint64
+	said    fleet.OrderVersion // in the session's Hello
 
 	helloDue   time.Duration // when to say Hello (again); 0 is never
 	helloTries int
 	rebirthOK  time.Duration // a Rebirth before this is ignored
+	doubt      time.Duration // from then on a Rebirth of an earlier hub is obeyed; 0: none asked
 
 	version fleet.OrderVersion // durable
 	set     fleet.Set          // durable; never changed in place
@@ -140,6 +157,9 @@ func (m *Machine) Clone() *Machine {
 	return &c
 }
 
+// Booted says what the Hellos of this start of the agent say as boot id.
+func (m *Machine) Booted(id []byte) { m.bootID = string(id) }
+
 // Session, Phase, Version and Set of the machine.
 func (m *Machine) Session() fleet.SessionID    { return m.session }
 func (m *Machine) Phase() Phase                { return m.phase }
@@ -165,8 +185,12 @@ func (m *Machine) Connected(now time.Duration) []Output {
 }
 
 // Disconnected ends it. What was under way is forgotten, not lost: it stays in
-// the outbox.
+// the outbox. So is an order whose objects were being fetched, because fetching
+// ends with the connection; the hub gives it again.
 func (m *Machine) Disconnected() {
+	if m.order != nil && m.order.fetching {
+		m.order = nil
+	}
 	m.phase = Offline
 	m.helloDue = 0
 	m.grant = fleet.GrantID{}
@@ -180,6 +204,7 @@ func (m *Machine) greet(now time.Duration) []Output {
 	m.phase = Greeting
 	m.grant = fleet.GrantID{}
 	m.upSeq, m.downSeq = 0, 0
+	m.said = m.version
 	clear(m.flights)
 	m.forgetJournal()
 	m.helloDue = now + backoff(helloRetry, helloRetryMax, m.helloTries)
@@ -228,6 +253,13 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 	if fleet.SessionFrom(d.GetSession()) != m.session {
 		return []Output{Refused{"of another session"}}
 	}
+	// Both answer this very Hello: the session never repeats, so neither can be a recording.
+	if s := d.GetStanding(); s.Refuses() {
+		return m.dismissed(s)
+	}
+	if p := d.GetProbe(); p != nil {
+		return m.probed(p, fleet.GrantFrom(d.GetGrant()))
+	}
 	var out []Output
 	grant := fleet.GrantFrom(d.GetGrant())
 	if w := d.GetWelcome(); w != nil && grant != m.grant {
@@ -236,7 +268,14 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		}
 		m.phase, m.grant, m.downSeq = Live, grant, 0
 		m.helloDue, m.helloTries = 0, 0
+		// What is under way to another hub is nothing to this one.
+		clear(m.flights)
+		m.forgetJournal()
 		out = append(out, Use{w})
+		if m.version != m.said {
+			// An order of the hub before this one came between.
+			out = append(out, SendAck{m.ack(m.version, Decision{Status: fleet.AckStatus_DUPLICATE})})
+		}
 	}
 	if d.GetSeq() <= m.downSeq {
 		return []Output{Refused{"seen before"}}
@@ -245,6 +284,10 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		return []Output{Refused{"of another hub, or before its Welcome"}}
 	}
 	m.downSeq = d.GetSeq()
+	m.doubt = 0
+	if s := d.GetStanding(); s != nil {
+		out = append(out, Told{s})
+	}
 	if a := d.GetAdopt(); a != nil {
 		out = append(out, m.adopt(a)...)
 	}
@@ -261,6 +304,9 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 	if j := d.GetJournalAck(); j != nil {
 		m.forgetJournal()
 		out = append(out, ReleaseJournal{j.GetBoot(), j.GetSeq()})
+	}
+	if t := d.GetTrust(); t != nil {
+		out = append(out, Renew{t})
 	}
 	if t := d.GetTunnel(); t != nil {
 		out = append(out, OpenTunnel{t})
@@ -279,6 +325,21 @@ func (m *Machine) Down(now time.Duration, unix int64, random float64, d *fleet.D
 		out = append(out, RepeatReports{r.GetUids(), r.GetAll(), r.GetNode()})
 	}
 	return out
+}
+
+// dismissed ends the session: nothing is asked for any more on this connection.
+func (m *Machine) dismissed(s *fleet.Standing) []Output {
+	m.Disconnected()
+	return []Output{Told{s}}
+}
+
+// probed: another board may have said the same session, so the start of the agent
+// must be ours, too.
+func (m *Machine) probed(p *fleet.Probe, grant fleet.GrantID) []Output {
+	if m.bootID == "" || string(p.GetBootId()) != m.bootID {
+		return []Output{Refused{"a probe for another board with this node's identity"}}
+	}
+	return []Output{AnswerProbe{grant}}
 }
 
 // unwelcome says why not to follow the hub that sent this Welcome. A hub of an
@@ -302,15 +363,25 @@ func (m *Machine) rebirth(now time.Duration, random float64, r *fleet.Rebirth) [
 	switch {
 	case now < m.rebirthOK:
 		return []Output{Refused{"too many rebirths"}}
-	case v.Incarnation == m.version.Incarnation && v.Epoch < m.version.Epoch:
+	case v.Incarnation == m.version.Incarnation && v.Epoch < m.version.Epoch && !m.doubts(now):
 		return []Output{Refused{"rebirth by a hub that was deposed"}}
 	case m.phase == Greeting && m.helloTries <= 1:
 		return nil // a Hello is under way
 	}
 	m.rebirthOK = now + rebirthEvery
-	m.helloTries = 0
+	m.helloTries, m.doubt = 0, 0
 	m.helloDue = now + max(time.Duration(random*float64(r.GetJitter()))*time.Millisecond, time.Nanosecond)
 	return m.Tick(now)
+}
+
+// doubts says whether a hub of an earlier epoch has asked for so long, and the
+// one of this session said nothing, that its etcd may have been restored and the
+// later hub be of a past that is lost.
+func (m *Machine) doubts(now time.Duration) bool {
+	if m.doubt == 0 {
+		m.doubt = now + doubtAfter
+	}
+	return now >= m.doubt
 }
 
 // adopt moves the node into another incarnation, with everything it has.
@@ -319,8 +390,8 @@ func (m *Machine) adopt(a *fleet.Adopt) []Output {
 	if m.order != nil || to.Incarnation == "" || string(a.GetFrom()) != m.version.Incarnation {
 		return []Output{Refused{"adoption from another incarnation than this node's"}}
 	}
-	m.order = &order{to, Decision{Status: fleet.AckStatus_APPLIED, Result: m.set}}
-	return []Output{StoreOrder{Version: to}}
+	m.order = &order{version: to, decision: Decision{Status: fleet.AckStatus_APPLIED, Result: m.set}}
+	return []Output{StoreOrder{Version: to, More: true}}
 }
 
 func (m *Machine) take(unix int64, o *fleet.Order) []Output {
@@ -332,7 +403,7 @@ func (m *Machine) take(unix int64, o *fleet.Order) []Output {
 	if d.Status != fleet.AckStatus_APPLIED {
 		return []Output{SendAck{m.ack(version, d)}}
 	}
-	m.order = &order{version, d}
+	m.order = &order{version: version, decision: d}
 	var fetch []*fleet.Object
 	for _, obj := range d.Upserts {
 		if obj.GetSize() > 0 {
@@ -340,18 +411,20 @@ func (m *Machine) take(unix int64, o *fleet.Order) []Output {
 		}
 	}
 	if len(fetch) > 0 {
+		m.order.fetching = true
 		return []Output{Fetch{fetch}}
 	}
-	return []Output{StoreOrder{version, d.Upserts, d.Removes}}
+	return []Output{StoreOrder{version, d.Upserts, d.Removes, d.More}}
 }
 
 // Fetched says what came of Fetch: complete objects by UID, and why others
 // couldn't be had.
 func (m *Machine) Fetched(got map[string]*fleet.Object, failed map[string]string) []Output {
-	if m.order == nil {
-		return nil
+	if m.order == nil || !m.order.fetching {
+		return nil // of a connection that ended
 	}
 	o := m.order
+	o.fetching = false
 	if len(failed) > 0 {
 		m.order = nil
 		ack := m.ack(o.version, Decision{Status: fleet.AckStatus_FAILED})
@@ -365,7 +438,7 @@ func (m *Machine) Fetched(got map[string]*fleet.Object, failed map[string]string
 			upserts[i] = full
 		}
 	}
-	return []Output{StoreOrder{o.version, upserts, o.decision.Removes}}
+	return []Output{StoreOrder{o.version, upserts, o.decision.Removes, o.decision.More}}
 }
 
 // Stored says what came of StoreOrder.
@@ -445,6 +518,10 @@ func (m *Machine) Outbox(now time.Duration, refs []Ref, journal bool) []Output {
 	switch {
 	case m.journalDue != 0 && now >= m.journalDue: // lost: from the start
 		tries := m.journalTries
+		if tries >= maxUnanswered {
+			m.helloTries = 0
+			return m.greet(now)
+		}
 		m.forgetJournal()
 		m.journalTries = tries
 		out = append(out, SendJournal{})

@@ -242,3 +242,128 @@ func TestDeposedHubIsFollowedOnlyIfNoOtherAnswers(t *testing.T) {
 		t.Error("back to an earlier one")
 	}
 }
+
+func TestFetchingEndsWithTheConnection(t *testing.T) {
+	m := welcomed(t)
+	c := obj("c", "c")
+	c.Raw, c.Size = nil, 1<<20
+	hash := fleet.HashObject([]byte("c"))
+	order := delta(next(), fleet.Set{}, fleet.Set{"c": hash}, []*fleet.Object{c})
+	take := func(seq uint64) []Output {
+		return m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: seq, Grant: grant.Proto(), Order: order})
+	}
+	if _, ok := take(2)[0].(Fetch); !ok {
+		t.Fatal("not fetched")
+	}
+	m.Disconnected()
+	if out := m.Fetched(map[string]*fleet.Object{"c": obj("c", "c")}, nil); len(out) != 0 {
+		t.Errorf("what the old connection brought is stored: %v", out)
+	}
+	m.Connected(0)
+	m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: 1, Grant: grant.Proto(), Welcome: &fleet.Welcome{Version: next().Proto()}})
+	if _, ok := take(2)[0].(Fetch); !ok {
+		t.Error("the order isn't taken again")
+	}
+	for i, want := range []int{1, 0} {
+		if _, _, store, _, _ := kinds(m.Fetched(map[string]*fleet.Object{"c": obj("c", "c")}, nil)); store != want {
+			t.Errorf("result %d is stored %d times", i, store)
+		}
+	}
+}
+
+func TestUnansweredJournalBeginsTheSessionAnew(t *testing.T) {
+	m := welcomed(t)
+	now := time.Duration(0)
+	for range maxUnanswered {
+		if out := m.Outbox(now, nil, true); len(out) != 1 {
+			t.Fatalf("at %v: %v", now, out)
+		}
+		m.JournalSent(now, 1, 1)
+		now, _ = m.Deadline()
+	}
+	if hello, _, _, _, _ := kinds(m.Outbox(now, nil, true)); hello != 1 {
+		t.Error("a hub that answers nothing isn't greeted anew")
+	}
+}
+
+func TestOrderBetweenHelloAndWelcomeIsTold(t *testing.T) {
+	m := welcomed(t)
+	welcome := func(epoch uint64) []Output {
+		v := next()
+		v.Epoch, v.Hub = epoch, "later"
+		g := fleet.GrantID{Epoch: epoch, Hub: "later", Number: 1}
+		return m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: 1, Grant: g.Proto(), Welcome: &fleet.Welcome{Version: v.Proto()}})
+	}
+	if _, ack, _, _, _ := kinds(welcome(6)); ack != 0 {
+		t.Error("what the Hello said is said again")
+	}
+	m = welcomed(t)
+	ref := Ref{UID: "a", Stamp: fleet.StampID{Store: "store", Boot: 1, Seq: 1}, Size: 100}
+	m.Outbox(0, []Ref{ref}, true)
+	m.JournalSent(0, 1, 2)
+	m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: 2, Grant: grant.Proto(), Order: delta(next(), fleet.Set{}, fleet.Set{"c": fleet.HashObject([]byte("c"))}, []*fleet.Object{obj("c", "c")})})
+	m.Stored(nil)
+	var told *fleet.Ack
+	for _, o := range welcome(6) {
+		if a, ok := o.(SendAck); ok {
+			told = a.Ack
+		}
+	}
+	if digest := m.Set().Digest(); fleet.VersionFrom(told.GetCurrent()) != next() || string(told.GetDigest()) != string(digest[:]) {
+		t.Errorf("the later hub is told %v", told)
+	}
+	if out := m.Outbox(0, []Ref{ref}, true); len(out) != 2 {
+		t.Errorf("what went to the hub before isn't said again: %v", out)
+	}
+}
+
+func TestWhetherPodsAreMissingIsSaidWithTheOrder(t *testing.T) {
+	a := fleet.Set{"a": fleet.HashObject([]byte("a"))}
+	part := delta(next(), fleet.Set{}, a, []*fleet.Object{obj("a", "a")})
+	part.More = true
+	for what, x := range map[string]struct {
+		o    *fleet.Order
+		set  fleet.Set
+		more bool
+	}{
+		"a part":                      {part, fleet.Set{}, true},
+		"the last part":               {delta(next(), fleet.Set{}, a, []*fleet.Object{obj("a", "a")}), fleet.Set{}, false},
+		"a list of what isn't here":   {&fleet.Order{Version: next().Proto(), List: true, Synced: true, Entries: a.Entries()}, fleet.Set{}, true},
+		"a list of what is here":      {&fleet.Order{Version: next().Proto(), List: true, Synced: true, Entries: a.Entries()}, a, false},
+		"a list of what was replaced": {&fleet.Order{Version: next().Proto(), List: true, Synced: true, Entries: a.Entries()}, fleet.Set{"a": {1}}, false},
+	} {
+		m := NewMachine("store", 1, have, x.set)
+		m.Connected(0)
+		m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: 1, Grant: grant.Proto(), Welcome: &fleet.Welcome{Version: next().Proto()}})
+		out := m.Down(0, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: 2, Grant: grant.Proto(), Order: x.o})
+		if s, ok := out[0].(StoreOrder); !ok || s.More != x.more {
+			t.Errorf("%s: %+v", what, out)
+		}
+	}
+}
+
+func TestDeposedHubIsGreetedIfItGoesOnAskingAndNoOtherSpeaks(t *testing.T) {
+	old := have
+	old.Epoch--
+	rebirth := &fleet.Down{Rebirth: &fleet.Rebirth{Version: old.Proto()}}
+	asks := func(m *Machine, from, to time.Duration) (at time.Duration) {
+		for now := from; now <= to; now += time.Minute {
+			out := append(m.Down(now, 0, 0, rebirth), m.Tick(now+time.Second)...)
+			if hello, _, _, _, _ := kinds(out); hello > 0 {
+				return now
+			}
+		}
+		return 0
+	}
+	if at := asks(welcomed(t), time.Minute, time.Hour); at != 6*time.Minute {
+		t.Errorf("greeted after %v", at)
+	}
+	m := welcomed(t)
+	for i := range 20 { // the later hub lives
+		now := time.Duration(1+4*i) * time.Minute
+		if at := asks(m, now, now+3*time.Minute); at != 0 {
+			t.Fatalf("greeted after %v", at)
+		}
+		m.Down(now+3*time.Minute, 0, 0, &fleet.Down{Session: m.Session().Proto(), Seq: uint64(i + 2), Grant: grant.Proto()})
+	}
+}

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
@@ -14,15 +14,23 @@ import (
 const (
 	maxJournalBytes = 24 << 10 // per message
 	maxRunning      = 1000     // pods listed in a Hello
+	turnTime        = 2 * time.Millisecond
+	// journalWait is how long history waits at least for something to travel with:
+	// what happened is followed by a report of what is.
+	journalWait = 250 * time.Millisecond
+	// reconnectIn is what the hub is told when a connection is ended for another:
+	// a handshake over a satellite takes some seconds.
+	reconnectIn = 15 * time.Second
 )
 
 // session is what Run's goroutine needs for one connection.
 type session struct {
-	l       *Link
-	conn    *conn
-	arrived time.Time // of the message being handled
-	fetched chan fetchResult
-	ctx     context.Context
+	l        *Link
+	conn     *conn
+	arrived  time.Time       // of the message being handled
+	standing *fleet.Standing // in it
+	fetched  chan fetchResult
+	ctx      context.Context
 
 	// Waits to be sent in one message.
 	ack     *fleet.Ack
@@ -30,21 +38,23 @@ type session struct {
 	journal *SendJournal
 	tunnel  *fleet.TunnelAnswer
 	confirm bool // the Welcome
+	gather  time.Duration
 	flush   *time.Timer
-	flushed bool // flush is not armed
+	flushAt time.Time // zero: flush is not armed
 
 	reconnect bool
+	refused   error
 }
 
 // connection runs one connection from dialing to its end; live says whether the
 // hub welcomed us on it.
-func (l *Link) connection(ctx context.Context, attempt int) (live bool, err error) {
-	c, err := l.dial(ctx, attempt)
+func (l *Link) connection(ctx context.Context) (live bool, err error) {
+	c, err := l.dial(ctx)
 	if err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	s := &session{l: l, conn: c, ctx: ctx, fetched: make(chan fetchResult, 1), flush: time.NewTimer(time.Hour), flushed: true}
+	s := &session{l: l, conn: c, ctx: ctx, fetched: make(chan fetchResult, 1), flush: time.NewTimer(time.Hour)}
 	defer func() {
 		cancel()
 		c.client.Disconnect(uint(l.c.ShutdownWait / time.Millisecond))
@@ -59,7 +69,7 @@ func (l *Link) connection(ctx context.Context, attempt int) (live bool, err erro
 		s.arm(due)
 		select {
 		case <-ctx.Done():
-			s.bye("shutting down")
+			s.bye("shutting down", 0)
 			return false, ctx.Err()
 		case err := <-c.lost:
 			return false, fmt.Errorf("connection lost: %w", err)
@@ -69,8 +79,10 @@ func (l *Link) connection(ctx context.Context, attempt int) (live bool, err erro
 			}
 		case <-l.c.State.Outbox():
 			s.outbox()
+		case <-l.budget:
+			s.outbox()
 		case <-s.flush.C:
-			s.flushed = true
+			s.flushAt = time.Time{}
 			s.send()
 		case r := <-s.fetched:
 			s.do(l.machine.Fetched(r.got, r.failed))
@@ -78,8 +90,11 @@ func (l *Link) connection(ctx context.Context, attempt int) (live bool, err erro
 			s.do(l.machine.Tick(l.now()))
 			s.outbox()
 		}
+		if s.refused != nil {
+			return false, s.refused
+		}
 		if s.reconnect {
-			s.bye("reconnecting")
+			s.bye("reconnecting", reconnectIn)
 			return true, errReconnect
 		}
 	}
@@ -103,7 +118,8 @@ func (s *session) receive(payload []byte) {
 		l.log.Warn("message refused", "error", err)
 		return
 	}
-	l.counters.Received(fleet.ClassOf(&d), len(payload))
+	l.counters.Received(&d, len(payload))
+	s.standing = d.GetStanding()
 	unix := max(l.c.State.TimeFloor().Unix(), 0)
 	s.do(l.machine.Down(l.now(), unix, l.c.Rand(), &d))
 }
@@ -125,22 +141,34 @@ func (s *session) do(outputs []Output) {
 			}
 			s.soon()
 		case SendReports:
-			if len(s.reports) > 0 {
-				s.send()
+			for _, uid := range o.UIDs {
+				if !slices.Contains(s.reports, uid) {
+					s.reports = append(s.reports, uid) // what it says is read when it is sent
+				}
 			}
-			s.reports = o.UIDs
 			s.soon()
 		case SendJournal:
+			if s.holdJournal(o) {
+				continue
+			}
 			s.journal = &o
-			s.soon()
+			s.within(max(s.gather, journalWait))
 		case StoreOrder:
-			err := l.c.State.Apply(o.Version, o.Upserts, o.Removes, s.arrived)
+			apply := l.c.State.Apply
+			if o.More {
+				apply = l.c.State.ApplyPart
+			}
+			err := apply(o.Version, o.Upserts, o.Removes, s.arrived)
 			now := l.c.Now()
 			for _, obj := range o.Upserts {
 				l.c.State.Times(obj.GetUid()).Mark(trace.NodeAcked, now)
 			}
 			s.do(l.machine.Stored(err))
 		case Fetch:
+			if failed := s.tooMuch(o.Objects); failed != nil {
+				s.do(l.machine.Fetched(nil, failed))
+				continue
+			}
 			s.fetch(o.Objects)
 		case ReleaseReport:
 			if o.Verdict == fleet.Verdict_REJECTED {
@@ -155,7 +183,19 @@ func (s *session) do(outputs []Output) {
 		case OpenTunnel:
 			s.openTunnel(o.Request)
 		case Use:
+			if s.standing == nil {
+				l.c.OnStanding(nil)
+			}
 			s.use(o.Welcome)
+		case Told:
+			l.c.OnStanding(o.Standing)
+			if o.Standing.Refuses() {
+				s.refused = fmt.Errorf("%w: %s", ErrRefused, o.Standing.GetState()) // why is OnStanding's to say
+			}
+		case Renew:
+			l.c.OnTrust(o.Trust.GetId(), time.Duration(o.Trust.GetJitter())*time.Millisecond)
+		case AnswerProbe:
+			s.answer(o.Grant)
 		case Refused:
 			l.counters.Refused()
 			l.log.Info("message not obeyed", "reason", o.Reason)
@@ -163,11 +203,18 @@ func (s *session) do(outputs []Output) {
 	}
 }
 
-// soon sends what has gathered within Coalesce.
-func (s *session) soon() {
-	if s.flushed {
-		s.flush.Reset(s.l.c.Coalesce)
-		s.flushed = false
+// soon sends what has gathered when the first of it has waited as long as the
+// link's class says.
+func (s *session) soon() { s.within(s.gather) }
+
+// atOnce sends what has gathered, and what else this turn brings.
+func (s *session) atOnce() { s.within(min(s.gather, turnTime)) }
+
+func (s *session) within(d time.Duration) {
+	at := s.l.c.Now().Add(d)
+	if s.flushAt.IsZero() || at.Before(s.flushAt) {
+		s.flush.Reset(d)
+		s.flushAt = at
 	}
 }
 
@@ -227,10 +274,10 @@ func (s *session) publish(up *fleet.Up) {
 		}
 	}
 	if err != nil {
-		l.log.Error("message not sent", "class", fleet.ClassOf(up), "error", err)
+		l.log.Error("message not sent", "error", err)
 		return
 	}
-	l.counters.Sent(fleet.ClassOf(up), len(payload))
+	l.counters.Sent(up, len(payload))
 	// The broker's acknowledgement means nothing to us: ours come from the hub.
 	s.conn.client.Publish(s.conn.topic, fleet.QoS, false, payload)
 }
@@ -274,11 +321,12 @@ func (s *session) hello() {
 		Version: l.machine.Version().Proto(), Digest: digest[:], RunningComplete: true,
 		Features: l.c.Features, BootId: l.c.BootID, Keepalive: uint32(s.conn.keepalive / time.Second),
 		KnownKeys: l.c.Trust.Known(), AgentVersion: l.c.AgentVersion, LinkClass: l.c.LinkClass, Protocol: fleet.ProtocolVersion,
+		Board: l.c.Board(), Trust: l.c.TrustID(),
+	}
+	if l.c.Addresses != nil && l.c.Learn != nil {
+		h.Addresses = l.c.Addresses().Hash()
 	}
 	for _, r := range l.c.State.Reports() {
-		if r.UID == "" {
-			continue
-		}
 		if len(h.Running) == maxRunning {
 			h.RunningComplete = false
 			break
@@ -287,7 +335,7 @@ func (s *session) hello() {
 		if r.Stamp.Store != l.c.State.ID() {
 			p.Stamp.Store = []byte(r.Stamp.Store)
 		}
-		if _, ok := set[r.UID]; !ok {
+		if _, ok := set[r.UID]; !ok && r.UID != "" {
 			p.Namespace, p.Name = r.Namespace, r.Name
 		}
 		h.Running = append(h.Running, p)
@@ -298,13 +346,24 @@ func (s *session) hello() {
 	s.publish(up)
 }
 
-func (s *session) bye(reason string) {
+// answer shows the hub that this board is there, whatever session it takes for
+// the current one.
+func (s *session) answer(grant fleet.GrantID) {
+	l := s.l
+	digest, version := l.machine.Set().Digest(), l.machine.Version().Proto()
+	up := l.machine.Header()
+	up.Grant = grant.Proto()
+	up.Ack = &fleet.Ack{Version: version, Status: fleet.AckStatus_DUPLICATE, Current: version, Digest: digest[:]}
+	s.publish(up)
+}
+
+func (s *session) bye(reason string, backIn time.Duration) {
 	if s.l.machine.Phase() != Live {
 		return
 	}
 	s.send()
 	up := s.l.machine.Header()
-	up.Bye = &fleet.Bye{Reason: reason}
+	up.Bye = &fleet.Bye{Reason: reason, BackIn: uint32(backIn / time.Second)}
 	s.publish(up)
 }
 
@@ -314,13 +373,8 @@ func (s *session) outbox() {
 	if l.machine.Phase() != Live {
 		return
 	}
-	var refs []Ref
-	for _, r := range l.c.State.Reports() {
-		if !r.Acked {
-			refs = append(refs, Ref{r.UID, r.Stamp, r.Size})
-		}
-	}
-	s.do(l.machine.Outbox(l.now(), refs, l.c.State.HasJournal()))
+	refs, journal := s.waiting()
+	s.do(l.machine.Outbox(l.now(), refs, journal))
 }
 
 func (s *session) repeat(o RepeatReports) {
@@ -343,6 +397,8 @@ func (s *session) openTunnel(r *fleet.TunnelRequest) {
 	answer := &fleet.TunnelAnswer{Id: r.GetId()}
 	if s.l.c.OnTunnel == nil {
 		answer.Error = "this node opens no tunnels"
+	} else if err := s.l.c.Budget.Fits(0); err != nil {
+		answer.Error = err.Error()
 	} else if err := s.l.c.OnTunnel(r); err != nil {
 		answer.Error = err.Error()
 	}
@@ -350,29 +406,34 @@ func (s *session) openTunnel(r *fleet.TunnelRequest) {
 		return // its dialing is the answer
 	}
 	s.tunnel = answer
-	s.soon()
+	s.atOnce()
 }
 
 // use takes the hub's word on the link, and begins to empty the outbox.
 func (s *session) use(w *fleet.Welcome) {
 	l := s.l
-	l.note(func(st *Status) { st.Live, st.LastError, st.Err = true, "", nil })
-	l.log.Info("fleet link is live", "broker", l.Status().Broker, "order", fleet.VersionFrom(w.GetVersion()), "inSync", w.GetInSync())
-	for name, value := range map[string]string{
-		settingKeepalive: number(w.GetKeepalive()), settingJitter: number(w.GetReconnectJitter()), settingObjects: w.GetObjectsUrl(),
-	} {
-		if value != "" {
-			if err := l.c.State.PutSetting(name, value); err != nil {
-				l.log.Warn("link setting not durable", "error", err)
-			}
+	if err := keepSettings(l.c.State, w); err != nil {
+		l.log.Warn("not durable", "error", err)
+	}
+	said := l.settings()
+	if s.gather = l.c.Coalesce; s.gather == 0 {
+		s.gather = said.Gather
+	}
+	l.c.Budget.Set(said.budget)
+	l.note(func(st *Status) { st.Live, st.LastError, st.Err, st.Class = true, "", nil, said.Name })
+	l.log.Info("fleet link is live", "broker", l.Status().Broker, "class", said.Name, "order", fleet.VersionFrom(w.GetVersion()), "inSync", w.GetInSync())
+	if a := w.GetAddresses(); a != nil && l.c.Learn != nil {
+		if err := l.c.Learn(a); err != nil {
+			l.log.Warn("the control plane's addresses aren't taken", "error", err)
 		}
 	}
 	if t := w.GetTime(); t > 0 {
+		l.c.Budget.Heard(time.Unix(0, t))
 		if err := l.c.State.RaiseTimeFloor(time.Unix(0, t)); err != nil {
 			l.log.Warn("time floor", "error", err)
 		}
 	}
-	if want := l.keepalive(); want > 2*s.conn.keepalive || want < s.conn.keepalive/2 {
+	if differs(s.conn.keepalive, said.Keepalive) {
 		s.reconnect = true
 		return
 	}
@@ -380,13 +441,6 @@ func (s *session) use(w *fleet.Welcome) {
 	// and that this Hello was no recording. If there is nothing to say, an
 	// acknowledgement does.
 	s.confirm = true
-	s.soon()
+	s.atOnce()
 	s.outbox()
-}
-
-func number(n uint32) string {
-	if n == 0 {
-		return ""
-	}
-	return strconv.FormatUint(uint64(n), 10)
 }

@@ -11,7 +11,7 @@ import (
 
 // Trust knows whose orders to obey. Safe for concurrent use.
 type Trust struct {
-	verify func(der []byte) (ed25519.PublicKey, error)
+	verify func(chain [][]byte) (ed25519.PublicKey, error)
 	mu     sync.Mutex
 	keys   []ed25519.PublicKey // newest last, a few
 }
@@ -20,9 +20,9 @@ type Trust struct {
 const maxHubKeys = 8
 
 // NewTrust starts with the hub keys that are known (from joining), and verify,
-// which says whether a certificate (DER) is that of a hub of this cluster and
-// returns its key; edgelet/identity has both. verify may be nil.
-func NewTrust(verify func(der []byte) (ed25519.PublicKey, error), known ...ed25519.PublicKey) *Trust {
+// which says whether a chain (DER, leaf first) is that of a hub of this cluster
+// and returns its key; edgelet/identity has both. verify may be nil.
+func NewTrust(verify func(chain [][]byte) (ed25519.PublicKey, error), known ...ed25519.PublicKey) *Trust {
 	return &Trust{verify: verify, keys: known}
 }
 
@@ -50,7 +50,7 @@ func (t *Trust) Key(keyID []byte, chain [][]byte) (ed25519.PublicKey, error) {
 	if len(chain) == 0 || t.verify == nil {
 		return nil, fmt.Errorf("%w: %x", fleet.ErrUnknownKey, keyID)
 	}
-	key, err := t.verify(chain[0])
+	key, err := t.verify(chain)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %x: %w", fleet.ErrUnknownKey, keyID, err)
 	}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,7 +77,11 @@ func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error, p
 		"kubelet has disk pressure", "kubelet has no disk pressure")
 	pressed(v1.NodePIDPressure, p.pids, "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
 		"kubelet has insufficient PID available", "kubelet has sufficient PID available")
-	for _, c := range n.readings {
+	readings := n.readings
+	if n.More != nil {
+		readings = slices.Concat(readings, n.More())
+	}
+	for _, c := range readings {
 		add(v1.NodeConditionType(c.Type), c.Status, c.Reason, c.Message)
 	}
 	if why := notReady(status, runtimeErr, n.capacity()); why != "" {

@@ -59,6 +59,8 @@ type Config struct {
 	Runtime Runtime
 	// Report is handed the protobuf of a v1.Node when it changed; may be nil.
 	Report func(raw []byte) error
+	// More are conditions of others; may be nil. Call Changed when they do.
+	More func() []boards.Condition
 	// Labels are added to those found, and count more than they do.
 	Labels map[string]string
 	// IPs are the node's addresses; if empty they are looked for.
@@ -165,6 +167,19 @@ func (n *Node) Labels() map[string]string {
 
 // DeclaredFeatures are what this node can do by name, sorted.
 func (n *Node) DeclaredFeatures() []string { return n.Features }
+
+// Describe tells people which machine this is, in a few words: its serial number,
+// or what it has instead, and its first address.
+func (n *Node) Describe() string {
+	what := "machine " + n.facts.systemUUID
+	if n.board.Serial != "" {
+		what = "serial " + n.board.Serial
+	}
+	if ips := n.HostIPs(); len(ips) > 0 {
+		what += " at " + ips[0]
+	}
+	return what
+}
 
 // Capacity is what the machine has. What can't be told isn't in it.
 func (n *Node) Capacity() v1.ResourceList {

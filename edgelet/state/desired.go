@@ -47,6 +47,7 @@ type tracked struct {
 
 type desired struct {
 	version fleet.OrderVersion
+	partial bool
 	objects map[string]indexed // by UID
 	names   map[named]string   // UID
 	traces  map[string]tracked // by UID
@@ -62,6 +63,7 @@ func (d *desired) load(tx *bolt.Tx) error {
 		return fmt.Errorf("version: %w", err)
 	}
 	d.version = fleet.VersionFrom(&v)
+	d.partial = getMeta(tx, keyPartial) != nil
 	return tx.Bucket(bucketDesired).ForEach(func(k, value []byte) error {
 		var o fleet.Object
 		if err := proto.Unmarshal(value, &o); err != nil {
@@ -101,12 +103,20 @@ func (d *desired) drop(uid string) {
 }
 
 // Version of the order that made the desired set what it is. It is zero if no
-// hub ever said what this node should have: nothing is to be stopped then for
-// not being in the set.
+// hub ever said what this node should have.
 func (s *Store) Version() fleet.OrderVersion {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.desired.version
+}
+
+// Complete is true once all pods that this node should have came at least once.
+// Before that (no hub has said anything yet, or not all of it: a new node, or one
+// whose state file was lost) nothing is to be stopped for not being in the set.
+func (s *Store) Complete() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.desired.version.IsZero() && !s.desired.partial
 }
 
 // Set is the desired set's UIDs and hashes, and the version it came with.
@@ -204,6 +214,17 @@ func (s *Store) read(uid string) (Object, bool, error) {
 // decision that the order may be carried out has been taken. arrived is when it
 // came in, with a monotonic reading.
 func (s *Store) Apply(version fleet.OrderVersion, upserts []*fleet.Object, removes []string, arrived time.Time) error {
+	return s.apply(version, upserts, removes, false, arrived)
+}
+
+// ApplyPart is Apply of an order after which pods are still missing that should
+// be here. It makes a difference until all have come once, see [Store.Complete].
+func (s *Store) ApplyPart(version fleet.OrderVersion, upserts []*fleet.Object, removes []string, arrived time.Time) error {
+	return s.apply(version, upserts, removes, true, arrived)
+}
+
+func (s *Store) apply(version fleet.OrderVersion, upserts []*fleet.Object, removes []string, more bool, arrived time.Time) error {
+	partial := more && !s.Complete()
 	if err := s.commit("storing order "+version.String(), func(tx *bolt.Tx) error {
 		bucket := tx.Bucket(bucketDesired)
 		for _, uid := range removes {
@@ -221,6 +242,14 @@ func (s *Store) Apply(version fleet.OrderVersion, upserts []*fleet.Object, remov
 			}
 		}
 		value, err := proto.Marshal(version.Proto())
+		if err != nil {
+			return err
+		}
+		if partial {
+			err = putMeta(tx, keyPartial, []byte{1})
+		} else {
+			err = tx.Bucket(bucketMeta).Delete(keyPartial)
+		}
 		if err != nil {
 			return err
 		}
@@ -242,9 +271,10 @@ func (s *Store) Apply(version fleet.OrderVersion, upserts []*fleet.Object, remov
 		}
 		s.desired.put(o, false)
 	}
-	s.desired.version = version
+	whole := s.desired.partial && !partial
+	s.desired.version, s.desired.partial = version, partial
 	s.mu.Unlock()
-	if len(upserts)+len(removes) > 0 {
+	if len(upserts)+len(removes) > 0 || whole {
 		signal(s.changed)
 	}
 	return nil

@@ -2,6 +2,9 @@ package state
 
 import (
 	"bytes"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -85,16 +88,36 @@ func (s *Store) Setting(name string) string {
 
 // PutSetting stores a named value and returns when it is durable.
 func (s *Store) PutSetting(name, value string) error {
-	if s.Setting(name) == value {
+	return s.PutSettings(map[string]string{name: value})
+}
+
+// PutSettings stores named values in one transaction and returns when they are
+// durable. Storing what is there already costs nothing.
+func (s *Store) PutSettings(values map[string]string) error {
+	news := map[string]string{}
+	s.mu.Lock()
+	for name, value := range values {
+		if s.settings[name] != value {
+			news[name] = value
+		}
+	}
+	s.mu.Unlock()
+	if len(news) == 0 {
 		return nil
 	}
-	if err := s.commit("storing setting "+name, func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketSettings).Put([]byte(name), []byte(value))
+	names := strings.Join(slices.Sorted(maps.Keys(news)), ", ")
+	if err := s.commit("storing settings "+names, func(tx *bolt.Tx) error {
+		for name, value := range news {
+			if err := tx.Bucket(bucketSettings).Put([]byte(name), []byte(value)); err != nil {
+				return err
+			}
+		}
+		return nil
 	}); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.settings[name] = value
+	maps.Copy(s.settings, news)
 	return nil
 }

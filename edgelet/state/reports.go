@@ -35,6 +35,7 @@ type reportState struct {
 	msg   *fleet.PodReport // never changed once it is here
 	acked bool
 	times tracked
+	said  string // what was urgent of the last one that was answered for; empty: none was
 }
 
 type reports struct {
@@ -42,6 +43,7 @@ type reports struct {
 	pods      map[string]*reportState
 	node      *fleet.NodeReport
 	nodeAcked bool
+	nodeSaid  string // as reportState.said
 
 	// What isn't on disk yet. Only those that are urgent have the writer woken.
 	dirtyPods map[string]bool
@@ -61,7 +63,11 @@ func (r *reports) load(tx *bolt.Tx) error {
 		if err := proto.Unmarshal(value, msg); err != nil {
 			return fmt.Errorf("report %q: %w", k, err)
 		}
-		r.pods[string(k)] = &reportState{msg: msg, acked: sameStamp(acked.Get(k), msg.GetStamp())}
+		st := &reportState{msg: msg, acked: sameStamp(acked.Get(k), msg.GetStamp())}
+		if st.acked {
+			st.said = podUrgency(msg)
+		}
+		r.pods[string(k)] = st
 		return nil
 	}); err != nil {
 		return err
@@ -71,7 +77,9 @@ func (r *reports) load(tx *bolt.Tx) error {
 		if err := proto.Unmarshal(value, r.node); err != nil {
 			return fmt.Errorf("node report: %w", err)
 		}
-		r.nodeAcked = sameStamp(getMeta(tx, keyNodeAcked), r.node.GetStamp())
+		if r.nodeAcked = sameStamp(getMeta(tx, keyNodeAcked), r.node.GetStamp()); r.nodeAcked {
+			r.nodeSaid = nodeUrgency(r.node)
+		}
 	}
 	return nil
 }
@@ -115,6 +123,9 @@ func (s *Store) PutPodStatus(uid string, st PodReport) error {
 			Status: bytes.Clone(st.Status), Gone: st.Gone, Mirror: bytes.Clone(st.Mirror),
 		},
 		times: times,
+	}
+	if old != nil {
+		s.reports.pods[uid].said = old.said
 	}
 	s.reports.dirtyPods[uid] = true
 	delete(s.reports.dirtyAcks, uid)
@@ -162,7 +173,9 @@ type ReportRef struct {
 	Namespace, Name       string
 	Stamp                 fleet.StampID
 	Acked, Gone, IsMirror bool
-	Size                  int
+	// Urgent: it says something that can't wait, see podUrgency and nodeUrgency.
+	Urgent bool
+	Size   int
 }
 
 // Reports lists all pod reports, oldest first; the node's own, if any, is the
@@ -174,7 +187,7 @@ func (s *Store) Reports() []ReportRef {
 	for uid, r := range s.reports.pods {
 		m := r.msg
 		out = append(out, ReportRef{uid, m.GetNamespace(), m.GetName(), fleet.StampFrom(m.GetStamp()), r.acked,
-			m.GetGone(), len(m.GetMirror()) > 0, len(m.GetStatus()) + len(m.GetMirror()) + 160})
+			m.GetGone(), len(m.GetMirror()) > 0, r.said != podUrgency(m), len(m.GetStatus()) + len(m.GetMirror()) + 160})
 	}
 	slices.SortFunc(out, func(a, b ReportRef) int {
 		if a.Stamp == b.Stamp {
@@ -186,7 +199,7 @@ func (s *Store) Reports() []ReportRef {
 		return -1
 	})
 	if n := s.reports.node; n != nil {
-		out = slices.Insert(out, 0, ReportRef{Stamp: fleet.StampFrom(n.GetStamp()), Acked: s.reports.nodeAcked, Size: len(n.GetNode()) + 100})
+		out = slices.Insert(out, 0, ReportRef{Stamp: fleet.StampFrom(n.GetStamp()), Acked: s.reports.nodeAcked, Urgent: s.reports.nodeSaid != nodeUrgency(n), Size: len(n.GetNode()) + 100})
 	}
 	return out
 }
@@ -226,7 +239,7 @@ func (s *Store) Acked(uid string, stamp fleet.StampID) {
 	defer s.mu.Unlock()
 	if uid == "" {
 		if n := s.reports.node; n != nil && fleet.StampFrom(n.GetStamp()) == stamp {
-			s.reports.nodeAcked = true
+			s.reports.nodeAcked, s.reports.nodeSaid = true, nodeUrgency(n)
 			s.reports.dirtyAcks[""] = true
 		}
 		return
@@ -242,7 +255,7 @@ func (s *Store) Acked(uid string, stamp fleet.StampID) {
 		s.reports.dirtyPods[uid] = true
 		return
 	}
-	s.reports.pods[uid] = &reportState{msg: r.msg, acked: true}
+	s.reports.pods[uid] = &reportState{msg: r.msg, acked: true, said: podUrgency(r.msg)}
 	if running(r) {
 		delete(s.desired.traces, uid) // the way is told
 	}
@@ -253,7 +266,7 @@ func (s *Store) Unack(uid string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if uid == "" {
-		s.reports.nodeAcked = false
+		s.reports.nodeAcked, s.reports.nodeSaid = false, "" // who asks has none
 	} else if r, ok := s.reports.pods[uid]; ok {
 		s.reports.pods[uid] = &reportState{msg: r.msg, times: r.times}
 	}
@@ -299,6 +312,7 @@ type dirtySet struct {
 	acks    map[string]*fleet.Stamp     // nil: delete
 	node    *fleet.NodeReport
 	boot    uint64
+	usage   *Usage
 	journal dirtyJournal
 }
 
@@ -307,7 +321,7 @@ type dirtySet struct {
 func (s *Store) takeDirty() *dirtySet {
 	r := &s.reports
 	j := s.journal.take()
-	if len(r.dirtyPods) == 0 && len(r.dirtyAcks) == 0 && !r.dirtyNode && !r.bootDirty && j.empty() {
+	if len(r.dirtyPods) == 0 && len(r.dirtyAcks) == 0 && !r.dirtyNode && !r.bootDirty && !s.usageDirty && j.empty() {
 		return nil
 	}
 	d := &dirtySet{pods: map[string]*fleet.PodReport{}, acks: map[string]*fleet.Stamp{}, journal: j}
@@ -334,9 +348,13 @@ func (s *Store) takeDirty() *dirtySet {
 	if r.bootDirty {
 		d.boot = s.boot
 	}
+	if s.usageDirty {
+		u := s.usage
+		d.usage = &u
+	}
 	clear(r.dirtyPods)
 	clear(r.dirtyAcks)
-	r.dirtyNode, r.bootDirty = false, false
+	r.dirtyNode, r.bootDirty, s.usageDirty = false, false, false
 	return d
 }
 
@@ -355,6 +373,7 @@ func (s *Store) putBack(d *dirtySet) {
 	}
 	s.reports.dirtyNode = s.reports.dirtyNode || d.node != nil
 	s.reports.bootDirty = s.reports.bootDirty || d.boot != 0
+	s.usageDirty = s.usageDirty || d.usage != nil
 	s.journal.putBack(d.journal)
 }
 
@@ -390,6 +409,11 @@ func (d *dirtySet) write(tx *bolt.Tx) error {
 	}
 	if d.boot != 0 {
 		if err := putMeta(tx, keyBoot, be64(d.boot)); err != nil {
+			return err
+		}
+	}
+	if d.usage != nil {
+		if err := d.usage.write(tx); err != nil {
 			return err
 		}
 	}

@@ -26,6 +26,7 @@ var (
 	keyBoot         = []byte("boot")          // big endian
 	keyFloor        = []byte("floor")         // big endian, Unix seconds
 	keyVersion      = []byte("version")       // fleet.Version
+	keyPartial      = []byte("partial")       // there if not all pods that should be here came yet
 	keyNode         = []byte("node")          // fleet.NodeReport
 	keyNodeAcked    = []byte("node-acked")    // fleet.Stamp
 	keyJournalAcked = []byte("journal-acked") // boot, seq

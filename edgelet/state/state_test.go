@@ -300,3 +300,36 @@ func contains(b []byte, s string) bool {
 	}
 	return false
 }
+
+func TestNothingIsAbsentBeforeAllCameOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s := open(t, path, Options{})
+	if s.Complete() {
+		t.Fatal("complete before anything came")
+	}
+	if err := s.ApplyPart(version(1), []*fleet.Object{object(KindPod, "a", "u1", "a")}, nil, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s = open(t, path, Options{})
+	if s.Complete() {
+		t.Error("complete with the first of several orders")
+	}
+	for len(s.Changed()) > 0 {
+		<-s.Changed()
+	}
+	if err := s.Apply(version(2), nil, nil, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Changed()) == 0 || !s.Complete() {
+		t.Error("nobody is told that all have come")
+	}
+	// From then on what isn't here isn't wanted, whatever else is to come.
+	if err := s.ApplyPart(version(3), nil, []string{"u1"}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if s = open(t, path, Options{}); !s.Complete() {
+		t.Error("incomplete again")
+	}
+}

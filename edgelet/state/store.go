@@ -89,7 +89,10 @@ type Store struct {
 	desired  desired
 	reports  reports
 	journal  journal
+	usage    Usage
 	health   error
+
+	usageDirty bool
 
 	commits, bytes, syncs atomic.Int64
 }
@@ -124,6 +127,7 @@ func Open(path string, opts Options) (*Store, error) {
 		s.desired.init()
 		s.reports.init()
 		s.journal = journal{}
+		s.usage = Usage{}
 		s.settings = map[string]string{}
 		err = s.open()
 	}
@@ -239,6 +243,7 @@ func (s *Store) load(tx *bolt.Tx) error {
 	if n := int64(fromBE64(getMeta(tx, keyFloor))); n != 0 {
 		s.floor = time.Unix(n, 0).UTC()
 	}
+	s.usage = decodeUsage(getMeta(tx, keyUsage))
 	if err := tx.Bucket(bucketSettings).ForEach(func(k, v []byte) error {
 		s.settings[string(k)] = string(v)
 		return nil

@@ -6,6 +6,6 @@
 // certificate; the client must be the API server. So whoever runs what is in
 // between sees nothing.
 //
-// It imports identity, logs and the contract in controlplane/api/enrollment.
-// link calls [Tunnels.Request]; what runs on the node it asks of [Pods].
+// It imports identity, logs, state and the contracts in controlplane/api. link
+// calls [Tunnels.Request]; what runs on the node it asks of [Pods].
 package tunnel

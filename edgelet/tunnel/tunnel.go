@@ -48,6 +48,9 @@ type Config struct {
 	Handler http.Handler
 	// Streams bounds what is open at once; 0 means 32.
 	Streams int
+	// Count, if set, returns what is told the bytes on the sockets of tunnels for a
+	// purpose.
+	Count func(purpose string) func(sent, received int)
 	// Clients are the common names that may use the API; nil means the API server.
 	Clients []string
 	Logger  *slog.Logger
@@ -157,6 +160,9 @@ func (t *Tunnels) Serve(ctx context.Context, r Request) error {
 
 // dial opens a stream to the first endpoint that takes it.
 func (t *Tunnels) dial(ctx context.Context, r Request) (net.Conn, error) {
+	if t.cfg.Count != nil {
+		ctx = identity.WithMeter(ctx, t.cfg.Count(r.Purpose))
+	}
 	urls := t.cfg.Identity.FleetURLs()
 	if r.URL != "" {
 		urls = []string{r.URL}

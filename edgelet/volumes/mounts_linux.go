@@ -83,6 +83,18 @@ func (kernel) UnmountBelow(dir string) error {
 	return err
 }
 
+// MountsBelow lists the mount points at or below dir, the deepest first.
+func MountsBelow(dir string) ([]string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	return currentMountsBelow(dir)
+}
+
 func currentMountsBelow(dir string) ([]string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {

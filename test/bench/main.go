@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-edge/coracle/cmd/coracle/image"
 	"github.com/coracle-edge/coracle/cmd/coracle/up"
 	"github.com/coracle-edge/coracle/examples"
+	"github.com/coracle-edge/coracle/test/bench/report"
 )
 
 func main() {
@@ -55,7 +56,7 @@ type bench struct {
 	nodes        int
 	window       time.Duration
 
-	report Report
+	report report.Report
 	layout up.Layout
 	client kubernetes.Interface
 }

@@ -35,6 +35,10 @@ type cluster struct {
 var shared *cluster
 
 func TestMain(m *testing.M) {
+	if raw := os.Getenv("CORACLE_TEST_ETCD"); raw != "" {
+		etcdMain(raw)
+		return
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "coracle-e2e")
 		if err != nil {

@@ -13,23 +13,28 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	k8stesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 	"github.com/coracle-edge/coracle/controlplane/broker"
 	"github.com/coracle-edge/coracle/controlplane/broker/brokertest"
 	"github.com/coracle-edge/coracle/controlplane/fleethub"
+	"github.com/coracle-edge/coracle/edgelet/budget"
 	"github.com/coracle-edge/coracle/edgelet/link"
 	"github.com/coracle-edge/coracle/edgelet/state"
 )
@@ -49,13 +54,17 @@ type cluster struct {
 	hubKey ed25519.PrivateKey
 	trace  *trace.Recorder
 
+	restored  *fleethub.Restore
+	addresses atomic.Pointer[fleet.Addresses]
 	mosquitto *brokertest.Mosquitto // nil: embedded
 	addr      string
 	hub       *fleethub.Hub
+	serving   atomic.Pointer[fleethub.Hub] // hub, for those that the test does not wait for
 	stopHub   func()
 	tap       *tap
 	objects   string // URL of the fleet endpoint
 	cut       func(net.Conn) net.Conn
+	configure func(*fleethub.Config) // of the next hub; may be nil
 
 	mu   sync.Mutex
 	keys map[string]fleethub.NodeKeys
@@ -77,6 +86,14 @@ func (t *tap) Publish(node string, payload []byte) error {
 	return t.Transport.Publish(node, payload)
 }
 
+// Heard is the embedded broker's.
+func (t *tap) Heard(node string) (time.Time, bool) {
+	if e, ok := t.Transport.(*broker.Embedded); ok {
+		return e.Heard(node)
+	}
+	return time.Now(), true // as the hub does where nobody knows
+}
+
 func (t *tap) Run(ctx context.Context, message func(string, fleet.Direction, []byte), link func(bool)) error {
 	t.into = message
 	return t.Transport.Run(ctx, func(node string, d fleet.Direction, payload []byte) {
@@ -89,8 +106,21 @@ func (t *tap) Run(ctx context.Context, message func(string, fleet.Direction, []b
 
 func newCluster(t *testing.T, external bool) *cluster {
 	t.Helper()
+	return newClusterWith(t, external, nil)
+}
+
+// newClusterWith configures its hubs.
+func newClusterWith(t *testing.T, external bool, configure func(*fleethub.Config)) *cluster {
+	t.Helper()
+	return newClusterPrepared(t, external, func(c *cluster) { c.configure = configure })
+}
+
+// newClusterPrepared calls prepare before the first hub starts.
+func newClusterPrepared(t *testing.T, external bool, prepare func(*cluster)) *cluster {
+	t.Helper()
 	_, hubKey, _ := ed25519.GenerateKey(rand.Reader)
 	c := &cluster{t: t, pki: brokertest.NewPKI(t), client: fake.NewClientset(), hubKey: hubKey, trace: trace.NewRecorder(0), keys: map[string]fleethub.NodeKeys{}}
+	lockNodes(c.client)
 	if external {
 		c.mosquitto = brokertest.StartMosquitto(t, c.pki)
 		c.addr = c.mosquitto.Addr
@@ -102,9 +132,46 @@ func newCluster(t *testing.T, external bool) *cluster {
 		c.addr = l.Addr().String()
 		_ = l.Close()
 	}
+	if prepare != nil {
+		prepare(c)
+	}
 	c.startHub()
 	t.Cleanup(func() { c.stopHub() })
 	return c
+}
+
+// lockNodes has an update of an older Node refused, as the API server does: else
+// a status that is written late takes back a label that was set meanwhile.
+func lockNodes(client *fake.Clientset) {
+	var mu sync.Mutex
+	version, tracker, nodes := 0, client.Tracker(), corev1.SchemeGroupVersion.WithResource("nodes")
+	store := func(n *corev1.Node) (bool, runtime.Object, error) {
+		version++
+		n.ResourceVersion = strconv.Itoa(version)
+		return true, n, tracker.Update(nodes, n, "")
+	}
+	client.PrependReactor("update", "nodes", func(a k8stesting.Action) (bool, runtime.Object, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		n := a.(k8stesting.UpdateAction).GetObject().(*corev1.Node).DeepCopy()
+		have, err := tracker.Get(nodes, "", n.Name)
+		if err != nil {
+			return true, nil, err
+		}
+		if v := have.(*corev1.Node).ResourceVersion; v != n.ResourceVersion {
+			return true, nil, apierrors.NewConflict(nodes.GroupResource(), n.Name, fmt.Errorf("resource version %s, now %s", n.ResourceVersion, v))
+		}
+		return store(n)
+	})
+	client.PrependReactor("patch", "nodes", func(a k8stesting.Action) (bool, runtime.Object, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		_, patched, err := k8stesting.ObjectReaction(tracker)(a)
+		if err != nil {
+			return true, nil, err
+		}
+		return store(patched.(*corev1.Node).DeepCopy())
+	})
 }
 
 func (c *cluster) transport() fleethub.Transport {
@@ -126,7 +193,13 @@ func (c *cluster) transport() fleethub.Transport {
 	if l == nil {
 		c.t.Fatalf("can't listen on %s", c.addr)
 	}
-	e, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: l, TLS: c.pki.Server(), Logger: logger(c.t, "broker")})
+	e, err := broker.NewEmbedded(broker.EmbeddedConfig{Listener: l, TLS: c.pki.Server(), Logger: logger(c.t, "broker"),
+		NodeCounters: func(node string) *fleet.Counters {
+			if hub := c.serving.Load(); hub != nil {
+				return hub.NodeCounters(node)
+			}
+			return nil
+		}})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -138,7 +211,7 @@ func (c *cluster) startHub() {
 	c.t.Helper()
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	c.tap = &tap{Transport: c.transport()}
-	hub, err := fleethub.New(fleethub.Config{
+	config := fleethub.Config{
 		Client: c.client,
 		NodeClient: func(string) (corev1client.CoreV1Interface, error) {
 			return c.client.CoreV1(), nil
@@ -153,9 +226,14 @@ func (c *cluster) startHub() {
 			}
 			return k, nil
 		},
+		Restored:  func(context.Context) (*fleethub.Restore, error) { return c.restored, nil },
 		Keepalive: 10 * time.Second, WillGrace: 300 * time.Millisecond, ReconnectJitter: 50 * time.Millisecond,
-		FleetURL: func() string { return c.objects },
-	})
+		FleetURL: func() string { return c.objects }, Addresses: c.addresses.Load,
+	}
+	if c.configure != nil {
+		c.configure(&config)
+	}
+	hub, err := fleethub.New(config)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -164,6 +242,7 @@ func (c *cluster) startHub() {
 	done := make(chan error, 1)
 	go func() { done <- hub.Run(ctx) }()
 	c.hub = hub
+	c.serving.Store(hub)
 	c.stopHub = sync.OnceFunc(func() {
 		cancel()
 		select {
@@ -187,7 +266,7 @@ func (c *cluster) serveObjects() {
 		l = cutter{l, c.cut}
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c.hub.ObjectsHandler(nil).ServeHTTP(w, r)
+		c.serving.Load().ObjectsHandler(nil).ServeHTTP(w, r)
 	}), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	go func() { _ = server.Serve(tls.NewListener(l, c.pki.Server())) }()
 	c.t.Cleanup(func() { _ = server.Close() })
@@ -219,7 +298,31 @@ type board struct {
 	link    *link.Link
 	stop    func()
 	tunnels chan *fleet.TunnelRequest
+	class   string // by its own word
+	budget  *budget.Budget
 	cable   *cable
+
+	// learned are the addresses that it was told; before, it knows the broker's.
+	learned atomic.Pointer[fleet.Addresses]
+	lessons atomic.Int64
+	first   []string           // instead of the broker's
+	config  func(*link.Config) // changes it; may be nil
+}
+
+func (b *board) addresses() *fleet.Addresses {
+	if a := b.learned.Load(); a != nil {
+		return a
+	}
+	if b.first != nil {
+		return &fleet.Addresses{Mqtt: b.first}
+	}
+	return &fleet.Addresses{Mqtt: []string{"mqtts://" + b.c.addr}}
+}
+
+func (b *board) learn(a *fleet.Addresses) error {
+	b.learned.Store(a)
+	b.lessons.Add(1)
+	return nil
 }
 
 // cable is the board's way to the broker.
@@ -281,14 +384,20 @@ func (b *board) start() {
 		t.Fatal(err)
 	}
 	b.store = store
+	b.budget = budget.New(store, nil)
 	_ = store.PutSetting("link.keepalive", "10")
-	b.link, err = link.New(link.Config{
-		NodeName: b.name, Brokers: func() []string { return []string{"mqtts://" + b.c.addr} }, TLS: b.tls, Key: b.key,
+	config := link.Config{
+		NodeName: b.name, Brokers: func() []string { return b.addresses().GetMqtt() }, Addresses: b.addresses, Learn: b.learn, TLS: b.tls, Key: b.key,
 		Trust: link.NewTrust(nil, b.c.hubKey.Public().(ed25519.PublicKey)), State: store, ObjectsTLS: b.tls,
 		OnTunnel: func(r *fleet.TunnelRequest) error { b.tunnels <- r; return nil },
 		Dial:     b.cable.dial,
-		BootID:   []byte("boot"), Logger: logger(t, b.name),
-	})
+		Budget:   b.budget,
+		BootID:   []byte("boot"), LinkClass: b.class, Logger: logger(t, b.name),
+	}
+	if b.config != nil {
+		b.config(&config)
+	}
+	b.link, err = link.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -139,7 +139,7 @@ func TestReconnectWithoutChangesCostsLittle(t *testing.T) {
 	_ = b.store.Sync()
 	time.Sleep(50 * time.Millisecond)
 	before, version := b.store.Written(), b.store.Version()
-	sent, received := b.link.Counters().Of(fleet.ClassSocket)
+	counted := b.link.Counters().Socket.Bytes()
 	// Break the connection from outside.
 	was := b.link.Status().Session
 	c.tap.Transport.(interface{ Disconnect(string) }).Disconnect("board-a")
@@ -148,9 +148,9 @@ func TestReconnectWithoutChangesCostsLittle(t *testing.T) {
 		return now.Live && !now.Session.SameConn(was)
 	})
 	time.Sleep(200 * time.Millisecond)
-	sent2, received2 := b.link.Counters().Of(fleet.ClassSocket)
-	cost := sent2.Bytes - sent.Bytes + received2.Bytes - received.Bytes
-	t.Logf("a reconnect of a node with 20 pods: %d bytes sent, %d received", sent2.Bytes-sent.Bytes, received2.Bytes-received.Bytes)
+	socket := b.link.Counters().Socket.Bytes()
+	cost := socket.Total() - counted.Total()
+	t.Logf("a reconnect of a node with 20 pods: %d bytes sent, %d received", socket.Sent-counted.Sent, socket.Received-counted.Received)
 	if !b.link.Status().Resumed {
 		t.Error("the TLS session was not resumed")
 	}

@@ -116,7 +116,7 @@ func Supervise(ctx context.Context, o Options, ready func(State) error) error {
 	plane.Go(func() { _ = cp.run(planeCtx) })
 	ep, err := waitForEndpoints(ctx, info, l.Log("controlplane"))
 	if err == nil {
-		err = copyFile(filepath.Join(l.ControlPlane(), "kubeconfig"), l.Kubeconfig(), 0o600)
+		err = linkFile(filepath.Join("controlplane", "kubeconfig"), l.Kubeconfig())
 	}
 	if err != nil {
 		cancel(err)
@@ -222,12 +222,17 @@ func tail(file string, lines int) string {
 	return fmt.Sprintf("the end of %s:\n%s", file, strings.Join(all, "\n"))
 }
 
-func copyFile(from, to string, mode os.FileMode) error {
-	raw, err := os.ReadFile(from)
-	if err != nil {
+// linkFile makes link point to a file beside it: the control plane writes its
+// kubeconfig again when certificates are renewed.
+func linkFile(to, link string) error {
+	tmp := link + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return writeFile(to, raw, mode)
+	if err := os.Symlink(to, tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, link)
 }
 
 // Down stops the cluster that runs from the data folder, and whatever a killed

@@ -1,11 +1,14 @@
 package enrollment
 
 import (
+	"bytes"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -67,16 +70,23 @@ func NodeOf(cert *x509.Certificate) string {
 	return ""
 }
 
-// VerifyHub returns the public key orders are signed with, if cert is the hub's
-// of the cluster with these roots at the time `at`. A node passes the later of
-// its clock and its time floor; a certificate not valid yet is no objection,
-// because a board without a clock is always early.
-func VerifyHub(cert *x509.Certificate, roots *x509.CertPool, at time.Time) (ed25519.PublicKey, error) {
+// VerifyHub returns the public key orders are signed with, if chain, leaf first,
+// is the hub's of the cluster with these roots at the time `at`. A node passes the
+// later of its clock and its time floor; a certificate not valid yet is no
+// objection, because a board without a clock is always early.
+func VerifyHub(chain []*x509.Certificate, roots *x509.CertPool, at time.Time) (ed25519.PublicKey, error) {
+	if len(chain) == 0 {
+		return nil, fmt.Errorf("%w: there is none", ErrNotHub)
+	}
+	cert, between := chain[0], x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
 	if cert.NotBefore.After(at) {
 		at = cert.NotBefore
 	}
 	// Verify doesn't know our usage: it is asked for below.
-	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotHub, err)
 	}
 	if cert.Subject.CommonName != HubName {
@@ -93,4 +103,19 @@ func VerifyHub(cert *x509.Certificate, roots *x509.CertPool, at time.Time) (ed25
 		return key, nil
 	}
 	return nil, fmt.Errorf("%w: it lacks the usage %s", ErrNotHub, HubUsage)
+}
+
+// TrustID names a set of roots in a few bytes, whatever their order. A node whose
+// own differs from its control plane's asks for a new grant.
+func TrustID(roots []*x509.Certificate) []byte {
+	sums := make([][sha256.Size]byte, len(roots))
+	for i, c := range roots {
+		sums[i] = sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	}
+	slices.SortFunc(sums, func(a, b [sha256.Size]byte) int { return bytes.Compare(a[:], b[:]) })
+	all := sha256.New()
+	for _, s := range slices.Compact(sums) {
+		all.Write(s[:])
+	}
+	return all.Sum(nil)[:8]
 }

@@ -18,6 +18,9 @@ const (
 	// Switching Protocols to TunnelProtocol, and then a byte stream.
 	TunnelPath     = "/v1/tunnel/"
 	TunnelProtocol = "coracle-tunnel"
+	// RelayPath is followed by a node's name: another control plane asks the one that
+	// nodes are connected to for a stream to its API, as of TunnelPath.
+	RelayPath = "/v1/relay/"
 	// ObjectsPath is followed by the hex sha256 of an object.
 	ObjectsPath = "/v1/objects/"
 )
@@ -133,6 +136,10 @@ var (
 	ErrNodeKey = errors.New("the node has another key now")
 	// ErrRevoked is returned when the node's identity was ended.
 	ErrRevoked = errors.New("the node's identity was revoked")
+	// ErrCloned is returned when two boards were seen with the node's identity.
+	ErrCloned = errors.New("two boards use the node's identity")
+	// ErrRemoved is returned when the Node object was deleted and the node not readmitted.
+	ErrRemoved = errors.New("the node was removed from the cluster")
 	// ErrBusy is returned when there were too many requests.
 	ErrBusy = errors.New("too many requests")
 	// ErrInternal is returned when the control plane couldn't do its part just now.
@@ -154,6 +161,8 @@ var codes = []struct {
 	{"NodeUnknown", 404, ErrNodeUnknown},
 	{"NodeKey", 409, ErrNodeKey},
 	{"Revoked", 403, ErrRevoked},
+	{"Cloned", 403, ErrCloned},
+	{"Removed", 403, ErrRemoved},
 	{"Busy", 429, ErrBusy},
 	{"Internal", 503, ErrInternal},
 }
@@ -178,6 +187,15 @@ type remoteError struct {
 func (e *remoteError) Error() string { return e.message }
 func (e *remoteError) Unwrap() error { return e.err }
 
+// Message is the text of the other side that err carries, or err's own.
+func Message(err error) string {
+	var remote *remoteError
+	if errors.As(err, &remote) {
+		return remote.message
+	}
+	return err.Error()
+}
+
 // Err is the error p stands for: errors.Is finds the sentinel, the text is the server's.
 func (p Problem) Err() error {
 	for _, c := range codes {
@@ -190,6 +208,12 @@ func (p Problem) Err() error {
 
 // Temporary says whether the same request may succeed later.
 func Temporary(err error) bool { return errors.Is(err, ErrBusy) || errors.Is(err, ErrInternal) }
+
+// Ended says whether err is the cluster's word that this identity counts no more:
+// asking again helps only after somebody acted in the cluster.
+func Ended(err error) bool {
+	return errors.Is(err, ErrRevoked) || errors.Is(err, ErrCloned) || errors.Is(err, ErrNodeKey) || errors.Is(err, ErrNodeUnknown)
+}
 
 // RenewAt is when a certificate's holder asks for the next one: after two thirds of its life.
 func RenewAt(notBefore, notAfter time.Time) time.Time {

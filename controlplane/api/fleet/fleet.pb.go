@@ -200,6 +200,65 @@ func (Verdict) EnumDescriptor() ([]byte, []int) {
 	return file_fleet_proto_rawDescGZIP(), []int{2}
 }
 
+type StandingState int32
+
+const (
+	StandingState_STANDING_UNKNOWN StandingState = 0
+	// The node is one of the cluster's.
+	StandingState_GOOD StandingState = 1
+	// Its identity was ended.
+	StandingState_REVOKED StandingState = 2
+	// Two boards have its identity.
+	StandingState_CLONED StandingState = 3
+	// Its Node object was deleted: it stops its pods and waits to be readmitted.
+	StandingState_REMOVED StandingState = 4
+)
+
+// Enum value maps for StandingState.
+var (
+	StandingState_name = map[int32]string{
+		0: "STANDING_UNKNOWN",
+		1: "GOOD",
+		2: "REVOKED",
+		3: "CLONED",
+		4: "REMOVED",
+	}
+	StandingState_value = map[string]int32{
+		"STANDING_UNKNOWN": 0,
+		"GOOD":             1,
+		"REVOKED":          2,
+		"CLONED":           3,
+		"REMOVED":          4,
+	}
+)
+
+func (x StandingState) Enum() *StandingState {
+	p := new(StandingState)
+	*p = x
+	return p
+}
+
+func (x StandingState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StandingState) Descriptor() protoreflect.EnumDescriptor {
+	return file_fleet_proto_enumTypes[3].Descriptor()
+}
+
+func (StandingState) Type() protoreflect.EnumType {
+	return &file_fleet_proto_enumTypes[3]
+}
+
+func (x StandingState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StandingState.Descriptor instead.
+func (StandingState) EnumDescriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{3}
+}
+
 // Envelope is every MQTT payload, and a file on a USB stick.
 type Envelope struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -693,8 +752,8 @@ type Hello struct {
 	// Whether `running` is all: false only where it didn't fit.
 	RunningComplete bool     `protobuf:"varint,4,opt,name=running_complete,json=runningComplete,proto3" json:"running_complete,omitempty"`
 	Features        []string `protobuf:"bytes,5,rep,name=features,proto3" json:"features,omitempty"`
-	// Random per start of the agent: two boards with one identity show as
-	// alternating ids.
+	// Random per start of the agent, never repeated: two boards with one identity
+	// show as alternating ids.
 	BootId []byte `protobuf:"bytes,6,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
 	// Keepalive of this connection in seconds.
 	Keepalive uint32 `protobuf:"varint,7,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
@@ -702,8 +761,14 @@ type Hello struct {
 	KnownKeys    [][]byte `protobuf:"bytes,8,rep,name=known_keys,json=knownKeys,proto3" json:"known_keys,omitempty"`
 	AgentVersion string   `protobuf:"bytes,9,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	// lan, wifi, lte, satellite; empty means lan.
-	LinkClass     string `protobuf:"bytes,10,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
-	Protocol      uint32 `protobuf:"varint,11,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	LinkClass string `protobuf:"bytes,10,opt,name=link_class,json=linkClass,proto3" json:"link_class,omitempty"`
+	Protocol  uint32 `protobuf:"varint,11,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// What tells this board from others, for people: serial number, addresses.
+	Board string `protobuf:"bytes,20,opt,name=board,proto3" json:"board,omitempty"`
+	// Names the roots that the node trusts.
+	Trust []byte `protobuf:"bytes,21,opt,name=trust,proto3" json:"trust,omitempty"`
+	// Hash of the Addresses that the node knows; empty if it takes none.
+	Addresses     []byte `protobuf:"bytes,30,opt,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -815,9 +880,31 @@ func (x *Hello) GetProtocol() uint32 {
 	return 0
 }
 
+func (x *Hello) GetBoard() string {
+	if x != nil {
+		return x.Board
+	}
+	return ""
+}
+
+func (x *Hello) GetTrust() []byte {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+func (x *Hello) GetAddresses() []byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 type RunningPod struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Uid   string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Empty: the node's own report.
+	Uid string `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
 	// Of its last report.
 	Stamp  *Stamp `protobuf:"bytes,2,opt,name=stamp,proto3" json:"stamp,omitempty"`
 	Mirror bool   `protobuf:"varint,3,opt,name=mirror,proto3" json:"mirror,omitempty"`
@@ -1779,6 +1866,9 @@ type Down struct {
 	Tunnel        *TunnelRequest `protobuf:"bytes,9,opt,name=tunnel,proto3" json:"tunnel,omitempty"`
 	Resend        *Resend        `protobuf:"bytes,10,opt,name=resend,proto3" json:"resend,omitempty"`
 	Rebirth       *Rebirth       `protobuf:"bytes,11,opt,name=rebirth,proto3" json:"rebirth,omitempty"`
+	Standing      *Standing      `protobuf:"bytes,20,opt,name=standing,proto3" json:"standing,omitempty"`
+	Probe         *Probe         `protobuf:"bytes,21,opt,name=probe,proto3" json:"probe,omitempty"`
+	Trust         *Trust         `protobuf:"bytes,22,opt,name=trust,proto3" json:"trust,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1890,6 +1980,27 @@ func (x *Down) GetRebirth() *Rebirth {
 	return nil
 }
 
+func (x *Down) GetStanding() *Standing {
+	if x != nil {
+		return x.Standing
+	}
+	return nil
+}
+
+func (x *Down) GetProbe() *Probe {
+	if x != nil {
+		return x.Probe
+	}
+	return nil
+}
+
+func (x *Down) GetTrust() *Trust {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
 type Welcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counter is that of the newest order.
@@ -1897,15 +2008,19 @@ type Welcome struct {
 	// The node has what it should have.
 	InSync bool `protobuf:"varint,2,opt,name=in_sync,json=inSync,proto3" json:"in_sync,omitempty"`
 	// Seconds. The node uses it from its next connection on; it reconnects at
-	// once if the one in use is more than twice as long or as short.
+	// once if the one in use is off by more than a quarter.
 	Keepalive uint32 `protobuf:"varint,3,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
-	// Upper bound, in milliseconds, of the random wait before a reconnect.
+	// Upper bound, in milliseconds, of the random wait before a reconnect; with
+	// slots, of all of them together.
 	ReconnectJitter uint32 `protobuf:"varint,4,opt,name=reconnect_jitter,json=reconnectJitter,proto3" json:"reconnect_jitter,omitempty"`
 	// Nanoseconds since 1970 by the hub's clock.
 	Time     int64  `protobuf:"varint,5,opt,name=time,proto3" json:"time,omitempty"`
 	Protocol uint32 `protobuf:"varint,6,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// Where large objects are fetched: https://host:port
-	ObjectsUrl    string `protobuf:"bytes,7,opt,name=objects_url,json=objectsUrl,proto3" json:"objects_url,omitempty"`
+	ObjectsUrl string        `protobuf:"bytes,7,opt,name=objects_url,json=objectsUrl,proto3" json:"objects_url,omitempty"`
+	Link       *LinkSettings `protobuf:"bytes,12,opt,name=link,proto3" json:"link,omitempty"`
+	// Only if the node knows others.
+	Addresses     *Addresses `protobuf:"bytes,30,opt,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1989,6 +2104,178 @@ func (x *Welcome) GetObjectsUrl() string {
 	return ""
 }
 
+func (x *Welcome) GetLink() *LinkSettings {
+	if x != nil {
+		return x.Link
+	}
+	return nil
+}
+
+func (x *Welcome) GetAddresses() *Addresses {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+// LinkSettings are what the hub chose for the node's link. A zero is not said.
+type LinkSettings struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// lan, wifi, lte, satellite.
+	Class string `protobuf:"bytes,1,opt,name=class,proto3" json:"class,omitempty"`
+	// reconnect_jitter has so many slots of equal length, and this (from 0) is the
+	// node's: it waits for its slot and a random time within it.
+	Slots uint32 `protobuf:"varint,2,opt,name=slots,proto3" json:"slots,omitempty"`
+	Slot  uint32 `protobuf:"varint,3,opt,name=slot,proto3" json:"slot,omitempty"`
+	// Seconds, upper bound of the wait between attempts that fail, before it is
+	// made random by half.
+	RetryMax uint32 `protobuf:"varint,4,opt,name=retry_max,json=retryMax,proto3" json:"retry_max,omitempty"`
+	// Milliseconds that reports and acknowledgements wait for others.
+	Gather uint32 `protobuf:"varint,5,opt,name=gather,proto3" json:"gather,omitempty"`
+	// Bytes that the node should not exceed in a day, sent and received; 0 is no
+	// bound.
+	DataBudget    uint64 `protobuf:"varint,6,opt,name=data_budget,json=dataBudget,proto3" json:"data_budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LinkSettings) Reset() {
+	*x = LinkSettings{}
+	mi := &file_fleet_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LinkSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LinkSettings) ProtoMessage() {}
+
+func (x *LinkSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LinkSettings.ProtoReflect.Descriptor instead.
+func (*LinkSettings) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *LinkSettings) GetClass() string {
+	if x != nil {
+		return x.Class
+	}
+	return ""
+}
+
+func (x *LinkSettings) GetSlots() uint32 {
+	if x != nil {
+		return x.Slots
+	}
+	return 0
+}
+
+func (x *LinkSettings) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *LinkSettings) GetRetryMax() uint32 {
+	if x != nil {
+		return x.RetryMax
+	}
+	return 0
+}
+
+func (x *LinkSettings) GetGather() uint32 {
+	if x != nil {
+		return x.Gather
+	}
+	return 0
+}
+
+func (x *LinkSettings) GetDataBudget() uint64 {
+	if x != nil {
+		return x.DataBudget
+	}
+	return 0
+}
+
+// Addresses of all control planes of the cluster, in the order in which to try
+// them. They replace what the node knew.
+type Addresses struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// mqtts://host:port
+	Mqtt []string `protobuf:"bytes,1,rep,name=mqtt,proto3" json:"mqtt,omitempty"`
+	// https://host:port, where nodes renew and open tunnels.
+	Fleet []string `protobuf:"bytes,2,rep,name=fleet,proto3" json:"fleet,omitempty"`
+	// https://host:port of the Kubernetes API.
+	Api           []string `protobuf:"bytes,3,rep,name=api,proto3" json:"api,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Addresses) Reset() {
+	*x = Addresses{}
+	mi := &file_fleet_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Addresses) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Addresses) ProtoMessage() {}
+
+func (x *Addresses) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Addresses.ProtoReflect.Descriptor instead.
+func (*Addresses) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Addresses) GetMqtt() []string {
+	if x != nil {
+		return x.Mqtt
+	}
+	return nil
+}
+
+func (x *Addresses) GetFleet() []string {
+	if x != nil {
+		return x.Fleet
+	}
+	return nil
+}
+
+func (x *Addresses) GetApi() []string {
+	if x != nil {
+		return x.Api
+	}
+	return nil
+}
+
 // Adopt moves a node into another incarnation. Only an operator causes it.
 type Adopt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2000,7 +2287,7 @@ type Adopt struct {
 
 func (x *Adopt) Reset() {
 	*x = Adopt{}
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2299,7 @@ func (x *Adopt) String() string {
 func (*Adopt) ProtoMessage() {}
 
 func (x *Adopt) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[22]
+	mi := &file_fleet_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2312,7 @@ func (x *Adopt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Adopt.ProtoReflect.Descriptor instead.
 func (*Adopt) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{22}
+	return file_fleet_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Adopt) GetFrom() []byte {
@@ -2061,14 +2348,18 @@ type Order struct {
 	Synced bool `protobuf:"varint,8,opt,name=synced,proto3" json:"synced,omitempty"`
 	// Seconds since 1970 after which the order must not be carried out any more;
 	// 0 is never.
-	Expires       int64 `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`
+	Expires int64 `protobuf:"varint,9,opt,name=expires,proto3" json:"expires,omitempty"`
+	// Of a delta: pods that the node should have are still missing after it, and
+	// come with the next ones. Until then a node that has lost its state doesn't
+	// take what is absent for unwanted.
+	More          bool `protobuf:"varint,30,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2371,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[23]
+	mi := &file_fleet_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2384,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{23}
+	return file_fleet_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Order) GetVersion() *Version {
@@ -2159,6 +2450,13 @@ func (x *Order) GetExpires() int64 {
 	return 0
 }
 
+func (x *Order) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 type Entry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uid           string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -2169,7 +2467,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2479,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[24]
+	mi := &file_fleet_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2492,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{24}
+	return file_fleet_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Entry) GetUid() string {
@@ -2231,7 +2529,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2541,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[25]
+	mi := &file_fleet_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2554,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{25}
+	return file_fleet_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Object) GetKind() string {
@@ -2324,7 +2622,7 @@ type ReportAck struct {
 
 func (x *ReportAck) Reset() {
 	*x = ReportAck{}
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2634,7 @@ func (x *ReportAck) String() string {
 func (*ReportAck) ProtoMessage() {}
 
 func (x *ReportAck) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[26]
+	mi := &file_fleet_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2647,7 @@ func (x *ReportAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAck.ProtoReflect.Descriptor instead.
 func (*ReportAck) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{26}
+	return file_fleet_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReportAck) GetVerdicts() []*ReportVerdict {
@@ -2372,7 +2670,7 @@ type ReportVerdict struct {
 
 func (x *ReportVerdict) Reset() {
 	*x = ReportVerdict{}
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2384,7 +2682,7 @@ func (x *ReportVerdict) String() string {
 func (*ReportVerdict) ProtoMessage() {}
 
 func (x *ReportVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[27]
+	mi := &file_fleet_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2397,7 +2695,7 @@ func (x *ReportVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportVerdict.ProtoReflect.Descriptor instead.
 func (*ReportVerdict) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{27}
+	return file_fleet_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReportVerdict) GetUid() string {
@@ -2439,7 +2737,7 @@ type JournalAck struct {
 
 func (x *JournalAck) Reset() {
 	*x = JournalAck{}
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2749,7 @@ func (x *JournalAck) String() string {
 func (*JournalAck) ProtoMessage() {}
 
 func (x *JournalAck) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[28]
+	mi := &file_fleet_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2762,7 @@ func (x *JournalAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JournalAck.ProtoReflect.Descriptor instead.
 func (*JournalAck) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{28}
+	return file_fleet_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JournalAck) GetBoot() uint64 {
@@ -2493,7 +2791,7 @@ type TunnelRequest struct {
 
 func (x *TunnelRequest) Reset() {
 	*x = TunnelRequest{}
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2505,7 +2803,7 @@ func (x *TunnelRequest) String() string {
 func (*TunnelRequest) ProtoMessage() {}
 
 func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[29]
+	mi := &file_fleet_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2518,7 +2816,7 @@ func (x *TunnelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TunnelRequest.ProtoReflect.Descriptor instead.
 func (*TunnelRequest) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{29}
+	return file_fleet_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *TunnelRequest) GetId() string {
@@ -2554,7 +2852,7 @@ type Resend struct {
 
 func (x *Resend) Reset() {
 	*x = Resend{}
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2864,7 @@ func (x *Resend) String() string {
 func (*Resend) ProtoMessage() {}
 
 func (x *Resend) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[30]
+	mi := &file_fleet_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2877,7 @@ func (x *Resend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resend.ProtoReflect.Descriptor instead.
 func (*Resend) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{30}
+	return file_fleet_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Resend) GetUids() []string {
@@ -2615,7 +2913,7 @@ type Rebirth struct {
 
 func (x *Rebirth) Reset() {
 	*x = Rebirth{}
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2925,7 @@ func (x *Rebirth) String() string {
 func (*Rebirth) ProtoMessage() {}
 
 func (x *Rebirth) ProtoReflect() protoreflect.Message {
-	mi := &file_fleet_proto_msgTypes[31]
+	mi := &file_fleet_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2938,7 @@ func (x *Rebirth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rebirth.ProtoReflect.Descriptor instead.
 func (*Rebirth) Descriptor() ([]byte, []int) {
-	return file_fleet_proto_rawDescGZIP(), []int{31}
+	return file_fleet_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Rebirth) GetVersion() *Version {
@@ -2655,6 +2953,173 @@ func (x *Rebirth) GetJitter() uint32 {
 		return x.Jitter
 	}
 	return 0
+}
+
+// Standing tells a node how the cluster regards it. A Welcome without one says
+// GOOD. REVOKED, CLONED and what a later version says refuse the node: such a
+// message names the session of its Hello, has no grant, and is the last one.
+type Standing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	State StandingState          `protobuf:"varint,1,opt,name=state,proto3,enum=coracle.fleet.v1.StandingState" json:"state,omitempty"`
+	// Why, and what to do, for people.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// Seconds since 1970 by the control plane's clock.
+	Since         int64 `protobuf:"varint,3,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Standing) Reset() {
+	*x = Standing{}
+	mi := &file_fleet_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Standing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Standing) ProtoMessage() {}
+
+func (x *Standing) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Standing.ProtoReflect.Descriptor instead.
+func (*Standing) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Standing) GetState() StandingState {
+	if x != nil {
+		return x.State
+	}
+	return StandingState_STANDING_UNKNOWN
+}
+
+func (x *Standing) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Standing) GetSince() int64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+// Trust names the roots that the control plane has now: a node that trusts others
+// renews its certificate, and gets them, after a random wait.
+type Trust struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Milliseconds, upper bound of the wait.
+	Jitter        uint32 `protobuf:"varint,2,opt,name=jitter,proto3" json:"jitter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trust) Reset() {
+	*x = Trust{}
+	mi := &file_fleet_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trust) ProtoMessage() {}
+
+func (x *Trust) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trust.ProtoReflect.Descriptor instead.
+func (*Trust) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Trust) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Trust) GetJitter() uint32 {
+	if x != nil {
+		return x.Jitter
+	}
+	return 0
+}
+
+// Probe asks who said this Hello whether it is there: it answers with the grant
+// of this message, if boot_id is its own. Sent only to who lists the feature
+// "probe".
+type Probe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BootId        []byte                 `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Probe) Reset() {
+	*x = Probe{}
+	mi := &file_fleet_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probe) ProtoMessage() {}
+
+func (x *Probe) ProtoReflect() protoreflect.Message {
+	mi := &file_fleet_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probe.ProtoReflect.Descriptor instead.
+func (*Probe) Descriptor() ([]byte, []int) {
+	return file_fleet_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Probe) GetBootId() []byte {
+	if x != nil {
+		return x.BootId
+	}
+	return nil
 }
 
 var File_fleet_proto protoreflect.FileDescriptor
@@ -2697,7 +3162,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06report\x18\x06 \x01(\v2\x18.coracle.fleet.v1.ReportR\x06report\x123\n" +
 	"\ajournal\x18\a \x01(\v2\x19.coracle.fleet.v1.JournalR\ajournal\x126\n" +
 	"\x06tunnel\x18\b \x01(\v2\x1e.coracle.fleet.v1.TunnelAnswerR\x06tunnel\x12'\n" +
-	"\x03bye\x18\t \x01(\v2\x15.coracle.fleet.v1.ByeR\x03bye\"\x89\x03\n" +
+	"\x03bye\x18\t \x01(\v2\x15.coracle.fleet.v1.ByeR\x03bye\"\xd3\x03\n" +
 	"\x05Hello\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x126\n" +
@@ -2712,7 +3177,10 @@ const file_fleet_proto_rawDesc = "" +
 	"\n" +
 	"link_class\x18\n" +
 	" \x01(\tR\tlinkClass\x12\x1a\n" +
-	"\bprotocol\x18\v \x01(\rR\bprotocol\"\xab\x01\n" +
+	"\bprotocol\x18\v \x01(\rR\bprotocol\x12\x14\n" +
+	"\x05board\x18\x14 \x01(\tR\x05board\x12\x14\n" +
+	"\x05trust\x18\x15 \x01(\fR\x05trust\x12\x1c\n" +
+	"\taddresses\x18\x1e \x01(\fR\taddresses\"\xab\x01\n" +
 	"\n" +
 	"RunningPod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12-\n" +
@@ -2786,7 +3254,7 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x17\n" +
 	"\aback_in\x18\x02 \x01(\rR\x06backIn\";\n" +
 	"\x04Will\x123\n" +
-	"\asession\x18\x01 \x01(\v2\x19.coracle.fleet.v1.SessionR\asession\"\xaa\x04\n" +
+	"\asession\x18\x01 \x01(\v2\x19.coracle.fleet.v1.SessionR\asession\"\xc0\x05\n" +
 	"\x04Down\x123\n" +
 	"\asession\x18\x01 \x01(\v2\x19.coracle.fleet.v1.SessionR\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12-\n" +
@@ -2801,7 +3269,10 @@ const file_fleet_proto_rawDesc = "" +
 	"\x06tunnel\x18\t \x01(\v2\x1f.coracle.fleet.v1.TunnelRequestR\x06tunnel\x120\n" +
 	"\x06resend\x18\n" +
 	" \x01(\v2\x18.coracle.fleet.v1.ResendR\x06resend\x123\n" +
-	"\arebirth\x18\v \x01(\v2\x19.coracle.fleet.v1.RebirthR\arebirth\"\xf1\x01\n" +
+	"\arebirth\x18\v \x01(\v2\x19.coracle.fleet.v1.RebirthR\arebirth\x126\n" +
+	"\bstanding\x18\x14 \x01(\v2\x1a.coracle.fleet.v1.StandingR\bstanding\x12-\n" +
+	"\x05probe\x18\x15 \x01(\v2\x17.coracle.fleet.v1.ProbeR\x05probe\x12-\n" +
+	"\x05trust\x18\x16 \x01(\v2\x17.coracle.fleet.v1.TrustR\x05trust\"\xe0\x02\n" +
 	"\aWelcome\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x17\n" +
 	"\ain_sync\x18\x02 \x01(\bR\x06inSync\x12\x1c\n" +
@@ -2810,10 +3281,24 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04time\x18\x05 \x01(\x03R\x04time\x12\x1a\n" +
 	"\bprotocol\x18\x06 \x01(\rR\bprotocol\x12\x1f\n" +
 	"\vobjects_url\x18\a \x01(\tR\n" +
-	"objectsUrl\"F\n" +
+	"objectsUrl\x122\n" +
+	"\x04link\x18\f \x01(\v2\x1e.coracle.fleet.v1.LinkSettingsR\x04link\x129\n" +
+	"\taddresses\x18\x1e \x01(\v2\x1b.coracle.fleet.v1.AddressesR\taddresses\"\xa4\x01\n" +
+	"\fLinkSettings\x12\x14\n" +
+	"\x05class\x18\x01 \x01(\tR\x05class\x12\x14\n" +
+	"\x05slots\x18\x02 \x01(\rR\x05slots\x12\x12\n" +
+	"\x04slot\x18\x03 \x01(\rR\x04slot\x12\x1b\n" +
+	"\tretry_max\x18\x04 \x01(\rR\bretryMax\x12\x16\n" +
+	"\x06gather\x18\x05 \x01(\rR\x06gather\x12\x1f\n" +
+	"\vdata_budget\x18\x06 \x01(\x04R\n" +
+	"dataBudget\"G\n" +
+	"\tAddresses\x12\x12\n" +
+	"\x04mqtt\x18\x01 \x03(\tR\x04mqtt\x12\x14\n" +
+	"\x05fleet\x18\x02 \x03(\tR\x05fleet\x12\x10\n" +
+	"\x03api\x18\x03 \x03(\tR\x03api\"F\n" +
 	"\x05Adopt\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\fR\x04from\x12)\n" +
-	"\x02to\x18\x02 \x01(\v2\x19.coracle.fleet.v1.VersionR\x02to\"\xaf\x02\n" +
+	"\x02to\x18\x02 \x01(\v2\x19.coracle.fleet.v1.VersionR\x02to\"\xc3\x02\n" +
 	"\x05Order\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x12\n" +
 	"\x04base\x18\x02 \x01(\fR\x04base\x12\x16\n" +
@@ -2823,7 +3308,8 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04list\x18\x06 \x01(\bR\x04list\x121\n" +
 	"\aentries\x18\a \x03(\v2\x17.coracle.fleet.v1.EntryR\aentries\x12\x16\n" +
 	"\x06synced\x18\b \x01(\bR\x06synced\x12\x18\n" +
-	"\aexpires\x18\t \x01(\x03R\aexpires\"-\n" +
+	"\aexpires\x18\t \x01(\x03R\aexpires\x12\x12\n" +
+	"\x04more\x18\x1e \x01(\bR\x04more\"-\n" +
 	"\x05Entry\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\"\xb2\x01\n" +
@@ -2857,7 +3343,16 @@ const file_fleet_proto_rawDesc = "" +
 	"\x04node\x18\x03 \x01(\bR\x04node\"V\n" +
 	"\aRebirth\x123\n" +
 	"\aversion\x18\x01 \x01(\v2\x19.coracle.fleet.v1.VersionR\aversion\x12\x16\n" +
-	"\x06jitter\x18\x02 \x01(\rR\x06jitter*\x1e\n" +
+	"\x06jitter\x18\x02 \x01(\rR\x06jitter\"q\n" +
+	"\bStanding\x125\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1f.coracle.fleet.v1.StandingStateR\x05state\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x12\x14\n" +
+	"\x05since\x18\x03 \x01(\x03R\x05since\"/\n" +
+	"\x05Trust\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x16\n" +
+	"\x06jitter\x18\x02 \x01(\rR\x06jitter\" \n" +
+	"\x05Probe\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\fR\x06bootId*\x1e\n" +
 	"\bEncoding\x12\b\n" +
 	"\x04NONE\x10\x00\x12\b\n" +
 	"\x04ZSTD\x10\x01*\x84\x01\n" +
@@ -2877,7 +3372,14 @@ const file_fleet_proto_rawDesc = "" +
 	"\n" +
 	"\x06STORED\x10\x01\x12\f\n" +
 	"\bOBSOLETE\x10\x02\x12\f\n" +
-	"\bREJECTED\x10\x03B8Z6github.com/coracle-edge/coracle/controlplane/api/fleetb\x06proto3"
+	"\bREJECTED\x10\x03*U\n" +
+	"\rStandingState\x12\x14\n" +
+	"\x10STANDING_UNKNOWN\x10\x00\x12\b\n" +
+	"\x04GOOD\x10\x01\x12\v\n" +
+	"\aREVOKED\x10\x02\x12\n" +
+	"\n" +
+	"\x06CLONED\x10\x03\x12\v\n" +
+	"\aREMOVED\x10\x04B8Z6github.com/coracle-edge/coracle/controlplane/api/fleetb\x06proto3"
 
 var (
 	file_fleet_proto_rawDescOnce sync.Once
@@ -2891,94 +3393,106 @@ func file_fleet_proto_rawDescGZIP() []byte {
 	return file_fleet_proto_rawDescData
 }
 
-var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_fleet_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_fleet_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_fleet_proto_goTypes = []any{
 	(Encoding)(0),         // 0: coracle.fleet.v1.Encoding
 	(AckStatus)(0),        // 1: coracle.fleet.v1.AckStatus
 	(Verdict)(0),          // 2: coracle.fleet.v1.Verdict
-	(*Envelope)(nil),      // 3: coracle.fleet.v1.Envelope
-	(*Version)(nil),       // 4: coracle.fleet.v1.Version
-	(*Session)(nil),       // 5: coracle.fleet.v1.Session
-	(*Grant)(nil),         // 6: coracle.fleet.v1.Grant
-	(*Stamp)(nil),         // 7: coracle.fleet.v1.Stamp
-	(*Up)(nil),            // 8: coracle.fleet.v1.Up
-	(*Hello)(nil),         // 9: coracle.fleet.v1.Hello
-	(*RunningPod)(nil),    // 10: coracle.fleet.v1.RunningPod
-	(*Ack)(nil),           // 11: coracle.fleet.v1.Ack
-	(*Want)(nil),          // 12: coracle.fleet.v1.Want
-	(*Report)(nil),        // 13: coracle.fleet.v1.Report
-	(*PodReport)(nil),     // 14: coracle.fleet.v1.PodReport
-	(*Offset)(nil),        // 15: coracle.fleet.v1.Offset
-	(*NodeReport)(nil),    // 16: coracle.fleet.v1.NodeReport
-	(*Journal)(nil),       // 17: coracle.fleet.v1.Journal
-	(*JournalEntry)(nil),  // 18: coracle.fleet.v1.JournalEntry
-	(*Gap)(nil),           // 19: coracle.fleet.v1.Gap
-	(*TunnelAnswer)(nil),  // 20: coracle.fleet.v1.TunnelAnswer
-	(*Bye)(nil),           // 21: coracle.fleet.v1.Bye
-	(*Will)(nil),          // 22: coracle.fleet.v1.Will
-	(*Down)(nil),          // 23: coracle.fleet.v1.Down
-	(*Welcome)(nil),       // 24: coracle.fleet.v1.Welcome
-	(*Adopt)(nil),         // 25: coracle.fleet.v1.Adopt
-	(*Order)(nil),         // 26: coracle.fleet.v1.Order
-	(*Entry)(nil),         // 27: coracle.fleet.v1.Entry
-	(*Object)(nil),        // 28: coracle.fleet.v1.Object
-	(*ReportAck)(nil),     // 29: coracle.fleet.v1.ReportAck
-	(*ReportVerdict)(nil), // 30: coracle.fleet.v1.ReportVerdict
-	(*JournalAck)(nil),    // 31: coracle.fleet.v1.JournalAck
-	(*TunnelRequest)(nil), // 32: coracle.fleet.v1.TunnelRequest
-	(*Resend)(nil),        // 33: coracle.fleet.v1.Resend
-	(*Rebirth)(nil),       // 34: coracle.fleet.v1.Rebirth
+	(StandingState)(0),    // 3: coracle.fleet.v1.StandingState
+	(*Envelope)(nil),      // 4: coracle.fleet.v1.Envelope
+	(*Version)(nil),       // 5: coracle.fleet.v1.Version
+	(*Session)(nil),       // 6: coracle.fleet.v1.Session
+	(*Grant)(nil),         // 7: coracle.fleet.v1.Grant
+	(*Stamp)(nil),         // 8: coracle.fleet.v1.Stamp
+	(*Up)(nil),            // 9: coracle.fleet.v1.Up
+	(*Hello)(nil),         // 10: coracle.fleet.v1.Hello
+	(*RunningPod)(nil),    // 11: coracle.fleet.v1.RunningPod
+	(*Ack)(nil),           // 12: coracle.fleet.v1.Ack
+	(*Want)(nil),          // 13: coracle.fleet.v1.Want
+	(*Report)(nil),        // 14: coracle.fleet.v1.Report
+	(*PodReport)(nil),     // 15: coracle.fleet.v1.PodReport
+	(*Offset)(nil),        // 16: coracle.fleet.v1.Offset
+	(*NodeReport)(nil),    // 17: coracle.fleet.v1.NodeReport
+	(*Journal)(nil),       // 18: coracle.fleet.v1.Journal
+	(*JournalEntry)(nil),  // 19: coracle.fleet.v1.JournalEntry
+	(*Gap)(nil),           // 20: coracle.fleet.v1.Gap
+	(*TunnelAnswer)(nil),  // 21: coracle.fleet.v1.TunnelAnswer
+	(*Bye)(nil),           // 22: coracle.fleet.v1.Bye
+	(*Will)(nil),          // 23: coracle.fleet.v1.Will
+	(*Down)(nil),          // 24: coracle.fleet.v1.Down
+	(*Welcome)(nil),       // 25: coracle.fleet.v1.Welcome
+	(*LinkSettings)(nil),  // 26: coracle.fleet.v1.LinkSettings
+	(*Addresses)(nil),     // 27: coracle.fleet.v1.Addresses
+	(*Adopt)(nil),         // 28: coracle.fleet.v1.Adopt
+	(*Order)(nil),         // 29: coracle.fleet.v1.Order
+	(*Entry)(nil),         // 30: coracle.fleet.v1.Entry
+	(*Object)(nil),        // 31: coracle.fleet.v1.Object
+	(*ReportAck)(nil),     // 32: coracle.fleet.v1.ReportAck
+	(*ReportVerdict)(nil), // 33: coracle.fleet.v1.ReportVerdict
+	(*JournalAck)(nil),    // 34: coracle.fleet.v1.JournalAck
+	(*TunnelRequest)(nil), // 35: coracle.fleet.v1.TunnelRequest
+	(*Resend)(nil),        // 36: coracle.fleet.v1.Resend
+	(*Rebirth)(nil),       // 37: coracle.fleet.v1.Rebirth
+	(*Standing)(nil),      // 38: coracle.fleet.v1.Standing
+	(*Trust)(nil),         // 39: coracle.fleet.v1.Trust
+	(*Probe)(nil),         // 40: coracle.fleet.v1.Probe
 }
 var file_fleet_proto_depIdxs = []int32{
 	0,  // 0: coracle.fleet.v1.Envelope.encoding:type_name -> coracle.fleet.v1.Encoding
-	5,  // 1: coracle.fleet.v1.Up.session:type_name -> coracle.fleet.v1.Session
-	6,  // 2: coracle.fleet.v1.Up.grant:type_name -> coracle.fleet.v1.Grant
-	9,  // 3: coracle.fleet.v1.Up.hello:type_name -> coracle.fleet.v1.Hello
-	11, // 4: coracle.fleet.v1.Up.ack:type_name -> coracle.fleet.v1.Ack
-	13, // 5: coracle.fleet.v1.Up.report:type_name -> coracle.fleet.v1.Report
-	17, // 6: coracle.fleet.v1.Up.journal:type_name -> coracle.fleet.v1.Journal
-	20, // 7: coracle.fleet.v1.Up.tunnel:type_name -> coracle.fleet.v1.TunnelAnswer
-	21, // 8: coracle.fleet.v1.Up.bye:type_name -> coracle.fleet.v1.Bye
-	4,  // 9: coracle.fleet.v1.Hello.version:type_name -> coracle.fleet.v1.Version
-	10, // 10: coracle.fleet.v1.Hello.running:type_name -> coracle.fleet.v1.RunningPod
-	7,  // 11: coracle.fleet.v1.RunningPod.stamp:type_name -> coracle.fleet.v1.Stamp
-	4,  // 12: coracle.fleet.v1.Ack.version:type_name -> coracle.fleet.v1.Version
+	6,  // 1: coracle.fleet.v1.Up.session:type_name -> coracle.fleet.v1.Session
+	7,  // 2: coracle.fleet.v1.Up.grant:type_name -> coracle.fleet.v1.Grant
+	10, // 3: coracle.fleet.v1.Up.hello:type_name -> coracle.fleet.v1.Hello
+	12, // 4: coracle.fleet.v1.Up.ack:type_name -> coracle.fleet.v1.Ack
+	14, // 5: coracle.fleet.v1.Up.report:type_name -> coracle.fleet.v1.Report
+	18, // 6: coracle.fleet.v1.Up.journal:type_name -> coracle.fleet.v1.Journal
+	21, // 7: coracle.fleet.v1.Up.tunnel:type_name -> coracle.fleet.v1.TunnelAnswer
+	22, // 8: coracle.fleet.v1.Up.bye:type_name -> coracle.fleet.v1.Bye
+	5,  // 9: coracle.fleet.v1.Hello.version:type_name -> coracle.fleet.v1.Version
+	11, // 10: coracle.fleet.v1.Hello.running:type_name -> coracle.fleet.v1.RunningPod
+	8,  // 11: coracle.fleet.v1.RunningPod.stamp:type_name -> coracle.fleet.v1.Stamp
+	5,  // 12: coracle.fleet.v1.Ack.version:type_name -> coracle.fleet.v1.Version
 	1,  // 13: coracle.fleet.v1.Ack.status:type_name -> coracle.fleet.v1.AckStatus
-	4,  // 14: coracle.fleet.v1.Ack.current:type_name -> coracle.fleet.v1.Version
-	12, // 15: coracle.fleet.v1.Ack.want:type_name -> coracle.fleet.v1.Want
-	14, // 16: coracle.fleet.v1.Report.pods:type_name -> coracle.fleet.v1.PodReport
-	16, // 17: coracle.fleet.v1.Report.node:type_name -> coracle.fleet.v1.NodeReport
-	7,  // 18: coracle.fleet.v1.PodReport.stamp:type_name -> coracle.fleet.v1.Stamp
-	15, // 19: coracle.fleet.v1.PodReport.trace:type_name -> coracle.fleet.v1.Offset
-	7,  // 20: coracle.fleet.v1.NodeReport.stamp:type_name -> coracle.fleet.v1.Stamp
-	18, // 21: coracle.fleet.v1.Journal.entries:type_name -> coracle.fleet.v1.JournalEntry
-	19, // 22: coracle.fleet.v1.Journal.gaps:type_name -> coracle.fleet.v1.Gap
-	5,  // 23: coracle.fleet.v1.Will.session:type_name -> coracle.fleet.v1.Session
-	5,  // 24: coracle.fleet.v1.Down.session:type_name -> coracle.fleet.v1.Session
-	6,  // 25: coracle.fleet.v1.Down.grant:type_name -> coracle.fleet.v1.Grant
-	24, // 26: coracle.fleet.v1.Down.welcome:type_name -> coracle.fleet.v1.Welcome
-	25, // 27: coracle.fleet.v1.Down.adopt:type_name -> coracle.fleet.v1.Adopt
-	26, // 28: coracle.fleet.v1.Down.order:type_name -> coracle.fleet.v1.Order
-	29, // 29: coracle.fleet.v1.Down.report_ack:type_name -> coracle.fleet.v1.ReportAck
-	31, // 30: coracle.fleet.v1.Down.journal_ack:type_name -> coracle.fleet.v1.JournalAck
-	32, // 31: coracle.fleet.v1.Down.tunnel:type_name -> coracle.fleet.v1.TunnelRequest
-	33, // 32: coracle.fleet.v1.Down.resend:type_name -> coracle.fleet.v1.Resend
-	34, // 33: coracle.fleet.v1.Down.rebirth:type_name -> coracle.fleet.v1.Rebirth
-	4,  // 34: coracle.fleet.v1.Welcome.version:type_name -> coracle.fleet.v1.Version
-	4,  // 35: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
-	4,  // 36: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
-	28, // 37: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
-	27, // 38: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
-	30, // 39: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
-	7,  // 40: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
-	2,  // 41: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
-	4,  // 42: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	5,  // 14: coracle.fleet.v1.Ack.current:type_name -> coracle.fleet.v1.Version
+	13, // 15: coracle.fleet.v1.Ack.want:type_name -> coracle.fleet.v1.Want
+	15, // 16: coracle.fleet.v1.Report.pods:type_name -> coracle.fleet.v1.PodReport
+	17, // 17: coracle.fleet.v1.Report.node:type_name -> coracle.fleet.v1.NodeReport
+	8,  // 18: coracle.fleet.v1.PodReport.stamp:type_name -> coracle.fleet.v1.Stamp
+	16, // 19: coracle.fleet.v1.PodReport.trace:type_name -> coracle.fleet.v1.Offset
+	8,  // 20: coracle.fleet.v1.NodeReport.stamp:type_name -> coracle.fleet.v1.Stamp
+	19, // 21: coracle.fleet.v1.Journal.entries:type_name -> coracle.fleet.v1.JournalEntry
+	20, // 22: coracle.fleet.v1.Journal.gaps:type_name -> coracle.fleet.v1.Gap
+	6,  // 23: coracle.fleet.v1.Will.session:type_name -> coracle.fleet.v1.Session
+	6,  // 24: coracle.fleet.v1.Down.session:type_name -> coracle.fleet.v1.Session
+	7,  // 25: coracle.fleet.v1.Down.grant:type_name -> coracle.fleet.v1.Grant
+	25, // 26: coracle.fleet.v1.Down.welcome:type_name -> coracle.fleet.v1.Welcome
+	28, // 27: coracle.fleet.v1.Down.adopt:type_name -> coracle.fleet.v1.Adopt
+	29, // 28: coracle.fleet.v1.Down.order:type_name -> coracle.fleet.v1.Order
+	32, // 29: coracle.fleet.v1.Down.report_ack:type_name -> coracle.fleet.v1.ReportAck
+	34, // 30: coracle.fleet.v1.Down.journal_ack:type_name -> coracle.fleet.v1.JournalAck
+	35, // 31: coracle.fleet.v1.Down.tunnel:type_name -> coracle.fleet.v1.TunnelRequest
+	36, // 32: coracle.fleet.v1.Down.resend:type_name -> coracle.fleet.v1.Resend
+	37, // 33: coracle.fleet.v1.Down.rebirth:type_name -> coracle.fleet.v1.Rebirth
+	38, // 34: coracle.fleet.v1.Down.standing:type_name -> coracle.fleet.v1.Standing
+	40, // 35: coracle.fleet.v1.Down.probe:type_name -> coracle.fleet.v1.Probe
+	39, // 36: coracle.fleet.v1.Down.trust:type_name -> coracle.fleet.v1.Trust
+	5,  // 37: coracle.fleet.v1.Welcome.version:type_name -> coracle.fleet.v1.Version
+	26, // 38: coracle.fleet.v1.Welcome.link:type_name -> coracle.fleet.v1.LinkSettings
+	27, // 39: coracle.fleet.v1.Welcome.addresses:type_name -> coracle.fleet.v1.Addresses
+	5,  // 40: coracle.fleet.v1.Adopt.to:type_name -> coracle.fleet.v1.Version
+	5,  // 41: coracle.fleet.v1.Order.version:type_name -> coracle.fleet.v1.Version
+	31, // 42: coracle.fleet.v1.Order.upserts:type_name -> coracle.fleet.v1.Object
+	30, // 43: coracle.fleet.v1.Order.entries:type_name -> coracle.fleet.v1.Entry
+	33, // 44: coracle.fleet.v1.ReportAck.verdicts:type_name -> coracle.fleet.v1.ReportVerdict
+	8,  // 45: coracle.fleet.v1.ReportVerdict.stamp:type_name -> coracle.fleet.v1.Stamp
+	2,  // 46: coracle.fleet.v1.ReportVerdict.verdict:type_name -> coracle.fleet.v1.Verdict
+	5,  // 47: coracle.fleet.v1.Rebirth.version:type_name -> coracle.fleet.v1.Version
+	3,  // 48: coracle.fleet.v1.Standing.state:type_name -> coracle.fleet.v1.StandingState
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_fleet_proto_init() }
@@ -2991,8 +3505,8 @@ func file_fleet_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fleet_proto_rawDesc), len(file_fleet_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   32,
+			NumEnums:      4,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

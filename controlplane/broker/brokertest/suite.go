@@ -49,6 +49,7 @@ func Run(t *testing.T, make func(t *testing.T) Subject) {
 		{"WillIsSilentAfterGoodbye", testNoWill},
 		{"LargestMessagePasses", testLargest},
 		{"StrangersAreRefused", testStrangers},
+		{"TheTableOfPermissionsHolds", testTable},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			test.run(t, Start(t, make(t)))

@@ -46,12 +46,19 @@ const (
 	legacyTokenUnused = 365 * 24 * time.Hour
 )
 
+// Controllers that are built of the cluster's roots.
+const (
+	tokensController  = "serviceaccount-token-controller"
+	rootCAController  = "root-ca-certificate-publisher-controller"
+	signingController = "certificatesigningrequest-signing-controller"
+)
+
 // entries lists the controllers, those first that others need to make progress.
 func (s *Set) entries() []entry {
 	return []entry{
-		{"serviceaccount-token-controller", nil, s.tokens},
+		{tokensController, nil, s.tokens},
 		{"serviceaccount-controller", nil, s.serviceAccounts},
-		{"root-ca-certificate-publisher-controller", nil, s.rootCA},
+		{rootCAController, nil, s.rootCA},
 		{"clusterrole-aggregation-controller", nil, s.clusterRoles},
 		{"namespace-controller", nil, s.namespaces},
 		{"garbage-collector-controller", nil, s.garbage},
@@ -79,7 +86,7 @@ func (s *Set) entries() []entry {
 		{"ephemeral-volume-controller", s.anyPod(hasEphemeralVolume), s.ephemeralVolumes},
 		{"persistentvolume-attach-detach-controller", s.anyOf(gvr("storage.k8s.io", "v1", "csidrivers"), gvr("storage.k8s.io", "v1", "volumeattachments")), s.attachDetach},
 
-		{"certificatesigningrequest-signing-controller", s.anyOf(signingRequests), s.signing},
+		{signingController, s.anyOf(signingRequests), s.signing},
 		{"certificatesigningrequest-approving-controller", s.anyOf(signingRequests), s.approving},
 		{"certificatesigningrequest-cleaner-controller", s.anyOf(signingRequests), s.signingCleaner},
 		{"legacy-serviceaccount-token-cleaner-controller", s.anyTokenSecret(), s.legacyTokens},
@@ -99,7 +106,7 @@ func (s *Set) tokens(ctx context.Context, k *kit) (func(context.Context), error)
 	}
 	// Only token Secrets: the contents of all others would lie in memory for nothing.
 	c, err := serviceaccounts.NewTokensController(s.logger, k.Factory.Core().V1().ServiceAccounts(), k.private(tokenSecrets).Core().V1().Secrets(),
-		s.Manager(), serviceaccounts.TokensControllerOptions{TokenGenerator: generator, RootCA: s.deps.RootCA})
+		s.Manager(), serviceaccounts.TokensControllerOptions{TokenGenerator: generator, RootCA: k.roots.CA})
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +127,7 @@ func (s *Set) serviceAccounts(ctx context.Context, k *kit) (func(context.Context
 }
 
 func (s *Set) rootCA(ctx context.Context, k *kit) (func(context.Context), error) {
-	if len(s.deps.RootCA) == 0 {
+	if len(k.roots.CA) == 0 {
 		return idle, nil
 	}
 	client, err := s.Client("root-ca-cert-publisher")
@@ -128,7 +135,7 @@ func (s *Set) rootCA(ctx context.Context, k *kit) (func(context.Context), error)
 		return nil, err
 	}
 	own := k.private(fields.OneTermEqualSelector(metav1.ObjectNameField, rootcacertpublisher.RootCACertConfigMapName).String())
-	c, err := rootcacertpublisher.NewPublisher(own.Core().V1().ConfigMaps(), k.Factory.Core().V1().Namespaces(), client, s.deps.RootCA)
+	c, err := rootcacertpublisher.NewPublisher(own.Core().V1().ConfigMaps(), k.Factory.Core().V1().Namespaces(), client, k.roots.CA)
 	if err != nil {
 		return nil, err
 	}
@@ -293,7 +300,7 @@ func (s *Set) deviceTaints(ctx context.Context, k *kit) (func(context.Context), 
 }
 
 func (s *Set) signing(ctx context.Context, k *kit) (func(context.Context), error) {
-	cert, key := s.deps.SigningCertFile, s.deps.SigningKeyFile
+	cert, key := k.roots.SigningCertFile, k.roots.SigningKeyFile
 	if cert == "" || key == "" {
 		return idle, nil
 	}

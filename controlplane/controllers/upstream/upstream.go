@@ -31,10 +31,8 @@ type Deps struct {
 	// Factory is the process's shared informers, made without resync. They are started with the context given to New.
 	Factory informers.SharedInformerFactory
 
-	// RootCA, in PEM, is published to every namespace as ConfigMap kube-root-ca.crt. Empty: it isn't published.
-	RootCA []byte
-	// SigningCertFile and SigningKeyFile sign approved CertificateSigningRequests. Empty: nothing is signed.
-	SigningCertFile, SigningKeyFile string
+	// Roots returns the cluster's roots as of now; what depends on them is built again when they change. May be nil.
+	Roots func() Roots
 	// SigningDuration is the longest lifetime of a certificate signed. Default: a year.
 	SigningDuration time.Duration
 	// ServiceAccountKey (*rsa.PrivateKey or *ecdsa.PrivateKey) signs the tokens of Secrets of type
@@ -63,6 +61,16 @@ func (g PodGarbage) orDefaults() PodGarbage {
 		Every:      cmp.Or(g.Every, 20*time.Second),
 		Quarantine: cmp.Or(g.Quarantine, 40*time.Second),
 	}
+}
+
+// Roots are those of the cluster, and what signs.
+type Roots struct {
+	// CA, in PEM, is published to every namespace as ConfigMap kube-root-ca.crt. Empty: it isn't published.
+	CA []byte
+	// SigningCertFile and SigningKeyFile sign approved CertificateSigningRequests. Empty: nothing is signed.
+	SigningCertFile, SigningKeyFile string
+	// Changed is closed when another look would show others; nil: never.
+	Changed <-chan struct{}
 }
 
 // Set is upstream's controllers, ready to be run one by one.
@@ -122,24 +130,68 @@ type entry struct {
 	build builder
 }
 
+// ofRoots says whether the controller is built of the cluster's roots.
+func (e entry) ofRoots() bool {
+	switch e.name {
+	case tokensController, rootCAController, signingController:
+		return true
+	}
+	return false
+}
+
 // Controllers returns all of them in the order in which they should be started.
 func (s *Set) Controllers() []Controller {
 	var list []Controller
 	for _, e := range s.entries() {
-		list = append(list, Controller{Name: e.name, Run: func(ctx context.Context) error { return s.run(ctx, e) }})
+		run := func(ctx context.Context) error { return s.run(ctx, e, s.roots()) }
+		if e.ofRoots() {
+			run = func(ctx context.Context) error { return s.runByRoots(ctx, e) }
+		}
+		list = append(list, Controller{Name: e.name, Run: run})
 	}
 	return append(list, Controller{Name: "discovery-refresh", Run: func(ctx context.Context) error {
 		return s.disco.watch(ctx, s)
 	}})
 }
 
-func (s *Set) run(ctx context.Context, e entry) error {
+func (s *Set) roots() Roots {
+	if s.deps.Roots == nil {
+		return Roots{}
+	}
+	return s.deps.Roots()
+}
+
+// runByRoots runs a controller and builds it again whenever the roots change.
+func (s *Set) runByRoots(ctx context.Context, e entry) error {
+	for {
+		roots := s.roots()
+		once, cancel := context.WithCancel(ctx)
+		stop := make(chan struct{})
+		go func() {
+			defer close(stop)
+			select {
+			case <-roots.Changed:
+				cancel()
+			case <-once.Done():
+			}
+		}()
+		err := s.run(once, e, roots)
+		changed := once.Err() != nil && ctx.Err() == nil
+		cancel()
+		<-stop
+		if !changed {
+			return err
+		}
+	}
+}
+
+func (s *Set) run(ctx context.Context, e entry, roots Roots) error {
 	if err := s.await(ctx, e.gates); err != nil || ctx.Err() != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(klog.NewContext(ctx, s.logger.WithName(e.name)))
 	defer cancel()
-	k := &kit{Set: s, handlers: &handlers{}}
+	k := &kit{Set: s, handlers: &handlers{}, roots: roots}
 	k.Factory = tracked{s.deps.Factory, k.handlers}
 	defer k.handlers.remove()
 	run, err := e.build(ctx, k)
@@ -169,6 +221,7 @@ type kit struct {
 	// Factory is the shared one; handlers added through it are taken off when the run ends.
 	Factory  informers.SharedInformerFactory
 	handlers *handlers
+	roots    Roots // as of this run
 	starts   []func(context.Context)
 	stops    []func()
 }

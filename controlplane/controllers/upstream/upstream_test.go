@@ -215,7 +215,7 @@ func TestGate(t *testing.T) {
 	}}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- s.run(ctx, e) }()
+	go func() { ended <- s.run(ctx, e, Roots{}) }()
 	resource := client.Resource(boats).Namespace("ns").(metadatafake.MetadataClient)
 	eventually(t, "informer", s.kinds.pin(boats).HasSynced)
 	if _, err := resource.CreateFake(boat("hull"), metav1.CreateOptions{}); err != nil {
@@ -259,7 +259,7 @@ func TestHandlersGoWithTheRun(t *testing.T) {
 			return idle, err
 		}}
 		ended := make(chan error, 1)
-		go func() { ended <- s.run(ctx, e) }()
+		go func() { ended <- s.run(ctx, e, Roots{}) }()
 		eventually(t, "shown", func() bool { return shown.Load() == 1 })
 		cancel()
 		if err := <-ended; err != nil {
@@ -277,7 +277,7 @@ func TestHandlersGoWithTheRun(t *testing.T) {
 func TestBuildErrorsAreReturned(t *testing.T) {
 	s := newSet(t)
 	broken := errors.New("broken")
-	err := s.run(t.Context(), entry{"test", nil, func(context.Context, *kit) (func(context.Context), error) { return nil, broken }})
+	err := s.run(t.Context(), entry{"test", nil, func(context.Context, *kit) (func(context.Context), error) { return nil, broken }}, Roots{})
 	if !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}

@@ -28,6 +28,9 @@ type Directory struct {
 
 // NewDirectory returns a Directory; nothing happens until Run or Lookup.
 func NewDirectory(client kubernetes.Interface, logger *slog.Logger) *Directory {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(Namespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "type=" + string(SecretType) }),
 		informers.WithTransform(func(obj any) (any, error) {
@@ -55,27 +58,36 @@ func (d *Directory) Run(ctx context.Context) error {
 func (d *Directory) Synced() bool { return d.informer.HasSynced() }
 
 // OnChange calls f for every record that is there, new, changed (a revocation,
-// another key) or gone. f must not block. Call it before Run.
-func (d *Directory) OnChange(f func(r Record, gone bool)) error {
-	tell := func(obj any, gone bool) {
+// another key) or gone, with the record as it was and as it is; nil where there is
+// none, or none that can be read. f must not block. Call it before Run.
+func (d *Directory) OnChange(f func(node string, before, now *Record)) error {
+	read := func(obj any) *Record {
 		if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 			obj = last.Obj
 		}
 		secret, ok := obj.(*corev1.Secret)
 		if !ok || secret.Type != SecretType {
-			return
+			return nil
 		}
 		r, err := Parse(secret)
 		if err != nil {
 			d.logger.Error("node record", "err", err)
-			return
+			return nil
 		}
-		f(r, gone)
+		return &r
+	}
+	tell := func(before, now *Record) {
+		switch {
+		case now != nil:
+			f(now.Node, before, now)
+		case before != nil:
+			f(before.Node, before, nil)
+		}
 	}
 	_, err := d.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { tell(obj, false) },
-		UpdateFunc: func(_, obj any) { tell(obj, false) },
-		DeleteFunc: func(obj any) { tell(obj, true) },
+		AddFunc:    func(obj any) { tell(nil, read(obj)) },
+		UpdateFunc: func(old, obj any) { tell(read(old), read(obj)) },
+		DeleteFunc: func(obj any) { tell(read(obj), nil) },
 	})
 	return err
 }
@@ -96,14 +108,25 @@ func (d *Directory) Lookup(ctx context.Context, node string) (Record, error) {
 	return d.store.Get(ctx, node)
 }
 
-// Admitted is Lookup for whoever needs a node in good standing: a revoked one is
-// enrollment.ErrRevoked.
+// Admitted is Lookup for whoever needs a node in good standing: the error of one
+// that isn't is Record.Standing's.
 func (d *Directory) Admitted(ctx context.Context, node string) (Record, error) {
 	r, err := d.Lookup(ctx, node)
 	if err != nil {
 		return Record{}, err
 	}
-	return r, r.RevokedError()
+	return r, r.Standing()
+}
+
+// Identified is Lookup for whoever must know who it is that speaks: also a node
+// that was removed may come, to be told so. The error of one whose identity
+// counts no more is Record.Refused's.
+func (d *Directory) Identified(ctx context.Context, node string) (Record, error) {
+	r, err := d.Lookup(ctx, node)
+	if err != nil {
+		return Record{}, err
+	}
+	return r, r.Refused()
 }
 
 // Unknown says whether err means that there is no record.

@@ -33,7 +33,7 @@ func (s *Store) Desired() ([]pods.Object, bool, error) {
 	for i, o := range list {
 		out[i] = pods.Object{Namespace: o.Namespace, Name: o.Name, UID: o.UID, Hash: o.Hash, Raw: o.Raw, Trace: s.state.Times(o.UID)}
 	}
-	return out, !unreadable && !s.state.Version().IsZero(), nil
+	return out, !unreadable && s.state.Complete(), nil
 }
 
 // Object implements [pods.Store].

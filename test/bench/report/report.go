@@ -1,4 +1,6 @@
-package main
+// Package report is the table of figures that the programs of test/bench print and
+// write to a file, each beside a peer's and beside its mark.
+package report
 
 import (
 	"encoding/json"
