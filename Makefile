@@ -28,7 +28,7 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build programs boards up down test test-link unit integration arm lint bench bench-link generate clean help
+.PHONY: build programs boards up down test test-link unit integration arm lint bench bench-link bench-fleet generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -71,8 +71,19 @@ test-link: ## the fleet link's machines explored to the full depth, in minutes
 bench: programs ## this system's figures beside its peers', into .coracle/bench/bench.jsonl
 	@$(GO) run ./test/bench --bin bin --go $(abspath $(GO))
 
-bench-link: programs ## bytes of the fleet link per class, idle, per pod and per reconnect, into .coracle/bench/bench-link.jsonl (ARGS=--window=1h measures what is otherwise computed)
-	@$(GO) run ./test/bench/link --bin bin $(ARGS)
+bench-link: programs upstream ## bytes of the fleet link per class, idle, per pod and per reconnect, beside upstream's kubelet, into .coracle/bench/bench-link.jsonl (ARGS=--window=1h measures what is otherwise computed)
+	@$(GO) run ./test/bench/link --bin bin --upstream bin/tools/upstream $(ARGS)
+
+bench-fleet: programs ## a fleet (NODES=1000) that loses its broker for ten minutes, and boards that die, into .coracle/bench/bench-fleet.jsonl (ARGS=-outage=1m; -broker=network or controlplane loses something else)
+	@$(GO) run ./test/bench/fleet -bin bin -nodes $(if $(filter 1,$(NODES)),1000,$(NODES)) $(ARGS)
+
+# Upstream's own node and API server, of a module of their own.
+UPSTREAM := kubelet kube-proxy kube-apiserver
+UPSTREAM_LDFLAGS := -s -w $(foreach p,k8s.io/component-base/version k8s.io/client-go/pkg/version,-X $p.gitVersion=$(KUBERNETES) -X $p.gitMajor=1 -X $p.gitMinor=36)
+.PHONY: upstream
+upstream:
+	@cd test/bench/upstream && ../../go build -ldflags '$(UPSTREAM_LDFLAGS)' -o ../../../bin/tools/upstream/ $(addprefix k8s.io/kubernetes/cmd/,$(UPSTREAM))
+	@cd test/bench/upstream && ../../go build -ldflags '-s -w' -o ../../../bin/tools/upstream/etcd go.etcd.io/etcd/server/v3
 
 generate: ## protobuf code and example modules, again
 	@$(GO) generate ./controlplane/api/...

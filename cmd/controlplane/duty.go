@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -27,10 +28,16 @@ import (
 // hubLease is held by the control plane that works, where several share an etcd.
 const hubLease = "coracle-hub"
 
+// successorWithin is above the time in which a control plane that waits sees that the
+// lease was given up.
+const successorWithin = 5 * time.Second
+
 // duty is whether this control plane works: always with an embedded etcd, and by a
 // lease where others may share an external one.
 type duty struct {
-	lead *leadership.Leadership // nil: always; set before anything runs
+	lead   *leadership.Leadership // nil: always; set before anything runs
+	doubt  *doubt                 // likewise
+	knocks *knocks                // likewise
 }
 
 // compete has the duty depend on the lease.
@@ -45,7 +52,37 @@ func (d *duty) compete(server *apiserver.Server, l *listeners, o options, logger
 		Self:     leadership.Addresses{API: l.urls("https", l.api), Fleet: l.urls("https", l.fleet)},
 		Duration: o.leaseDuration, Logger: logger,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	leases := client.CoordinationV1().Leases(systemNamespace)
+	d.knocks = newKnocks(leases, host, logger)
+	d.doubt = &doubt{now: time.Now, knocks: watchKnocks(leases), logger: logger}
+	return nil
+}
+
+// hold says that no node is to be called away now: it may be this control plane that
+// is cut off.
+func (d *duty) hold() bool { return d.doubt != nil && d.doubt.Hold() }
+
+// watch ends with errCutOff when the hub's nodes are reached by another control plane
+// and not by this one.
+func (d *duty) watch(ctx context.Context, hub *fleethub.Hub) error {
+	if d.doubt == nil {
+		<-ctx.Done()
+		return nil
+	}
+	d.doubt.reach = hub.Reach
+	return d.doubt.run(ctx)
+}
+
+// wait turns nodes away until ctx ends, and tells the active control plane that they
+// come.
+func (d *duty) wait(ctx context.Context, mqtt net.Listener) {
+	var telling sync.WaitGroup
+	telling.Go(func() { d.knocks.run(ctx) })
+	defer telling.Wait()
+	turnAway(ctx, mqtt, d.knocks.knock)
 }
 
 func (d *duty) active() bool { return d.lead == nil || d.lead.Held() }
@@ -64,7 +101,26 @@ func (d *duty) run(ctx context.Context, work func(ctx context.Context)) error {
 		work(ctx)
 		return nil
 	}
-	return d.lead.Run(ctx, work)
+	err := d.lead.Run(ctx, work)
+	if d.doubt != nil && d.doubt.cut.Load() {
+		// Begun anew this process would compete again, and must not win.
+		d.awaitSuccessor()
+	}
+	return err
+}
+
+func (d *duty) awaitSuccessor() {
+	ctx, cancel := context.WithTimeout(context.Background(), successorWithin)
+	defer cancel()
+	for ctx.Err() == nil {
+		if leader, err := d.lead.Leader(ctx); err == nil && !leader.Self {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // only serves handler on duty, and says who is to be asked otherwise.
@@ -130,7 +186,7 @@ func (t dutiful) Publish(node string, payload []byte) error {
 
 // turnAway closes connections as they come, until ctx ends: a node that finds this
 // broker off duty tries the next at once, and has not even paid for a handshake.
-func turnAway(ctx context.Context, l net.Listener) {
+func turnAway(ctx context.Context, l net.Listener, knocked func()) {
 	if l == nil {
 		<-ctx.Done() // the broker is external
 		return
@@ -157,6 +213,7 @@ func turnAway(ctx context.Context, l net.Listener) {
 			continue
 		}
 		_ = conn.Close()
+		knocked()
 	}
 	<-woken
 	_ = tcp.SetDeadline(time.Time{}) // the broker's from now on

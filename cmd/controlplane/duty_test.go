@@ -30,7 +30,8 @@ func TestTurnAwayHandsThePortOver(t *testing.T) {
 	defer l.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); turnAway(ctx, l) }()
+	var knocked atomic.Int64
+	go func() { defer close(done); turnAway(ctx, l, func() { knocked.Add(1) }) }()
 	for range 3 {
 		conn, err := net.Dial("tcp", l.Addr().String())
 		if err != nil {
@@ -44,6 +45,9 @@ func TestTurnAwayHandsThePortOver(t *testing.T) {
 	}
 	cancel()
 	<-done
+	if n := knocked.Load(); n != 3 {
+		t.Errorf("%d were noticed, of 3", n)
+	}
 	served := make(chan error, 1)
 	go func() {
 		conn, err := l.Accept()

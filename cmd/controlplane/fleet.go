@@ -166,7 +166,7 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		Keepalive:  f.opts.nodeKeepalive,
 		FleetURL:   func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
 		Addresses:  f.nodeAddresses,
-		Counters:   f.counters, TunnelRefused: f.tunnels.Refused,
+		Counters:   f.counters, TunnelRefused: f.tunnels.Refused, Hold: f.duty.hold,
 		Trace:  f.trace,
 		Logger: f.logger,
 	})
@@ -191,6 +191,7 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 	return []part{
 		{name: "node records", run: f.records.Run, always: true},
 		{name: "fleet hub", run: hub.Run, fatal: true},
+		{name: "nodes in reach", run: func(ctx context.Context) error { return f.duty.watch(ctx, hub) }, fatal: true},
 		{name: "fleet endpoint", fatal: true, always: true, run: func(ctx context.Context) error { return endpoint.Serve(ctx, f.listeners.fleet) }},
 		{name: "addresses", fatal: true, always: true, run: func(ctx context.Context) error { return f.publish(ctx, hub, endpoint) }},
 		{name: "join tokens", run: endpoint.Tend},

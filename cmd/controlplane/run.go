@@ -24,7 +24,7 @@ const (
 	// systemNamespace is where the control plane keeps its own objects.
 	systemNamespace = "coracle-system"
 	// partsGrace is how long the parts may take to end before the API that they use does.
-	partsGrace = 3 * time.Second
+	partsGrace = 3*time.Second + successorWithin
 )
 
 // run is the whole life of the process: it returns when ctx ends or a part
@@ -122,7 +122,7 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		return err
 	}
 	parts.add(part{name: "snapshots", run: keeper.Run})
-	parts.aside = func(ctx context.Context) { turnAway(ctx, listeners.mqtt) }
+	parts.aside = func(ctx context.Context) { onDuty.wait(ctx, listeners.mqtt) }
 	parts.add(part{name: "kubeconfig", always: true, run: func(ctx context.Context) error { return keepKubeconfig(ctx, authority, kubeconfig) }})
 	defer os.Remove(runPath)
 	return live(ctx, store, server, parts, func() error {

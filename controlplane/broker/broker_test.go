@@ -49,6 +49,45 @@ func TestMosquittoConforms(t *testing.T) {
 	})
 }
 
+func TestNATSConforms(t *testing.T) {
+	brokertest.Run(t, func(t *testing.T) brokertest.Subject {
+		pki := brokertest.NewPKI(t)
+		n := brokertest.StartNATS(t, pki, brokertest.Nodes()...)
+		e, err := broker.NewExternal(broker.ExternalConfig{URLs: []string{"mqtts://" + n.Addr}, TLS: pki.Client(fleet.HubUser)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return brokertest.Subject{PKI: pki, Addr: n.Addr, Transport: e}
+	})
+}
+
+func TestNATSRefuses(t *testing.T) {
+	pki := brokertest.NewPKI(t)
+	n := brokertest.StartNATS(t, pki, "good")
+	e, err := broker.NewExternal(broker.ExternalConfig{URLs: []string{"mqtts://" + n.Addr}, TLS: pki.Client(fleet.HubUser)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := brokertest.Start(t, brokertest.Subject{PKI: pki, Addr: n.Addr, Transport: e})
+	connects := func(name string, want bool) {
+		t.Helper()
+		if got := s.Connects(name, name); got != want {
+			t.Errorf("%s connects: %v, want %v", name, got, want)
+		}
+	}
+	connects("system:node:good", true)
+	connects("somebody", false)
+	connects("system:node:later", false)
+	n.Admit("later")
+	connects("system:node:later", true)
+	connects("system:node:good", true)
+	for _, name := range []string{"a.b", "", "UPPER", "x\", permissions: {}"} {
+		if conf, err := broker.NATSConf("127.0.0.1", 1, broker.NATSFiles{}, []string{name}); err == nil {
+			t.Errorf("a configuration for node %q:\n%s", name, conf)
+		}
+	}
+}
+
 func TestEmbeddedRefuses(t *testing.T) {
 	pki := brokertest.NewPKI(t)
 	revoked := errors.New("revoked")

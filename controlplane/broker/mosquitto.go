@@ -29,6 +29,16 @@ type MosquittoFiles struct {
 	ACL           string // with MosquittoACL in it
 }
 
+// Limits that mosquitto has for all clients alike, and of which the hub's is the
+// only one that comes near: when a broker comes back all nodes say Hello at once.
+// What doesn't fit is not only dropped: mosquitto 2.0 ends the connection of the
+// node that sent it.
+const (
+	hubInflight    = 256
+	hubQueue       = 4 * defaultNodes // messages
+	hubQueuedBytes = 64 << 20
+)
+
 // MosquittoConf is a mosquitto.conf that serves the fleet link and nothing else.
 func MosquittoConf(address string, port int, files MosquittoFiles) string {
 	return fmt.Sprintf(`# Coracle's fleet link
@@ -49,10 +59,11 @@ persistence false
 persistent_client_expiration 1h
 queue_qos0_messages false
 max_queued_messages %d
+max_queued_bytes %d
 max_inflight_messages %d
 max_packet_size %d
 max_keepalive %d
 retain_available false
 sys_interval 0
-`, port, address, files.CA, files.Cert, files.Key, files.ACL, maxPending, 20, maxPacket, maxKeepalive)
+`, port, address, files.CA, files.Cert, files.Key, files.ACL, hubQueue, hubQueuedBytes, hubInflight, maxPacket, maxKeepalive)
 }

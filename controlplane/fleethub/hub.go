@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -93,6 +94,9 @@ type Config struct {
 	// Keepalive, WillGrace and ReconnectJitter, where they aren't zero, take the
 	// place of every class's own.
 	Keepalive, WillGrace, ReconnectJitter time.Duration
+	// Hold says that no node is to be called away now, because it may be this hub that
+	// is cut off; may be nil. A node that comes back meanwhile never was away.
+	Hold func() bool
 	// FleetURL is https://host:port of the fleet endpoint, for tunnels and
 	// large objects.
 	FleetURL func() string
@@ -138,6 +142,7 @@ type Hub struct {
 	counters *fleet.Counters
 	stats    stats
 	live     atomic.Bool // Run has raised the epoch and synced
+	way      atomic.Bool // there is one to the broker
 	follow   atomic.Bool // nodes of before a restore are adopted as they come
 	deposed  atomic.Bool // a later hub has begun
 
@@ -315,6 +320,38 @@ func (h *Hub) Live() bool { return h.live.Load() }
 
 // Counters of messages and bytes.
 func (h *Hub) Counters() *fleet.Counters { return h.counters }
+
+// Reach is what this hub has of its nodes now.
+type Reach struct {
+	// Sessions that stand and are confirmed.
+	Sessions int
+	// Keepalive is the shortest of theirs; zero: there are none.
+	Keepalive time.Duration
+	// Heard is when any node was last heard; zero: never.
+	Heard time.Time
+	// Broker: there is a way to it.
+	Broker bool
+}
+
+// Reach of this hub, from memory.
+func (h *Hub) Reach() Reach {
+	h.mu.Lock()
+	nodes := slices.Collect(maps.Values(h.nodes))
+	h.mu.Unlock()
+	r := Reach{Broker: h.way.Load()}
+	for _, n := range nodes {
+		if n.confirmed.Load() {
+			r.Sessions++
+			if k := time.Duration(n.keepalive.Load()); k > 0 && (r.Keepalive == 0 || k < r.Keepalive) {
+				r.Keepalive = k
+			}
+		}
+		if at := h.heardOf(n); at.After(r.Heard) {
+			r.Heard = at
+		}
+	}
+	return r
+}
 
 // Liveness of a node, from memory.
 type Liveness struct {

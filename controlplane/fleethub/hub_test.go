@@ -361,6 +361,23 @@ func TestLateWillOfAnOldConnectionIsIgnored(t *testing.T) {
 	}
 }
 
+func TestSilenceHasNoGrace(t *testing.T) {
+	p := testPeer(false)
+	p.SetDesired(0, Desired{}, 1)
+	for n := uint64(1); n <= 2; n++ {
+		p.Up(0, hello(sessionNo(n), fleet.OrderVersion{}, nil))
+		p.Up(0, said(p, 2))
+	}
+	p.Silent(time.Minute, sessionNo(1))
+	if _, went := has[Went](p.Tick(time.Minute)); went || !p.Confirmed() {
+		t.Error("a connection that was replaced fell silent, and the node was called away")
+	}
+	p.Silent(time.Minute, sessionNo(2))
+	if _, went := has[Went](p.Tick(time.Minute)); !went {
+		t.Error("silence was given a grace")
+	}
+}
+
 func TestReconnectWithinTheGraceIsNoAbsence(t *testing.T) {
 	p := testPeer(false)
 	p.SetDesired(0, Desired{}, 1)

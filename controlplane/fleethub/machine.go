@@ -423,6 +423,18 @@ func (p *Peer) Will(now time.Duration, session fleet.SessionID) {
 	p.gone(now, "its connection broke", 0)
 }
 
+// Silent takes the broker's word that a connection brought nothing for 1.5
+// keepalives. A node that is there would have come back meanwhile: there is no
+// grace. It leads to nothing that Will and a Tick after the grace don't.
+func (p *Peer) Silent(now time.Duration, session fleet.SessionID) {
+	if !p.session.SameConn(session) || !p.open {
+		return
+	}
+	p.gone(now, "its connection fell silent", 0)
+	p.awayAt = now
+	p.reborn = p.awayAt + askMax
+}
+
 func (p *Peer) gone(now time.Duration, reason string, backIn time.Duration) {
 	p.open, p.confirmed, p.sent = false, false, nil
 	p.awayAt = now + max(p.timing.WillGrace, min(backIn, 5*time.Minute))

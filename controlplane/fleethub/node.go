@@ -152,6 +152,7 @@ func (h *Hub) message(name string, d fleet.Direction, payload []byte) {
 
 // link takes the broker's state. It doesn't block.
 func (h *Hub) link(up bool) {
+	h.way.Store(up)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for name, n := range h.nodes {
@@ -308,7 +309,13 @@ func (t *turn) receive(m message) {
 		if n.peer.Confirmed() && n.peer.Session().SameConn(fleet.SessionFrom(w.GetSession())) {
 			n.heard.Store(m.heard.UnixNano())
 		}
-		n.peer.Will(h.now(), fleet.SessionFrom(w.GetSession()))
+		// Only the embedded broker says when a node was heard; one that is there is
+		// heard once a keepalive.
+		if m.at.Sub(m.heard) > n.peer.Timing().Keepalive*5/4 {
+			n.peer.Silent(h.now(), fleet.SessionFrom(w.GetSession()))
+		} else {
+			n.peer.Will(h.now(), fleet.SessionFrom(w.GetSession()))
+		}
 		return
 	}
 	var u fleet.Up

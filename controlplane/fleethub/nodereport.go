@@ -110,10 +110,16 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 		if _, err = client.Nodes().UpdateStatus(ctx, next, metav1.UpdateOptions{}); err == nil {
 			return stored, nil
 		}
-		if !apierrors.IsConflict(err) || try == maxConflicts {
+		if !(apierrors.IsConflict(err) || apierrors.IsForbidden(err)) || try == maxConflicts {
 			return outcome{}, err
 		}
+		refused, behind := err, have.ResourceVersion
 		have, err = client.Nodes().Get(ctx, n.name, metav1.GetOptions{})
+		if err == nil && apierrors.IsForbidden(refused) && have.ResourceVersion == behind {
+			return outcome{}, refused
+		}
+		// NodeRestriction looks before versions are compared: to it, taints that
+		// the informer hasn't seen yet are taints that the node takes away.
 	}
 }
 
@@ -187,6 +193,9 @@ var (
 	awayMessage    = "Kubelet stopped posting node status."
 )
 
+// holdRetry is how often it is asked whether nodes may be called away.
+const holdRetry = 500 * time.Millisecond
+
 // writeAway writes the transition of a node to away, once, with the hub's own
 // identity.
 func (h *Hub) writeAway(ctx context.Context, n *node) error {
@@ -196,6 +205,10 @@ func (h *Hub) writeAway(ctx context.Context, n *node) error {
 		return n.went
 	}
 	why := reason()
+	if why != "" && h.c.Hold != nil && h.c.Hold() {
+		h.writes.AddAfter(writeKey{n.name, writeAway, ""}, holdRetry)
+		return nil
+	}
 	since := ""
 	if at := n.heard.Load(); at != 0 {
 		since = fmt.Sprintf(" Last heard of at %s:", time.Unix(0, at).UTC().Format(time.RFC3339))

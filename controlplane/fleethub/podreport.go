@@ -68,6 +68,27 @@ func (h *Hub) writeReport(ctx context.Context, n *node, uid string) error {
 	return nil
 }
 
+// wrote keeps what the API answered until the informer has it: of a thousand
+// nodes with three pods each that would be 20 MB else.
+func (h *Hub) wrote(n *node, pod *corev1.Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	// The informer has what it knows before it tells us, see caughtUp.
+	if have, err := h.podLister.Pods(pod.Namespace).Get(pod.Name); err == nil && have.UID == pod.UID && revisionOf(have.ResourceVersion) >= revisionOf(pod.ResourceVersion) {
+		return
+	}
+	n.written[string(pod.UID)] = pod
+}
+
+// caughtUp drops what the informer now has.
+func (n *node) caughtUp(pod *corev1.Pod) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if w := n.written[string(pod.UID)]; w != nil && revisionOf(w.ResourceVersion) <= revisionOf(pod.ResourceVersion) {
+		delete(n.written, string(pod.UID))
+	}
+}
+
 // mayBeEarly: the Node authorizer learns which pods are a node's from a watch of
 // its own, so it may deny for a moment what it will allow.
 func (h *Hub) mayBeEarly(err error, key writeKey) bool {
@@ -132,9 +153,7 @@ func (h *Hub) storeStatus(ctx context.Context, n *node, client corev1client.Core
 		next.Annotations[AnnotationReport] = stamp.String()
 		written, err := client.Pods(pod.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
 		if err == nil {
-			n.mu.Lock()
-			n.written[r.GetUid()] = written
-			n.mu.Unlock()
+			h.wrote(n, written)
 			return h.finish(ctx, n, client, r, written)
 		}
 		if !apierrors.IsConflict(err) || try == maxConflicts {

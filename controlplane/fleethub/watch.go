@@ -44,6 +44,12 @@ func (p podHandler) OnDelete(obj any) {
 
 func (p podHandler) change(old, obj any) {
 	pod, ok := obj.(*corev1.Pod)
+	if before, was := old.(*corev1.Pod); ok && was && before.UID != pod.UID {
+		// A list after a gap in the watch: nobody saw that one pod went and another of
+		// its name came, perhaps to another node.
+		p.OnDelete(before)
+		old = nil
+	}
 	if !ok || pod.Spec.NodeName == "" {
 		return
 	}
@@ -59,7 +65,11 @@ func (p podHandler) change(old, obj any) {
 		h.bound[pod.Spec.NodeName] = pods
 	}
 	pods[podKey(pod)] = pod
+	n := h.nodes[pod.Spec.NodeName]
 	h.mu.Unlock()
+	if n != nil {
+		n.caughtUp(pod)
+	}
 	if isMirror(pod) {
 		if before, ok := old.(*corev1.Pod); pod.DeletionTimestamp != nil && (!ok || before.DeletionTimestamp == nil) {
 			h.repeatReport(pod.Spec.NodeName, pod.Annotations[annotationMirror])

@@ -15,7 +15,8 @@ const (
 	helloRetryMax = time.Minute
 	resendAfter   = 20 * time.Second // then doubled
 	resendMax     = 5 * time.Minute
-	rebirthEvery  = 5 * time.Second
+	rebirthEvery  = 5 * time.Second // then doubled, up to helloRetryMax
+	maxRebirths   = 4
 	doubtAfter    = 5 * time.Minute // of an earlier hub asking while the later one is silent
 	maxFlight     = 128             // reports under way
 	deposedAfter  = 3               // Hellos that only a deposed hub answers
@@ -128,6 +129,7 @@ type Machine struct {
 	helloDue   time.Duration // when to say Hello (again); 0 is never
 	helloTries int
 	rebirthOK  time.Duration // a Rebirth before this is ignored
+	rebirths   int           // obeyed shortly after one another, at most maxRebirths
 	doubt      time.Duration // from then on a Rebirth of an earlier hub is obeyed; 0: none asked
 
 	version fleet.OrderVersion // durable
@@ -368,7 +370,13 @@ func (m *Machine) rebirth(now time.Duration, random float64, r *fleet.Rebirth) [
 	case m.phase == Greeting && m.helloTries <= 1:
 		return nil // a Hello is under way
 	}
-	m.rebirthOK = now + rebirthEvery
+	// Where answers take longer than rebirthEvery, because five thousand nodes came
+	// at once, one that began a session with each question would never have one.
+	if now > m.rebirthOK+helloRetryMax {
+		m.rebirths = 0
+	}
+	m.rebirthOK = now + backoff(rebirthEvery, helloRetryMax, m.rebirths)
+	m.rebirths = min(m.rebirths+1, maxRebirths)
 	m.helloTries, m.doubt = 0, 0
 	m.helloDue = now + max(time.Duration(random*float64(r.GetJitter()))*time.Millisecond, time.Nanosecond)
 	return m.Tick(now)

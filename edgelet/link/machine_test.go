@@ -193,6 +193,37 @@ func TestRebirthIsRareAndNotOfTheDeposed(t *testing.T) {
 	}
 }
 
+// A hub that thousands speak to answers late, and asks meanwhile: the node must
+// not begin a session with each question, or no answer is ever of its own.
+func TestRebirthsOfABusyHubGrowRare(t *testing.T) {
+	m := welcomed(t)
+	v := next()
+	rebirth := &fleet.Down{Rebirth: &fleet.Rebirth{Version: v.Proto()}}
+	asked := func(from, to time.Duration) (obeyed []time.Duration) {
+		for now := from; now < to; now += time.Second {
+			before := m.rebirthOK
+			if m.Down(now, 0, 0, rebirth); m.rebirthOK != before {
+				obeyed = append(obeyed, now)
+			}
+			m.Tick(now)
+		}
+		return obeyed
+	}
+	var gaps []time.Duration
+	at := asked(0, 5*time.Minute)
+	for i := 1; i < len(at); i++ {
+		gaps = append(gaps, at[i]-at[i-1])
+	}
+	if len(gaps) < 4 || gaps[0] > 10*time.Second || gaps[len(gaps)-1] < helloRetryMax {
+		t.Errorf("asked each second it obeyed after %v", gaps)
+	}
+	// Later it is another matter.
+	late := 10 * time.Minute
+	if at := asked(late, late+20*time.Second); len(at) < 2 {
+		t.Errorf("after a silence it obeyed at %v", at)
+	}
+}
+
 func TestAdoptionNeedsTheRightPast(t *testing.T) {
 	m := welcomed(t)
 	to := fleet.OrderVersion{Incarnation: "B", Epoch: 1, Counter: 1}

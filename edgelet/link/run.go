@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	paho "github.com/eclipse/paho.mqtt.golang"
+
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 )
@@ -37,7 +39,8 @@ type session struct {
 	reports []string
 	journal *SendJournal
 	tunnel  *fleet.TunnelAnswer
-	confirm bool // the Welcome
+	confirm bool       // the Welcome
+	last    paho.Token // of what was sent last
 	gather  time.Duration
 	flush   *time.Timer
 	flushAt time.Time // zero: flush is not armed
@@ -279,7 +282,7 @@ func (s *session) publish(up *fleet.Up) {
 	}
 	l.counters.Sent(up, len(payload))
 	// The broker's acknowledgement means nothing to us: ours come from the hub.
-	s.conn.client.Publish(s.conn.topic, fleet.QoS, false, payload)
+	s.last = s.conn.client.Publish(s.conn.topic, fleet.QoS, false, payload)
 }
 
 // split makes a message of each part, and of each half of many reports.
@@ -365,6 +368,11 @@ func (s *session) bye(reason string, backIn time.Duration) {
 	up := s.l.machine.Header()
 	up.Bye = &fleet.Bye{Reason: reason, BackIn: uint32(backIn / time.Second)}
 	s.publish(up)
+	// Except here: a connection that is closed while the broker still writes to it
+	// is reset, and what the broker hasn't read of it, the Bye, is gone.
+	if s.last != nil {
+		s.last.WaitTimeout(s.l.c.ShutdownWait)
+	}
 }
 
 // outbox offers the machine what isn't answered for.

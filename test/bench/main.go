@@ -23,6 +23,7 @@ import (
 	"github.com/coracle-edge/coracle/cmd/coracle/image"
 	"github.com/coracle-edge/coracle/cmd/coracle/up"
 	"github.com/coracle-edge/coracle/examples"
+	"github.com/coracle-edge/coracle/test/bench/proc"
 	"github.com/coracle-edge/coracle/test/bench/report"
 )
 
@@ -194,7 +195,7 @@ func (b *bench) readiness(ctx context.Context) error {
 	if pid, err = b.pid("controlplane"); err != nil {
 		return err
 	}
-	started, err := startOf(pid)
+	started, err := proc.StartOf(pid)
 	if err != nil {
 		return err
 	}
@@ -212,7 +213,7 @@ func (b *bench) idle(ctx context.Context) error {
 	type sample struct {
 		pid     int
 		written float64
-		wire    wire
+		wire    proc.Wire
 	}
 	names := []string{"controlplane", "board-1"}
 	before := map[string]sample{}
@@ -221,24 +222,24 @@ func (b *bench) idle(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		m, err := memoryOf(pid)
+		m, err := proc.MemoryOf(pid)
 		if err != nil {
 			return err
 		}
 		if n == "controlplane" {
-			b.report.AddMarked("control plane: RSS, idle", m.rss, "MiB", "upstream 491; k3s server 1413 on a Pi 4B", 165)
-			b.report.AddMarked("control plane: private, idle", m.private, "MiB", "prototype of the API server 41-50", 65)
-			b.report.Add("control plane: anonymous, idle", m.anonymous, "MiB", "-")
+			b.report.AddMarked("control plane: RSS, idle", m.RSS, "MiB", "upstream 491; k3s server 1413 on a Pi 4B", 165)
+			b.report.AddMarked("control plane: private, idle", m.Private, "MiB", "prototype of the API server 41-50", 65)
+			b.report.Add("control plane: anonymous, idle", m.Anonymous, "MiB", "-")
 		} else {
-			b.report.AddMarked("edgelet: RSS, no pods", m.rss, "MiB", "k3s agent 268 on a Pi 4B; edgecore 70; kubelet 82", 26)
-			b.report.AddMarked("edgelet: private, no pods", m.private, "MiB", "nucleus-lite < 15 (no pods)", 10)
-			b.report.Add("edgelet: anonymous, no pods", m.anonymous, "MiB", "-")
+			b.report.AddMarked("edgelet: RSS, no pods", m.RSS, "MiB", "k3s agent 268 on a Pi 4B; edgecore 70; kubelet 82", 26)
+			b.report.AddMarked("edgelet: private, no pods", m.Private, "MiB", "nucleus-lite < 15 (no pods)", 10)
+			b.report.Add("edgelet: anonymous, no pods", m.Anonymous, "MiB", "-")
 		}
 		s := sample{pid: pid}
-		if s.written, err = written(pid); err != nil {
+		if s.written, err = proc.Written(pid); err != nil {
 			return err
 		}
-		if s.wire, err = wireOf(pid); err != nil {
+		if s.wire, err = proc.WireOf(pid); err != nil {
 			return err
 		}
 		before[n] = s
@@ -251,26 +252,26 @@ func (b *bench) idle(ctx context.Context) error {
 	hour := float64(time.Hour) / float64(b.window)
 	for _, n := range names {
 		s := before[n]
-		now, err := written(s.pid)
+		now, err := proc.Written(s.pid)
 		if err != nil {
 			return err
 		}
-		w, err := wireOf(s.pid)
+		w, err := proc.WireOf(s.pid)
 		if err != nil {
 			return err
 		}
 		perHour := (now - s.written) * hour
-		onWire := (w.sent + w.received - s.wire.sent - s.wire.received) * hour
+		onWire := (w.Sent + w.Received - s.wire.Sent - s.wire.Received) * hour
 		if n == "controlplane" {
 			b.report.AddMarked(fmt.Sprintf("control plane: written to disk, idle, nodes: %d", b.nodes), perHour/1e6, "MB/h", "upstream 190; k3s 21-37", 1)
 			b.report.Add("control plane: on its sockets, idle", onWire/1e3, "KB/h", "-")
 		} else {
-			if w.segments == s.wire.segments {
+			if w.Segments == s.wire.Segments {
 				return fmt.Errorf("%s said nothing in %s: it has lost its connection", n, b.window)
 			}
 			b.report.AddMarked("edgelet: written to disk, idle", perHour, "B/h", "k3s 21-37 MB/h", 0)
 			b.report.AddMarked("edgelet: on the wire, idle, TLS included", onWire*24/1e3, "KB/day", "kubelet and kube-proxy 14500; KubeEdge 150000", 350)
-			b.report.Add("edgelet: TCP segments, idle", (w.segments-s.wire.segments)*hour*24, "per day", "-")
+			b.report.Add("edgelet: TCP segments, idle", (w.Segments-s.wire.Segments)*hour*24, "per day", "-")
 		}
 	}
 	return nil
@@ -349,7 +350,7 @@ func (b *bench) podMemory(ctx context.Context) error {
 		return err
 	}
 	time.Sleep(settle)
-	before, err := memoryOf(pid)
+	before, err := proc.MemoryOf(pid)
 	if err != nil {
 		return err
 	}
@@ -366,15 +367,15 @@ func (b *bench) podMemory(ctx context.Context) error {
 		return err
 	}
 	time.Sleep(settle)
-	after, err := memoryOf(pid)
+	after, err := proc.MemoryOf(pid)
 	if err != nil {
 		return err
 	}
-	planeAfter, err := memoryOf(plane)
+	planeAfter, err := proc.MemoryOf(plane)
 	if err != nil {
 		return err
 	}
-	runners, err := pidsOf(filepath.Join(b.bin, "wasmrunner"))
+	runners, err := proc.PidsOf(filepath.Join(b.bin, "wasmrunner"))
 	if err != nil {
 		return err
 	}
@@ -383,19 +384,19 @@ func (b *bench) podMemory(ctx context.Context) error {
 	}
 	var pss float64
 	for _, r := range runners {
-		m, err := memoryOf(r)
+		m, err := proc.MemoryOf(r)
 		if err != nil {
 			return err
 		}
-		pss += m.pss
+		pss += m.PSS
 	}
 	n := float64(b.pods)
-	b.report.Add(fmt.Sprintf("edgelet: RSS, %d Wasm pods", b.pods), after.rss, "MiB", "kubelet and kube-proxy with 10 pods 168")
-	b.report.Add(fmt.Sprintf("edgelet: private, %d Wasm pods", b.pods), after.private, "MiB", "-")
-	b.report.Add(fmt.Sprintf("edgelet: anonymous, %d Wasm pods", b.pods), after.anonymous, "MiB", "-")
-	b.report.Add(fmt.Sprintf("control plane: RSS, %d Wasm pods", b.pods), planeAfter.rss, "MiB", "-")
-	b.report.Add(fmt.Sprintf("control plane: anonymous, %d Wasm pods", b.pods), planeAfter.anonymous, "MiB", "-")
-	b.report.AddMarked("a Wasm pod: PSS, its runner and edgelet's share", (pss+after.pss-before.pss)/n, "MiB", "runwasi shims 16-67; containerd shim 5.7", 2)
+	b.report.Add(fmt.Sprintf("edgelet: RSS, %d Wasm pods", b.pods), after.RSS, "MiB", "kubelet and kube-proxy with 10 pods 168")
+	b.report.Add(fmt.Sprintf("edgelet: private, %d Wasm pods", b.pods), after.Private, "MiB", "-")
+	b.report.Add(fmt.Sprintf("edgelet: anonymous, %d Wasm pods", b.pods), after.Anonymous, "MiB", "-")
+	b.report.Add(fmt.Sprintf("control plane: RSS, %d Wasm pods", b.pods), planeAfter.RSS, "MiB", "-")
+	b.report.Add(fmt.Sprintf("control plane: anonymous, %d Wasm pods", b.pods), planeAfter.Anonymous, "MiB", "-")
+	b.report.AddMarked("a Wasm pod: PSS, its runner and edgelet's share", (pss+after.PSS-before.PSS)/n, "MiB", "runwasi shims 16-67; containerd shim 5.7", 2)
 	b.report.Add("a Wasm pod: PSS, its runner alone", pss/n, "MiB", "-")
 	return nil
 }

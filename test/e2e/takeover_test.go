@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -387,6 +388,40 @@ func TestTakeover(t *testing.T) {
 			t.Fatal(err)
 		}
 		check(t, "stopped", first)
+	})
+
+	eventually(t, 60*time.Second, func() error { _, err := other.logs(t.Context(), pods["board-1"]); return err })
+
+	t.Run("cut from the nodes", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Skip("needs root: iptables")
+		}
+		old := c.pid(t, "controlplane")
+		raw, err := os.ReadFile(filepath.Join(c.layout.ControlPlane(), "run", "controlplane.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var at struct{ MQTT, Fleet string }
+		if err := json.Unmarshal(raw, &at); err != nil {
+			t.Fatal(err)
+		}
+		// Their packets are lost on the way, as by a firewall; all else works.
+		for _, address := range []string{at.MQTT, at.Fleet} {
+			u, err := url.Parse(address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rule := []string{"INPUT", "-i", "lo", "-p", "tcp", "--dport", u.Port(), "-j", "DROP"}
+			run(t, append([]string{"iptables", "-w", "5", "-I"}, rule...)...)
+			defer run(t, append([]string{"iptables", "-w", "5", "-D"}, rule...)...)
+		}
+		check(t, "cut from the nodes", other)
+		if log, err := os.ReadFile(c.layout.Log("controlplane")); err != nil || !strings.Contains(string(log), "nodes come to another control plane") {
+			t.Errorf("it doesn't say why it ended: %v\n%s", err, log)
+		}
+		if c.pid(t, "controlplane") == old {
+			t.Error("the control plane that nodes can't reach still runs")
+		}
 	})
 
 	// No node was ever given an order of the past.

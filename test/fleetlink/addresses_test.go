@@ -14,7 +14,7 @@ import (
 )
 
 func TestNodesLearnWhereTheControlPlanesAre(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.live(t)
 	if n := b.lessons.Load(); n != 0 {
@@ -63,7 +63,7 @@ func TestAnotherBrokerIsAskedAtOnce(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.live(t)
 	b.stop()

@@ -53,7 +53,7 @@ func (b *board) acked(uid string) bool {
 func TestADataBudgetHoldsBackWhatIsntUrgent(t *testing.T) {
 	var mu sync.Mutex
 	refused := ""
-	c := newClusterWith(t, false, func(config *fleethub.Config) {
+	c := newClusterWith(t, embedded, func(config *fleethub.Config) {
 		config.TunnelRefused = func(_, id, reason string) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -170,7 +170,7 @@ func TestADataBudgetHoldsBackWhatIsntUrgent(t *testing.T) {
 
 // TestTheBudgetIsKeptOverARestart of the agent, before any hub was heard.
 func TestTheBudgetIsKeptOverARestart(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.register()
 	b.live(t)

@@ -46,9 +46,10 @@ func (b *board) linkIs(t *testing.T, class string, keepalive time.Duration) {
 // TestALabelChangesARunningLink: the class follows the Node's label while the
 // node runs, without its pods or its presence being touched.
 func TestALabelChangesARunningLink(t *testing.T) {
-	for _, external := range []bool{false, true} {
-		t.Run(map[bool]string{false: "embedded", true: "mosquitto"}[external], func(t *testing.T) {
-			c := newClusterWith(t, external, quickClasses)
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel() // it waits most of the time
+			c := newClusterWith(t, kind, quickClasses)
 			b := c.board("board-a")
 			c.createPod("one", "board-a", nil)
 			b.hasPods(t, "one")
@@ -107,7 +108,7 @@ func TestALabelChangesARunningLink(t *testing.T) {
 
 // TestANodeRegistersWithItsClass, and the label is the administrator's from then on.
 func TestANodeRegistersWithItsClass(t *testing.T) {
-	c := newClusterWith(t, false, quickClasses)
+	c := newClusterWith(t, embedded, quickClasses)
 	b := c.board("board-a")
 	b.stop()
 	b.class = "satellite"
@@ -128,7 +129,7 @@ func TestANodeRegistersWithItsClass(t *testing.T) {
 // TestSlowLinksGather: what a satellite's node says in quick succession goes in
 // one message, and so do the answers.
 func TestSlowLinksGather(t *testing.T) {
-	c := newClusterWith(t, false, quickClasses)
+	c := newClusterWith(t, embedded, quickClasses)
 	b := c.board("board-a")
 	for _, name := range []string{"one", "two"} {
 		c.createPod(name, "board-a", nil)

@@ -1,6 +1,7 @@
 package fleetlink
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/hpke"
@@ -56,8 +57,10 @@ type cluster struct {
 
 	restored  *fleethub.Restore
 	addresses atomic.Pointer[fleet.Addresses]
-	mosquitto *brokertest.Mosquitto // nil: embedded
+	broker    outside // nil: embedded
 	addr      string
+	front     string             // where boards connect, if not to addr
+	script    fleethub.Transport // in the place of a broker; may be nil
 	hub       *fleethub.Hub
 	serving   atomic.Pointer[fleethub.Hub] // hub, for those that the test does not wait for
 	stopHub   func()
@@ -104,34 +107,24 @@ func (t *tap) Run(ctx context.Context, message func(string, fleet.Direction, []b
 	}, link)
 }
 
-func newCluster(t *testing.T, external bool) *cluster {
+func newCluster(t *testing.T, kind brokerKind) *cluster {
 	t.Helper()
-	return newClusterWith(t, external, nil)
+	return newClusterWith(t, kind, nil)
 }
 
 // newClusterWith configures its hubs.
-func newClusterWith(t *testing.T, external bool, configure func(*fleethub.Config)) *cluster {
+func newClusterWith(t *testing.T, kind brokerKind, configure func(*fleethub.Config)) *cluster {
 	t.Helper()
-	return newClusterPrepared(t, external, func(c *cluster) { c.configure = configure })
+	return newClusterPrepared(t, kind, func(c *cluster) { c.configure = configure })
 }
 
 // newClusterPrepared calls prepare before the first hub starts.
-func newClusterPrepared(t *testing.T, external bool, prepare func(*cluster)) *cluster {
+func newClusterPrepared(t *testing.T, kind brokerKind, prepare func(*cluster)) *cluster {
 	t.Helper()
 	_, hubKey, _ := ed25519.GenerateKey(rand.Reader)
 	c := &cluster{t: t, pki: brokertest.NewPKI(t), client: fake.NewClientset(), hubKey: hubKey, trace: trace.NewRecorder(0), keys: map[string]fleethub.NodeKeys{}}
 	lockNodes(c.client)
-	if external {
-		c.mosquitto = brokertest.StartMosquitto(t, c.pki)
-		c.addr = c.mosquitto.Addr
-	} else {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.addr = l.Addr().String()
-		_ = l.Close()
-	}
+	c.startBroker(kind)
 	if prepare != nil {
 		prepare(c)
 	}
@@ -175,7 +168,10 @@ func lockNodes(client *fake.Clientset) {
 }
 
 func (c *cluster) transport() fleethub.Transport {
-	if c.mosquitto != nil {
+	if c.script != nil {
+		return c.script
+	}
+	if c.broker != nil {
 		e, err := broker.NewExternal(broker.ExternalConfig{URLs: []string{"mqtts://" + c.addr}, TLS: c.pki.Client(fleet.HubUser), Logger: logger(c.t, "broker")})
 		if err != nil {
 			c.t.Fatal(err)
@@ -316,7 +312,7 @@ func (b *board) addresses() *fleet.Addresses {
 	if b.first != nil {
 		return &fleet.Addresses{Mqtt: b.first}
 	}
-	return &fleet.Addresses{Mqtt: []string{"mqtts://" + b.c.addr}}
+	return &fleet.Addresses{Mqtt: []string{"mqtts://" + cmp.Or(b.c.front, b.c.addr)}}
 }
 
 func (b *board) learn(a *fleet.Addresses) error {
@@ -365,9 +361,17 @@ func (c *cluster) board(name string) *board {
 	c.mu.Lock()
 	c.keys[name] = fleethub.NodeKeys{Sign: public, Seal: seal.PublicKey().Bytes()}
 	c.mu.Unlock()
+	c.admit(name)
 	b.start()
 	c.t.Cleanup(func() { b.stop() })
 	return b
+}
+
+// admit has a broker know the node that must know each by name.
+func (c *cluster) admit(name string) {
+	if n, ok := c.broker.(*brokertest.NATS); ok {
+		n.Admit(name)
+	}
 }
 
 // start opens state and runs the link, as a new process would.

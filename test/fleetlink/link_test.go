@@ -22,12 +22,6 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/state"
 )
 
-// each runs a test over the embedded broker and over a real mosquitto.
-func each(t *testing.T, run func(t *testing.T, c *cluster)) {
-	t.Run("embedded", func(t *testing.T) { run(t, newCluster(t, false)) })
-	t.Run("mosquitto", func(t *testing.T) { run(t, newCluster(t, true)) })
-}
-
 func TestOrderIsDeliveredAndStatusWritten(t *testing.T) {
 	each(t, func(t *testing.T, c *cluster) {
 		b := c.board("board-a")
@@ -115,7 +109,7 @@ func TestOrderIsDeliveredAndStatusWritten(t *testing.T) {
 }
 
 func TestReconnectWithoutChangesCostsLittle(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	var names []string
 	for i := range 20 {
@@ -207,25 +201,26 @@ func drain(b *board) {
 }
 
 func TestBrokerKilledAndBack(t *testing.T) {
-	c := newCluster(t, true)
-	b := c.board("board-a")
-	b.register()
-	c.createPod("one", "board-a", nil)
-	b.hasPods(t, "one")
-	eventually(t, "ready", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
-	c.mosquitto.Kill()
-	c.createPod("two", "board-a", nil)
-	b.says("one", corev1.PodRunning)
-	time.Sleep(time.Second) // longer than the grace after a will
-	if r := c.readiness("board-a"); r != corev1.ConditionTrue {
-		t.Errorf("the broker's death made the node %q", r)
-	}
-	c.mosquitto.Start()
-	eventuallyIn(t, 30*time.Second, "the order arrives", func() bool { return len(b.pods()) == 2 })
-	eventuallyIn(t, 30*time.Second, "the report arrives", func() bool { return c.pod("one").Status.Phase == corev1.PodRunning })
-	if r := c.readiness("board-a"); r != corev1.ConditionTrue {
-		t.Errorf("the node is %q", r)
-	}
+	each(t, func(t *testing.T, c *cluster) {
+		b := c.board("board-a")
+		b.register()
+		c.createPod("one", "board-a", nil)
+		b.hasPods(t, "one")
+		eventually(t, "ready", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
+		c.broker.Kill()
+		c.createPod("two", "board-a", nil)
+		b.says("one", corev1.PodRunning)
+		time.Sleep(time.Second) // longer than the grace after a will
+		if r := c.readiness("board-a"); r != corev1.ConditionTrue {
+			t.Errorf("the broker's death made the node %q", r)
+		}
+		c.broker.Start()
+		eventuallyIn(t, 30*time.Second, "the order arrives", func() bool { return len(b.pods()) == 2 })
+		eventuallyIn(t, 30*time.Second, "the report arrives", func() bool { return c.pod("one").Status.Phase == corev1.PodRunning })
+		if r := c.readiness("board-a"); r != corev1.ConditionTrue {
+			t.Errorf("the node is %q", r)
+		}
+	}, external...)
 }
 
 func TestNodeGoesAndComesBack(t *testing.T) {
@@ -270,7 +265,7 @@ func TestNodeGoesAndComesBack(t *testing.T) {
 }
 
 func TestNoNodeIsAwayBecauseTheHubRestarts(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.register()
 	eventually(t, "ready", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
@@ -315,7 +310,7 @@ func TestBrokenConnection(t *testing.T) {
 }
 
 func TestPodIsDeletedWhenTheNodeIsRidOfIt(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	c.createPod("one", "board-a", func(p *corev1.Pod) {
 		now := metav1.Now()
@@ -344,7 +339,7 @@ func TestPodIsDeletedWhenTheNodeIsRidOfIt(t *testing.T) {
 }
 
 func TestGoneOfAPodThatIsToRunDeletesNothing(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	c.createPod("one", "board-a", nil)
 	b.hasPods(t, "one")
@@ -356,7 +351,7 @@ func TestGoneOfAPodThatIsToRunDeletesNothing(t *testing.T) {
 }
 
 func TestReportOfAReplacedPodIsObsolete(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.live(t)
 	c.createPod("one", "board-a", func(p *corev1.Pod) { p.UID = "another" })
@@ -369,7 +364,7 @@ func TestReportOfAReplacedPodIsObsolete(t *testing.T) {
 }
 
 func TestOlderReportNeverOverwritesNewer(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.live(t)
 	stamp := fleet.StampID{Store: b.store.ID(), Boot: 99, Seq: 1}
@@ -386,7 +381,7 @@ func TestOlderReportNeverOverwritesNewer(t *testing.T) {
 }
 
 func TestMirrorPodIsMadeAndMadeAgain(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.register()
 	static := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "dns-board-a", Namespace: "default"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}}}
@@ -414,7 +409,7 @@ func TestMirrorPodIsMadeAndMadeAgain(t *testing.T) {
 }
 
 func TestJournalBecomesEventsWithinBounds(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	for i := range 100 {
 		_ = b.store.Journal(state.Entry{Kind: state.EntryEvent, ObjectKind: "Pod", Namespace: "default", Name: "one", UID: "u", Type: "Normal", Reason: "Test", Message: fmt.Sprint(i)})
@@ -430,7 +425,7 @@ func TestJournalBecomesEventsWithinBounds(t *testing.T) {
 }
 
 func TestLargeObjectIsFetchedAcrossCuts(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	var conns atomic.Int32
 	c.cut = func(conn net.Conn) net.Conn {
 		conns.Add(1)
@@ -483,7 +478,7 @@ func (s *shortConn) Write(p []byte) (int, error) {
 }
 
 func TestForgedAndReplayedMessagesChangeNothing(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	c.createPod("one", "board-a", nil)
 	b.hasPods(t, "one")
@@ -547,7 +542,7 @@ func TestForgedAndReplayedMessagesChangeNothing(t *testing.T) {
 }
 
 func TestAnotherIncarnationGetsNothingDoneUntilAdopted(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	c.createPod("one", "board-a", nil)
 	b.hasPods(t, "one")
@@ -585,7 +580,7 @@ func TestRestoredSnapshotTakesNothingAway(t *testing.T) {
 }
 
 func testRestore(t *testing.T, hubs int) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.live(t)
 	record, err := c.client.CoreV1().Secrets(fleethub.Namespace).Get(ctx, fleethub.RecordName, metav1.GetOptions{})

@@ -58,7 +58,7 @@ func (b *board) isRidOf(name string) {
 }
 
 func TestRestoredClusterListsWhatRunsAndFollowsWhenConfirmed(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	a, b := c.board("board-a"), c.board("board-b")
 	for _, x := range []*board{a, b} {
 		x.register()
@@ -136,7 +136,7 @@ func TestRestoredClusterListsWhatRunsAndFollowsWhenConfirmed(t *testing.T) {
 }
 
 func TestHubStartedAnewKeepsWaiting(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	a := c.board("board-a")
 	a.register()
 	c.createPod("one", "board-a", nil)

@@ -39,10 +39,10 @@ type recorded struct {
 	directory *noderecord.Directory
 }
 
-func newRecorded(t *testing.T, external bool) *recorded {
+func newRecorded(t *testing.T, kind brokerKind) *recorded {
 	t.Helper()
 	r := &recorded{}
-	r.cluster = newClusterPrepared(t, external, func(c *cluster) {
+	r.cluster = newClusterPrepared(t, kind, func(c *cluster) {
 		c.client = versioned()
 		r.store = noderecord.Store{Client: c.client}
 		c.configure = r.use
@@ -126,10 +126,11 @@ func (r *recorded) use(c *fleethub.Config) {
 	}
 }
 
-// eachRecorded runs a test over the embedded broker and over a real mosquitto.
+// eachRecorded runs a test over every make of broker.
 func eachRecorded(t *testing.T, run func(t *testing.T, c *recorded)) {
-	t.Run("embedded", func(t *testing.T) { run(t, newRecorded(t, false)) })
-	t.Run("mosquitto", func(t *testing.T) { run(t, newRecorded(t, true)) })
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) { run(t, newRecorded(t, kind)) })
+	}
 }
 
 // member is a board with a record, that keeps its standing as edgelet does.
@@ -152,6 +153,7 @@ func (r *recorded) joined(t *testing.T, name string) *member {
 	if err := r.store.Create(ctx, noderecord.Record{Node: name, SigningKey: public, SealingKey: seal.PublicKey().Bytes(), KEM: 0x20, JoinedAt: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
+	r.admit(name)
 	m := &member{c: r, text: "one", board: &board{c: r.cluster, name: name, dir: t.TempDir(), key: key, seal: seal,
 		tls: r.pki.Client(fleet.NodeUserPrefix + name), tunnels: make(chan *fleet.TunnelRequest, 8), cable: &cable{}}}
 	m.run(t)
@@ -249,7 +251,7 @@ func TestRevocationReachesTheNodeByAnyBroker(t *testing.T) {
 		}
 		m.start()
 		m.stopped.Store(false)
-		if c.mosquitto != nil {
+		if c.broker != nil {
 			select {
 			case s := <-told:
 				if s.GetState() != fleet.StandingState_REVOKED {
@@ -384,7 +386,7 @@ func TestOneBoardIsNeverTwo(t *testing.T) {
 // A recording proves nothing: whoever can record and repeat what a board said
 // before it was started again makes no second board of it.
 func TestARecordedHelloIsNoSecondBoard(t *testing.T) {
-	c := newRecorded(t, false)
+	c := newRecorded(t, embedded)
 	m := c.joined(t, "board-a")
 	m.live(t)
 	m.end()

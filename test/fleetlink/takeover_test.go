@@ -45,7 +45,7 @@ func (c *cluster) setReady(node string, status corev1.ConditionStatus) {
 }
 
 func TestAWordThatANodeIsAwayIsContradictedByIt(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.register()
 	eventually(t, "it is ready", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
@@ -57,7 +57,7 @@ func TestAWordThatANodeIsAwayIsContradictedByIt(t *testing.T) {
 }
 
 func TestDeposedHubGivesNoOrdersAndCallsNobodyAway(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.register()
 	c.createPod("one", "board-a", nil)
@@ -88,7 +88,7 @@ func TestDeposedHubGivesNoOrdersAndCallsNobodyAway(t *testing.T) {
 }
 
 func TestReportsComeAgainWhenEtcdForgotThem(t *testing.T) {
-	c := newCluster(t, false)
+	c := newCluster(t, embedded)
 	b := c.board("board-a")
 	b.register()
 	c.createPod("one", "board-a", nil)

@@ -11,8 +11,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 )
 
 // PKI is a throw-away certificate authority.
@@ -57,8 +60,12 @@ func (p *PKI) Issue(commonName string) tls.Certificate {
 		p.t.Fatal(err)
 	}
 	serial, _ := rand.Int(rand.Reader, big.NewInt(1<<62))
+	subject := pkix.Name{CommonName: commonName}
+	if strings.HasPrefix(commonName, fleet.NodeUserPrefix) {
+		subject.Organization = []string{"system:nodes"} // as the cluster's authority has it
+	}
 	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: commonName},
+		SerialNumber: serial, Subject: subject,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},

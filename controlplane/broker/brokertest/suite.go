@@ -48,6 +48,7 @@ func Run(t *testing.T, make func(t *testing.T) Subject) {
 		{"WillSpeaksForTheBroken", testWill},
 		{"WillIsSilentAfterGoodbye", testNoWill},
 		{"LargestMessagePasses", testLargest},
+		{"AFleetThatComesBackIsHeard", testBurst},
 		{"StrangersAreRefused", testStrangers},
 		{"TheTableOfPermissionsHolds", testTable},
 	} {
@@ -237,6 +238,53 @@ func testUp(t *testing.T, r *Running) {
 	}
 }
 
+const burstNodes = 20
+
+// Nodes are the names of those that the suite connects, for a broker that must know
+// each.
+func Nodes() []string {
+	names := []string{"board-a", "board-b"}
+	for i := range burstNodes {
+		names = append(names, fmt.Sprint("board-", i))
+	}
+	return names
+}
+
+// testBurst has many nodes speak while the hub is busy: none of it is lost, and
+// nobody's connection is.
+func testBurst(t *testing.T, r *Running) {
+	const nodes, each = burstNodes, 20
+	var clients []*client
+	for i := range nodes {
+		clients = append(clients, r.node(t, fmt.Sprint("board-", i), ""))
+	}
+	r.mu.Lock() // the hub takes nothing until it is unlocked
+	var tokens []paho.Token
+	for i, c := range clients {
+		for k := range each {
+			tokens = append(tokens, c.Publish(fleet.Topic(fmt.Sprint("board-", i), fleet.DirUp), fleet.QoS, false, fmt.Sprint(k)))
+		}
+	}
+	// A broker that hands over before it answers doesn't answer yet.
+	for deadline := time.After(2 * time.Second); len(tokens) > 0; tokens = tokens[1:] {
+		select {
+		case <-tokens[0].Done():
+			continue
+		case <-deadline:
+		}
+		break
+	}
+	r.mu.Unlock()
+	for i, c := range clients {
+		for k := range each {
+			r.await(t, received{fmt.Sprint("board-", i), fleet.DirUp, fmt.Sprint(k)})
+		}
+		if !c.IsConnectionOpen() {
+			t.Errorf("board-%d lost its connection", i)
+		}
+	}
+}
+
 func testDown(t *testing.T, r *Running) {
 	a, b := r.node(t, "board-a", ""), r.node(t, "board-b", "")
 	a.subscribe(t, fleet.Topic("board-a", fleet.DirDown))
@@ -279,6 +327,8 @@ func testACL(t *testing.T, r *Running) {
 	for _, topic := range []string{
 		fleet.Topic("board-b", fleet.DirUp), fleet.Topic("board-b", fleet.DirWill),
 		fleet.Topic("board-b", fleet.DirDown), fleet.Topic("board-a", fleet.DirDown),
+		// What NATS stores messages under.
+		"$MQTT/msgs/" + fleet.Topic("board-b", fleet.DirDown), "$MQTT/msgs/" + fleet.Topic("board-b", fleet.DirUp),
 	} {
 		// A client each: a broker may end the connection of who tries.
 		evil := r.node(t, "board-a", "")
@@ -286,7 +336,8 @@ func testACL(t *testing.T, r *Running) {
 		evil.Disconnect(10)
 	}
 	eavesdropper := r.node(t, "board-a", "")
-	for _, filter := range []string{"#", "coracle/#", "coracle/1/+/down", fleet.Topic("board-b", fleet.DirDown), fleet.Topic("board-b", fleet.DirUp)} {
+	for _, filter := range []string{"#", "coracle/#", "coracle/1/+/down", fleet.Topic("board-b", fleet.DirDown), fleet.Topic("board-b", fleet.DirUp),
+		"$MQTT/#", "$MQTT/msgs/#", "$MQTT/+/+", "$JS/#", "$SYS/#", "+/+/#"} {
 		eavesdropper.Subscribe(filter, fleet.QoS, nil).WaitTimeout(time.Second)
 	}
 	_ = r.Transport.Publish("board-b", []byte("secret"))

@@ -7,7 +7,7 @@
 // The rules, each with its owner:
 //
 //	pod            Ready is set to False, ContainersReady stays as it was: "last heard ready" is still to be read off
-//	               (Standing). Nobody of ours deletes it. Upstream's taint eviction deletes it when its own toleration
+//	               (Standing), and Ready is put back by it when the node returns. Nobody of ours deletes it. Upstream's taint eviction deletes it when its own toleration
 //	               of the unreachable taint ends, which by our admission default is never. (node)
 //	ReplicaSet     The pod exists: it counts as a replica, not as a ready one, and gets no replacement. Once it is
 //	               being deleted (by eviction, scale-down or hand) it is replaced as upstream does. Scale-down takes

@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubernetes/pkg/controller"
 	taintutil "k8s.io/kubernetes/pkg/util/taints"
 
+	"github.com/coracle-edge/coracle/controlplane/controllers/away"
 	"github.com/coracle-edge/coracle/controlplane/controllers/reconciler"
 )
 
@@ -43,7 +44,7 @@ type seen struct {
 	ready bool
 }
 
-// New makes the controller and registers what it watches: nodes. Pods are read by node. The factory must be started by
+// New makes the controller and registers what it watches: nodes, and pods that are marked. The factory must be started by
 // the caller.
 func New(client kubernetes.Interface, factory informers.SharedInformerFactory, opts reconciler.Options) (*Controller, error) {
 	opts = opts.WithDefaults()
@@ -60,11 +61,19 @@ func New(client kubernetes.Interface, factory informers.SharedInformerFactory, o
 		started:  metav1.NewTime(opts.Clock.Now()),
 	}
 	c.Reconciler = reconciler.New("node", c.reconcile, opts, 0, 0)
-	c.Await(pods)
-	if err := c.Watch(nodes.Informer(), c.Everything()); err != nil {
+	if err := errors.Join(c.Watch(nodes.Informer(), c.Everything()), c.Watch(pods, cache.ResourceEventHandlerFuncs{
+		AddFunc: c.podSeen, UpdateFunc: func(_, cur any) { c.podSeen(cur) },
+	})); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// podSeen has the mark of a pod looked at once the cache shows it: its node may have come back before.
+func (c *Controller) podSeen(obj any) {
+	if pod, ok := obj.(*v1.Pod); ok && pod.Spec.NodeName != "" && markedOnly(pod) {
+		c.Add(pod.Spec.NodeName)
+	}
 }
 
 func (c *Controller) reconcile(ctx context.Context, key string) error {
@@ -78,7 +87,11 @@ func (c *Controller) reconcile(ctx context.Context, key string) error {
 	}
 	c.note(node)
 	err = errors.Join(c.setTaints(ctx, node), c.setLabels(ctx, node))
-	if cond := condition(node, v1.NodeReady); cond != nil && cond.Status != v1.ConditionTrue {
+	switch cond := condition(node, v1.NodeReady); {
+	case cond == nil:
+	case cond.Status == v1.ConditionTrue:
+		err = errors.Join(err, c.unmarkPods(ctx, node))
+	default:
 		err = errors.Join(err, c.markPods(ctx, node))
 	}
 	if err != nil {
@@ -263,6 +276,36 @@ func (c *Controller) markPods(ctx context.Context, node *v1.Node) error {
 			continue
 		}
 		c.opts.Recorder.Event(pod, v1.EventTypeWarning, "NodeNotReady", "Node is not ready")
+	}
+	return errors.Join(errs...)
+}
+
+// markedOnly reports whether nothing but the mark makes a pod not ready: its containers and gates are, and a node that
+// says otherwise gives a reason.
+func markedOnly(pod *v1.Pod) bool {
+	_, cond := podutil.GetPodCondition(&pod.Status, v1.PodReady)
+	return cond != nil && cond.Status == v1.ConditionFalse && cond.Reason == "" && away.Standing(pod)
+}
+
+// unmarkPods takes the mark off the pods of a node that is ready again. A node says only what has changed since its last
+// report, so of a pod that ran on quietly it has nothing to say; what it has overwrites this, as it overwrites the mark.
+func (c *Controller) unmarkPods(ctx context.Context, node *v1.Node) error {
+	objs, err := c.podIndex.ByIndex(controller.PodNodeNameKeyIndex, node.Name)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, obj := range objs {
+		pod, ok := obj.(*v1.Pod)
+		if !ok || !markedOnly(pod) {
+			continue
+		}
+		ready := pod.DeepCopy()
+		_, cond := podutil.GetPodCondition(&ready.Status, v1.PodReady)
+		cond.Status, cond.LastTransitionTime = v1.ConditionTrue, metav1.NewTime(c.opts.Clock.Now())
+		if _, err := c.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, ready, metav1.UpdateOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("mark pod %s/%s ready again: %w", pod.Namespace, pod.Name, err))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"slices"
 	"testing"
 
@@ -108,6 +109,89 @@ func TestPodsOfAwayNodesAreMarked(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A node that returns says nothing of a pod that ran on meanwhile, so who marked it takes the mark off.
+func TestTheMarkGoesWhenTheNodeIsBack(t *testing.T) {
+	gated := func(status v1.ConditionStatus) fixture.PodOption {
+		return func(p *v1.Pod) {
+			p.Spec.ReadinessGates = []v1.PodReadinessGate{{ConditionType: "gate"}}
+			p.Status.Conditions = append(p.Status.Conditions, v1.PodCondition{Type: "gate", Status: status})
+		}
+	}
+	said := func(p *v1.Pod) { p.Status.Conditions[0].Reason = "ReadinessGatesNotReady" }
+	for _, c := range []struct {
+		name    string
+		node    v1.ConditionStatus
+		options []fixture.PodOption
+		want    v1.ConditionStatus
+	}{
+		{"back", v1.ConditionTrue, []fixture.PodOption{fixture.Unheard}, v1.ConditionTrue},
+		{"still away", v1.ConditionUnknown, []fixture.PodOption{fixture.Unheard}, v1.ConditionFalse},
+		{"there, and not ready", v1.ConditionFalse, []fixture.PodOption{fixture.Unheard}, v1.ConditionFalse},
+		{"containers that aren't ready", v1.ConditionTrue, []fixture.PodOption{fixture.NeverReady}, v1.ConditionFalse},
+		{"gate open", v1.ConditionTrue, []fixture.PodOption{fixture.Unheard, gated(v1.ConditionTrue)}, v1.ConditionTrue},
+		{"gate closed", v1.ConditionTrue, []fixture.PodOption{fixture.Unheard, gated(v1.ConditionFalse)}, v1.ConditionFalse},
+		{"the node's own word", v1.ConditionTrue, []fixture.PodOption{fixture.Unheard, said}, v1.ConditionFalse},
+		{"ended", v1.ConditionTrue, []fixture.PodOption{fixture.Phase(v1.PodFailed)}, v1.ConditionFalse},
+		{"being deleted", v1.ConditionTrue, []fixture.PodOption{fixture.Unheard, fixture.Deleting}, v1.ConditionFalse},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := fixture.New(t, fixture.Node("n", c.node), fixture.Pod("p", nil, "", append(c.options, fixture.On("n"))...),
+				fixture.Pod("elsewhere", nil, "", fixture.Unheard, fixture.On("m")))
+			ctl, err := New(w.Client, w.Factory, w.Options())
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.Sync()
+			if err := ctl.reconcile(t.Context(), "n"); err != nil {
+				t.Fatal(err)
+			}
+			for name, want := range map[string]v1.ConditionStatus{"p": c.want, "elsewhere": v1.ConditionFalse} {
+				pod, err := w.Client.CoreV1().Pods("ns").Get(t.Context(), name, metav1.GetOptions{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if cond := pod.Status.Conditions[0]; cond.Type != v1.PodReady || cond.Status != want {
+					t.Errorf("pod %s: %s is %s, want %s", name, cond.Type, cond.Status, want)
+				}
+			}
+		})
+	}
+}
+
+// The mark may be seen only after the node was seen to be back.
+func TestAMarkThatIsSeenLateGoes(t *testing.T) {
+	w := fixture.New(t, fixture.Node("n", v1.ConditionTrue, taint(v1.TaintNodeUnreachable, v1.TaintEffectNoExecute)), fixture.Pod("p", nil, "", fixture.On("n")))
+	ctl, err := New(w.Client, w.Factory, w.Options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Sync()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- ctl.Run(ctx) }()
+	w.Eventually("it has looked at the node", func() bool {
+		node, err := w.Client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
+		return err == nil && len(node.Spec.Taints) == 0
+	})
+	pods := w.Client.CoreV1().Pods("ns")
+	pod, err := pods.Get(t.Context(), "p", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixture.Unheard(pod)
+	if _, err := pods.UpdateStatus(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.Eventually("the mark is taken off", func() bool {
+		pod, err := pods.Get(t.Context(), "p", metav1.GetOptions{})
+		return err == nil && pod.Status.Conditions[0].Status == v1.ConditionTrue
+	})
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -38,10 +38,52 @@ func selectFields(selector string) func(*metav1.ListOptions) {
 	return func(o *metav1.ListOptions) { o.FieldSelector = selector }
 }
 
-// handlers remembers event handlers, to take them off.
+// handlers remembers event handlers, to take them off, and holds back what they are told until their controller is built.
+// Upstream starts informers after all constructors; ours run already, and a constructor that adds a handler before it has
+// set what the handler reads (StatefulSet's lister) would be told of pods meanwhile, and end the process.
 type handlers struct {
 	mu   sync.Mutex
 	list []func()
+
+	built chan struct{} // closed when the constructor has returned
+	void  bool          // it failed: nobody is there to be told; set before built is closed
+}
+
+func newHandlers() *handlers { return &handlers{built: make(chan struct{})} }
+
+// open ends the wait for the constructor. If it failed, its handlers are told nothing.
+func (h *handlers) open(err error) {
+	h.void = err != nil
+	close(h.built)
+}
+
+// held is a handler that is told nothing before its controller is built.
+type held struct {
+	cache.ResourceEventHandler
+	handlers *handlers
+}
+
+func (l held) ready() bool {
+	<-l.handlers.built
+	return !l.handlers.void
+}
+
+func (l held) OnAdd(obj any, initial bool) {
+	if l.ready() {
+		l.ResourceEventHandler.OnAdd(obj, initial)
+	}
+}
+
+func (l held) OnUpdate(old, cur any) {
+	if l.ready() {
+		l.ResourceEventHandler.OnUpdate(old, cur)
+	}
+}
+
+func (l held) OnDelete(obj any) {
+	if l.ready() {
+		l.ResourceEventHandler.OnDelete(obj)
+	}
 }
 
 func (h *handlers) add(informer cache.SharedIndexInformer, handle cache.ResourceEventHandlerRegistration) {
@@ -110,15 +152,24 @@ type trackedInformer struct {
 }
 
 func (t trackedInformer) AddEventHandler(h cache.ResourceEventHandler) (cache.ResourceEventHandlerRegistration, error) {
-	return t.note(t.SharedIndexInformer.AddEventHandler(h))
+	return t.note(t.SharedIndexInformer.AddEventHandler(t.hold(h)))
 }
 
 func (t trackedInformer) AddEventHandlerWithResyncPeriod(h cache.ResourceEventHandler, d time.Duration) (cache.ResourceEventHandlerRegistration, error) {
-	return t.note(t.SharedIndexInformer.AddEventHandlerWithResyncPeriod(h, d))
+	return t.note(t.SharedIndexInformer.AddEventHandlerWithResyncPeriod(t.hold(h), d))
 }
 
 func (t trackedInformer) AddEventHandlerWithOptions(h cache.ResourceEventHandler, o cache.HandlerOptions) (cache.ResourceEventHandlerRegistration, error) {
-	return t.note(t.SharedIndexInformer.AddEventHandlerWithOptions(h, o))
+	return t.note(t.SharedIndexInformer.AddEventHandlerWithOptions(t.hold(h), o))
+}
+
+// hold keeps h from being told anything yet, but by an informer of metadata: that one tells its handlers itself, one after
+// the other, and must not wait (type kinds).
+func (t trackedInformer) hold(h cache.ResourceEventHandler) cache.ResourceEventHandler {
+	if _, metadata := t.SharedIndexInformer.(*kind); metadata {
+		return h
+	}
+	return held{h, t.handlers}
 }
 
 func (t trackedInformer) note(handle cache.ResourceEventHandlerRegistration, err error) (cache.ResourceEventHandlerRegistration, error) {

@@ -191,10 +191,11 @@ func (s *Set) run(ctx context.Context, e entry, roots Roots) error {
 	}
 	ctx, cancel := context.WithCancel(klog.NewContext(ctx, s.logger.WithName(e.name)))
 	defer cancel()
-	k := &kit{Set: s, handlers: &handlers{}, roots: roots}
+	k := &kit{Set: s, handlers: newHandlers(), roots: roots}
 	k.Factory = tracked{s.deps.Factory, k.handlers}
 	defer k.handlers.remove()
 	run, err := e.build(ctx, k)
+	k.handlers.open(err)
 	if err != nil {
 		return fmt.Errorf("build: %w", err)
 	}

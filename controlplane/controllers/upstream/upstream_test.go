@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -271,6 +272,56 @@ func TestHandlersGoWithTheRun(t *testing.T) {
 		if n := shown.Load(); n != 1 {
 			t.Errorf("shown %d times", n)
 		}
+	}
+}
+
+// Informers run already when a controller is built, and upstream's constructors add handlers before they have set all that
+// these read.
+func TestHandlersAreToldNothingBeforeTheControllerIsBuilt(t *testing.T) {
+	for _, broken := range []error{nil, errors.New("broken")} {
+		t.Run(fmt.Sprint("build returns ", broken), func(t *testing.T) {
+			s := newSet(t, &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "one"}})
+			informer := s.deps.Factory.Core().V1().Pods().Informer()
+			s.startInformers()
+			eventually(t, "synced", informer.HasSynced)
+			var built atomic.Bool
+			var shown, early, others atomic.Int32
+			tell := cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
+				if shown.Add(1); !built.Load() {
+					early.Add(1)
+				}
+			}}
+			e := entry{"test", nil, func(_ context.Context, k *kit) (func(context.Context), error) {
+				if _, err := k.Factory.Core().V1().Pods().Informer().AddEventHandler(tell); err != nil {
+					t.Error(err)
+				}
+				for range 20 { // one after the other: time enough for the first
+					if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) { others.Add(1) }}); err != nil {
+						t.Error(err)
+					}
+				}
+				eventually(t, "others are told", func() bool { return others.Load() == 20 })
+				built.Store(true)
+				return idle, broken
+			}}
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- s.run(ctx, e, Roots{}) }()
+			if broken == nil {
+				eventually(t, "told", func() bool { return shown.Load() == 1 })
+			} else if err := <-ended; !errors.Is(err, broken) || shown.Load() != 0 {
+				t.Errorf("%v, told %d times", err, shown.Load())
+			}
+			cancel()
+			if n := early.Load(); n != 0 {
+				t.Errorf("told %d times before the constructor returned", n)
+			}
+			if broken == nil {
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
 }
 

@@ -34,8 +34,10 @@ func NewDirectory(client kubernetes.Interface, logger *slog.Logger) *Directory {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(Namespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "type=" + string(SecretType) }),
 		informers.WithTransform(func(obj any) (any, error) {
-			if secret, ok := obj.(*corev1.Secret); ok {
-				secret.ManagedFields = nil
+			if secret, ok := obj.(*corev1.Secret); ok && secret.ManagedFields != nil {
+				slim := *secret // others may have it, too
+				slim.ManagedFields = nil
+				return &slim, nil
 			}
 			return obj, nil
 		}))

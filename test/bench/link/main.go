@@ -32,6 +32,7 @@ import (
 func main() {
 	b := bench{board: "board-1"}
 	var classes string
+	var be bool
 	flag.StringVar(&b.bin, "bin", "bin", "where the programs are")
 	flag.StringVar(&b.out, "out", ".coracle/bench/bench-link.jsonl", "where the rows go")
 	flag.StringVar(&classes, "classes", "lan,wifi,lte,satellite", "link classes to be watched while idle; the first must have a keepalive shorter than a third of the window")
@@ -40,11 +41,22 @@ func main() {
 	flag.DurationVar(&b.window, "window", 3*time.Minute, "how long an idle node is watched per class")
 	flag.DurationVar(&b.pause, "pause", time.Minute, "how long the node is gone for a reconnect")
 	flag.DurationVar(&b.longPause, "long-pause", 5*time.Minute, "how long for a later one")
+	flag.StringVar(&b.upstreamBin, "upstream", "", "folder of upstream's kubelet, kube-proxy, kube-apiserver and etcd, to be measured at the same time (make bench-link builds them)")
+	flag.DurationVar(&b.upstreamWindow, "upstream-window", 10*time.Minute, "how long upstream's node is watched: a kubelet tells its status every five minutes")
+	flag.BoolVar(&be, "be-upstream", false, "be upstream's cluster, in namespaces of its own (the bench starts it)")
 	flag.Parse()
 	_ = log.SetLevel("error") // the registry client warns of media types that it doesn't know
 	b.classes = strings.Split(classes, ",")
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if be {
+		if err := beUpstream(ctx, b.bin, b.upstreamBin, b.pods, b.upstreamWindow); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-link:", err)
+			stop()
+			os.Exit(1)
+		}
+		return
+	}
 	if err := b.run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-link:", err)
 		os.Exit(1)
@@ -52,7 +64,8 @@ func main() {
 }
 
 // kubelet is what upstream's kubelet and kube-proxy exchange with their API
-// server, idle. It was measured apart.
+// server, idle, as it was measured once with containerd; what they
+// exchange in this run takes its place, see addUpstream.
 const kubelet = "kubelet and kube-proxy 14500; KubeEdge 150000"
 
 type bench struct {
@@ -61,6 +74,8 @@ type bench struct {
 	pods, starts     int
 	window           time.Duration
 	pause, longPause time.Duration
+	upstreamBin      string
+	upstreamWindow   time.Duration
 
 	report report.Report
 	layout up.Layout
@@ -76,6 +91,17 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	if b.bin, err = filepath.Abs(b.bin); err != nil {
 		return err
+	}
+	if b.upstreamBin != "" {
+		if b.upstreamBin, err = filepath.Abs(b.upstreamBin); err != nil {
+			return err
+		}
+	}
+	reference, err := b.startUpstream()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench-link: upstream's node isn't measured:", err)
+	} else {
+		defer reference.stop()
 	}
 	dir, err := os.MkdirTemp("", "coracle-link")
 	if err != nil {
@@ -106,6 +132,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	if err := b.reconnects(ctx); err != nil {
 		return fmt.Errorf("reconnect: %w", err)
+	}
+	if reference != nil {
+		if err := b.addUpstream(reference); err != nil {
+			fmt.Fprintln(os.Stderr, "bench-link: upstream's node wasn't measured:", err) // ours was
+		}
 	}
 	if err := b.report.Print(os.Stdout); err != nil {
 		return err
@@ -149,8 +180,7 @@ func (b *bench) populate(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	settings := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "settings"}, Data: map[string]string{"LEVEL": "info", "INTERVAL": "30s"}}
-	if _, err := b.client.CoreV1().ConfigMaps("default").Create(ctx, settings, metav1.CreateOptions{}); err != nil {
+	if _, err := b.client.CoreV1().ConfigMaps("default").Create(ctx, settingsMap(), metav1.CreateOptions{}); err != nil {
 		return err
 	}
 	replicas, labels := int32(b.pods), map[string]string{"app": "ordinary"}
@@ -172,6 +202,11 @@ func (b *bench) populate(ctx context.Context) error {
 		n, err := b.client.CoreV1().Nodes().Get(ctx, b.board, metav1.GetOptions{})
 		return err == nil && slices.ContainsFunc(n.Status.Images, func(i corev1.ContainerImage) bool { return slices.Contains(i.Names, examples.HelloImage) })
 	})
+}
+
+// settingsMap is what the pods' environment is of.
+func settingsMap() *corev1.ConfigMap {
+	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "settings"}, Data: map[string]string{"LEVEL": "info", "INTERVAL": "30s"}}
 }
 
 func hello(name string) *corev1.Pod {

@@ -37,6 +37,16 @@ func (r *Report) AddMarked(name string, value float64, unit, anchor string, mark
 	r.rows = append(r.rows, Row{Name: name, Value: value, Unit: unit, Anchor: anchor, Mark: &mark, OK: &ok})
 }
 
+// Anchor gives those rows that stand beside was another anchor: a peer that was
+// measured in the same run, but later.
+func (r *Report) Anchor(was, is string) {
+	for i := range r.rows {
+		if r.rows[i].Anchor == was {
+			r.rows[i].Anchor = is
+		}
+	}
+}
+
 // Print writes the table.
 func (r *Report) Print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/coracle-edge/coracle/controlplane/broker"
+	"github.com/coracle-edge/coracle/controlplane/pki"
+)
+
+// program is a process that the bench kills and starts again.
+type program struct {
+	name string
+	args []string
+	log  string
+	cmd  *exec.Cmd
+}
+
+func (p *program) start() error {
+	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	p.cmd = exec.Command(p.name, p.args...)
+	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		p.cmd = nil
+		return err
+	}
+	return nil
+}
+
+func (p *program) pid() int { return p.cmd.Process.Pid }
+
+func (p *program) kill() {
+	if p.cmd != nil {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+		p.cmd = nil
+	}
+}
+
+// tail of what it said.
+func (p *program) tail() string {
+	raw, _ := os.ReadFile(p.log)
+	return string(raw[max(0, len(raw)-2000):])
+}
+
+// plane is the control plane and the broker.
+type plane struct {
+	dir       string
+	control   program
+	mosquitto *program // nil: embedded
+	broker    string   // mosquitto's host:port
+	fleet     string   // the fleet endpoint's
+	client    kubernetes.Interface
+	raw       rest.Interface
+}
+
+func (b *bench) startPlane(ctx context.Context, dir, lose string) (*plane, error) {
+	p := &plane{dir: filepath.Join(dir, "controlplane")}
+	p.control = program{name: filepath.Join(b.bin, "controlplane"), log: filepath.Join(dir, "controlplane.log"),
+		args: []string{"--data-dir", p.dir, "--port-fallback", "--log-level", "warn"}}
+	if lose == loseMosquitto {
+		if err := p.prepareMosquitto(dir); err != nil {
+			return nil, err
+		}
+		if err := p.startMosquitto(ctx); err != nil {
+			return nil, err
+		}
+		p.control.args = append(p.control.args, "--mqtt-url", "mqtts://"+p.broker)
+	}
+	if err := p.startControl(ctx); err != nil {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *plane) startControl(ctx context.Context) error {
+	info := filepath.Join(p.dir, "run", "controlplane.json")
+	if err := os.Remove(info); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := p.control.start(); err != nil {
+		return err
+	}
+	if err := until(ctx, 2*time.Minute, "the control plane is ready", func() bool { _, err := os.Stat(info); return err == nil }); err != nil {
+		return fmt.Errorf("%w\n%s", err, p.control.tail())
+	}
+	raw, err := os.ReadFile(info)
+	if err != nil {
+		return err
+	}
+	var run struct {
+		Fleet string `json:"fleet"`
+	}
+	if err := json.Unmarshal(raw, &run); err != nil {
+		return fmt.Errorf("%s: %w", info, err)
+	}
+	p.fleet = strings.TrimPrefix(run.Fleet, "https://")
+	cfg, err := clientcmd.BuildConfigFromFlags("", filepath.Join(p.dir, "kubeconfig"))
+	if err != nil {
+		return err
+	}
+	cfg.QPS = -1 // client-go's own limit of five calls a second would be measured, too
+	cfg.ContentType, cfg.AcceptContentTypes = "application/vnd.kubernetes.protobuf", "application/vnd.kubernetes.protobuf,application/json"
+	set, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return err
+	}
+	p.client, p.raw = set, set.CoreV1().RESTClient()
+	return nil
+}
+
+// prepareMosquitto writes its configuration, with a certificate of the cluster's.
+func (p *plane) prepareMosquitto(dir string) error {
+	bin, err := exec.LookPath("mosquitto")
+	if err != nil {
+		if bin = "/usr/sbin/mosquitto"; !exists(bin) {
+			return errors.New("-broker mosquitto: there is none on this machine (apt-get install mosquitto)")
+		}
+	}
+	authority, err := pki.Open(pki.Options{Dir: filepath.Join(p.dir, "pki")})
+	if err != nil {
+		return err
+	}
+	leaf, err := authority.Broker("127.0.0.1")
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil {
+		return err
+	}
+	p.broker = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	acl, conf := filepath.Join(dir, "mosquitto.acl"), filepath.Join(dir, "mosquitto.conf")
+	text := broker.MosquittoConf("127.0.0.1", port, broker.MosquittoFiles{CA: authority.CAFile(), Cert: leaf.CertFile(), Key: leaf.KeyFile(), ACL: acl})
+	// It would become another user, who may not read the cluster's keys.
+	text += "user root\n"
+	p.mosquitto = &program{name: bin, args: []string{"-c", conf}, log: filepath.Join(dir, "mosquitto.log")}
+	return errors.Join(os.WriteFile(acl, []byte(broker.MosquittoACL()), 0o600), os.WriteFile(conf, []byte(text), 0o600))
+}
+
+// startMosquitto returns when it accepts connections.
+func (p *plane) startMosquitto(ctx context.Context) error {
+	if err := p.mosquitto.start(); err != nil {
+		return err
+	}
+	if err := until(ctx, 30*time.Second, "mosquitto listens", func() bool {
+		c, err := net.Dial("tcp", p.broker)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}); err != nil {
+		return fmt.Errorf("%w\n%s", err, p.mosquitto.tail())
+	}
+	return nil
+}
+
+func (p *plane) stop() {
+	if p.control.cmd != nil {
+		_ = p.control.cmd.Process.Signal(syscall.SIGTERM)
+		done := make(chan struct{})
+		go func() { defer close(done); _ = p.control.cmd.Wait() }()
+		select {
+		case <-done:
+			p.control.cmd = nil
+		case <-time.After(20 * time.Second):
+			_ = p.control.cmd.Process.Kill()
+			<-done
+			p.control.cmd = nil
+		}
+	}
+	if p.mosquitto != nil {
+		p.mosquitto.kill()
+	}
+}
+
+// revision is etcd's: each write is one more.
+func (p *plane) revision(ctx context.Context) (float64, error) {
+	raw, err := p.raw.Get().AbsPath("/api/v1/namespaces").Param("limit", "1").SetHeader("Accept", "application/json").DoRaw(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var list struct {
+		Metadata struct {
+			ResourceVersion string `json:"resourceVersion"`
+		} `json:"metadata"`
+	}
+	if err := json.Unmarshal(raw, &list); err != nil {
+		return 0, err
+	}
+	return strconv.ParseFloat(list.Metadata.ResourceVersion, 64)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func until(ctx context.Context, within time.Duration, what string, ok func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for !ok() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waited %s in vain until %s", within, what)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -1,0 +1,66 @@
+package fleetlink
+
+import (
+	"net"
+	"os"
+	"testing"
+
+	"github.com/coracle-edge/coracle/controlplane/broker/brokertest"
+)
+
+// brokerKind is a make of broker.
+type brokerKind string
+
+const (
+	embedded  brokerKind = "embedded"
+	mosquitto brokerKind = "mosquitto"
+	nats      brokerKind = "nats"
+)
+
+var (
+	kinds    = []brokerKind{embedded, mosquitto, nats}
+	external = []brokerKind{mosquitto, nats}
+)
+
+// each runs a test over every make of broker, or those named.
+func each(t *testing.T, run func(t *testing.T, c *cluster), over ...brokerKind) {
+	if len(over) == 0 {
+		over = kinds
+	}
+	for _, kind := range over {
+		t.Run(string(kind), func(t *testing.T) { run(t, newCluster(t, kind)) })
+	}
+}
+
+// outside is a broker that the hub is a client of.
+type outside interface {
+	Kill()
+	Start()
+}
+
+func (c *cluster) startBroker(kind brokerKind) {
+	c.t.Helper()
+	// By hand: tests of the embedded broker's own abilities fail on another one.
+	if other := brokerKind(os.Getenv("FLEET_BROKER")); kind == embedded && other != "" {
+		kind = other
+	}
+	switch kind {
+	case embedded:
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		c.addr = l.Addr().String()
+		_ = l.Close()
+	case mosquitto:
+		m := brokertest.StartMosquitto(c.t, c.pki)
+		c.broker, c.addr = m, m.Addr
+	case nats:
+		// A reload while a first client has the server make its streams holds
+		// everybody up: the usual names are admitted from the start.
+		n := brokertest.StartNATS(c.t, c.pki, "board-a", "board-b", "board-c", "board-0", "board-1", "board-2", "board-3")
+		c.broker, c.addr = n, n.Addr
+	default:
+		c.t.Fatalf("no broker %q", kind)
+	}
+}
