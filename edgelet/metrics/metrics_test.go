@@ -2,9 +2,7 @@ package metrics
 
 import (
 	"bytes"
-	"fmt"
 	"net/http/httptest"
-	"os"
 	"testing"
 
 	"github.com/prometheus/common/expfmt"
@@ -71,18 +69,8 @@ func TestTrafficIsReadByPrometheus(t *testing.T) {
 			t.Errorf("%s%q = %v %v, want %v", x.name, x.labels, v, ok, x.want)
 		}
 	}
-	var statm struct{ size, resident int64 }
-	raw, err := os.ReadFile("/proc/self/statm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := fmt.Sscan(string(raw), &statm.size, &statm.resident); err != nil {
-		t.Fatalf("statm %q: %v", raw, err)
-	}
-	// An emulator of another processor says 0; so do we then.
-	rss, ok := value(got["process_resident_memory_bytes"])
-	if !ok || (rss < 1<<20 || rss > 1<<32) && (statm.resident != 0 || rss != 0) {
-		t.Errorf("resident memory %v, statm %q", rss, raw)
+	if rss, ok := value(got["process_resident_memory_bytes"]); !ok || rss < 1<<20 || rss > 1<<32 {
+		t.Errorf("resident memory %v", rss)
 	}
 	if fds, _ := value(got["process_open_fds"]); fds < 3 {
 		t.Errorf("%v open files", fds)

@@ -25,8 +25,12 @@ func process(p *Page, proc string) {
 		number := func(i int) float64 { n, _ := strconv.ParseFloat(f[i-3], 64); return n } // counted as in proc(5)
 		p.Counter("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.")
 		p.Sample("process_cpu_seconds_total", (number(14)+number(15))/userHertz)
+	}
+	raw, err = os.ReadFile(proc + "/self/statm")
+	if f := strings.Fields(string(raw)); err == nil && len(f) > 1 {
+		pages, _ := strconv.ParseFloat(f[1], 64)
 		p.Gauge("process_resident_memory_bytes", "Resident memory size in bytes.")
-		p.Sample("process_resident_memory_bytes", number(24)*float64(os.Getpagesize()))
+		p.Sample("process_resident_memory_bytes", pages*float64(os.Getpagesize()))
 	}
 	if list, err := os.ReadDir(proc + "/self/fd"); err == nil {
 		p.Gauge("process_open_fds", "Number of open file descriptors.")
