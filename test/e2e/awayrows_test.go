@@ -61,8 +61,8 @@ spec:
       runtimeClassName: wasm
       restartPolicy: Never
       terminationGracePeriodSeconds: 1
-      volumes: [{name: work, emptyDir: {}}]
-      containers: [{name: main, image: %[2]q, args: ["/work/done"], volumeMounts: [{name: work, mountPath: /work}]}]
+      volumes: [{name: data, emptyDir: {}}]
+      containers: [{name: main, image: %[2]q, args: ["/data/done"], volumeMounts: [{name: data, mountPath: /data}]}]
 `
 	awayBudget = `
 apiVersion: policy/v1
@@ -310,7 +310,7 @@ func awayRows() []away {
 // finish has the job's pod end, and waits until it has.
 func (a *absence) finish(t *testing.T, job string) {
 	t.Helper()
-	dir := filepath.Join(a.dir, "nodes", absent, "pods", string(a.was[job].UID), "volumes", "kubernetes.io~empty-dir", "work")
+	dir := filepath.Join(a.dir, "nodes", absent, "pods", string(a.was[job].UID), "volumes", "kubernetes.io~empty-dir", "data")
 	if err := os.WriteFile(filepath.Join(dir, "done"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
