@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -18,13 +17,13 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-edge/coracle/cmd/coracle/image"
 	"github.com/coracle-edge/coracle/cmd/coracle/up"
 	"github.com/coracle-edge/coracle/examples"
 	"github.com/coracle-edge/coracle/test/bench/proc"
 	"github.com/coracle-edge/coracle/test/bench/report"
+	"github.com/coracle-edge/coracle/test/bench/rig"
 )
 
 func main() {
@@ -80,11 +79,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 	b.layout = up.Layout{Root: dir}
 	// Pages of a program that was just built are dirty, and count as private.
 	syscall.Sync()
-	if err := b.coracle(ctx, "up", "--detach", "--no-example", "--data-dir", dir, "--registry-address", "127.0.0.1:0", "--nodes", strconv.Itoa(b.nodes)); err != nil {
+	if err := rig.Coracle(ctx, b.bin, "up", "--detach", "--no-example", "--data-dir", dir, "--registry-address", "127.0.0.1:0", "--nodes", strconv.Itoa(b.nodes)); err != nil {
 		return err
 	}
 	defer func() {
-		if downErr := b.coracle(context.WithoutCancel(ctx), "down", "--data-dir", dir); err == nil {
+		if downErr := rig.Coracle(context.WithoutCancel(ctx), b.bin, "down", "--data-dir", dir); err == nil {
 			err = downErr
 		}
 	}()
@@ -102,23 +101,12 @@ func (b *bench) run(ctx context.Context) (err error) {
 	return b.report.Write(b.out)
 }
 
-func (b *bench) coracle(ctx context.Context, args ...string) error {
-	text, err := exec.CommandContext(ctx, filepath.Join(b.bin, "coracle"), args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("coracle %s: %w\n%s", args[0], err, text)
-	}
-	return nil
-}
-
 func (b *bench) connect(ctx context.Context) error {
-	cfg, err := clientcmd.BuildConfigFromFlags("", b.layout.Kubeconfig())
+	client, err := rig.Client(b.layout.Kubeconfig())
 	if err != nil {
 		return err
 	}
-	cfg.QPS = -1 // client-go's own limit of five calls a second would be measured, too
-	if b.client, err = kubernetes.NewForConfig(cfg); err != nil {
-		return err
-	}
+	b.client = client
 	state, err := b.layout.ReadState()
 	if err != nil {
 		return err
@@ -130,7 +118,7 @@ func (b *bench) connect(ctx context.Context) error {
 	if _, err := image.Push(ctx, a, examples.HelloImage, state.HostsDir); err != nil {
 		return err
 	}
-	return b.until(ctx, "the node is ready and the default service account there", func() bool {
+	return rig.Until(ctx, time.Minute, "the node is ready and the default service account there", func() bool {
 		n, err := b.client.CoreV1().Nodes().Get(ctx, state.Nodes[0], metav1.GetOptions{})
 		if err != nil {
 			return false
@@ -142,32 +130,10 @@ func (b *bench) connect(ctx context.Context) error {
 	})
 }
 
-func (b *bench) until(ctx context.Context, what string, ok func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waited a minute in vain until %s", what)
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	return nil
-}
-
-// pid reads the pid that `coracle up` noted for a process.
-func (b *bench) pid(process string) (int, error) {
-	raw, err := os.ReadFile(filepath.Join(b.layout.Root, "run", process+".pid"))
-	if err != nil {
-		return 0, err
-	}
-	return strconv.Atoi(strings.Fields(string(raw))[0])
-}
-
 // readiness starts the control plane once more, on its existing data, and reads
 // how long it takes from its start to its word that it is ready.
 func (b *bench) readiness(ctx context.Context) error {
-	pid, err := b.pid("controlplane")
+	pid, err := rig.PID(b.layout.Root, "controlplane")
 	if err != nil {
 		return err
 	}
@@ -183,7 +149,7 @@ func (b *bench) readiness(ctx context.Context) error {
 		return err
 	}
 	var ready time.Time
-	if err := b.until(ctx, "the control plane is ready again", func() bool {
+	if err := rig.Until(ctx, time.Minute, "the control plane is ready again", func() bool {
 		i, err := os.Stat(info)
 		if err == nil {
 			ready = i.ModTime()
@@ -192,7 +158,7 @@ func (b *bench) readiness(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	if pid, err = b.pid("controlplane"); err != nil {
+	if pid, err = rig.PID(b.layout.Root, "controlplane"); err != nil {
 		return err
 	}
 	started, err := proc.StartOf(pid)
@@ -218,7 +184,7 @@ func (b *bench) idle(ctx context.Context) error {
 	names := []string{"controlplane", "board-1"}
 	before := map[string]sample{}
 	for _, n := range names {
-		pid, err := b.pid(n)
+		pid, err := rig.PID(b.layout.Root, n)
 		if err != nil {
 			return err
 		}
@@ -333,7 +299,7 @@ func (b *bench) latency(ctx context.Context) error {
 	}
 	b.report.AddMarked("pod, create to Running, p50", ms(0.50), "ms", "upstream 950", 100)
 	b.report.Add("pod, create to Running, p99", ms(0.99), "ms", "KubeEdge 4090 (at 100k nodes)")
-	return b.until(ctx, "all pods are gone", func() bool {
+	return rig.Until(ctx, time.Minute, "all pods are gone", func() bool {
 		l, err := pods.List(ctx, metav1.ListOptions{})
 		return err == nil && len(l.Items) == 0
 	})
@@ -341,11 +307,11 @@ func (b *bench) latency(ctx context.Context) error {
 
 // podMemory reads what a running pod adds: to edgelet, and its runner.
 func (b *bench) podMemory(ctx context.Context) error {
-	pid, err := b.pid("board-1")
+	pid, err := rig.PID(b.layout.Root, "board-1")
 	if err != nil {
 		return err
 	}
-	plane, err := b.pid("controlplane")
+	plane, err := rig.PID(b.layout.Root, "controlplane")
 	if err != nil {
 		return err
 	}
@@ -360,7 +326,7 @@ func (b *bench) podMemory(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := b.until(ctx, "all pods run", func() bool {
+	if err := rig.Until(ctx, time.Minute, "all pods run", func() bool {
 		l, err := pods.List(ctx, metav1.ListOptions{FieldSelector: "status.phase=Running"})
 		return err == nil && len(l.Items) == b.pods
 	}); err != nil {

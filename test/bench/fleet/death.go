@@ -13,6 +13,7 @@ import (
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/controlplane/join"
+	"github.com/coracle-edge/coracle/test/bench/rig"
 )
 
 const upstreamDeath = "upstream 52 (40 s of grace)"
@@ -50,7 +51,7 @@ func (b *bench) die(ctx context.Context, dir string) error {
 		}
 	}
 	is := func(i int, want corev1.ConditionStatus, within time.Duration) (time.Time, error) {
-		err := until(ctx, within, fmt.Sprintf("node %s is Ready=%s", names[i], want), func() bool { return w.of(names[i]).to == want })
+		err := rig.Until(ctx, within, fmt.Sprintf("node %s is Ready=%s", names[i], want), func() bool { return w.of(names[i]).to == want })
 		if err != nil {
 			err = fmt.Errorf("%w\n%s", err, agents[i].tail())
 		}
@@ -90,7 +91,7 @@ func (b *bench) die(ctx context.Context, dir string) error {
 	// Anywhere between two keepalives, as deaths are.
 	stopped := make([]time.Time, len(agents))
 	for i, a := range agents {
-		if err := sleep(ctx, time.Duration(rand.Float64()*float64(keepalive)/float64(len(agents)))); err != nil {
+		if err := rig.Sleep(ctx, time.Duration(rand.Float64()*float64(keepalive)/float64(len(agents)))); err != nil {
 			return err
 		}
 		stopped[i] = time.Now()

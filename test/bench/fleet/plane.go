@@ -20,6 +20,7 @@ import (
 
 	"github.com/coracle-edge/coracle/controlplane/broker"
 	"github.com/coracle-edge/coracle/controlplane/pki"
+	"github.com/coracle-edge/coracle/test/bench/rig"
 )
 
 // program is a process that the bench kills and starts again.
@@ -101,7 +102,7 @@ func (p *plane) startControl(ctx context.Context) error {
 	if err := p.control.start(); err != nil {
 		return err
 	}
-	if err := until(ctx, 2*time.Minute, "the control plane is ready", func() bool { _, err := os.Stat(info); return err == nil }); err != nil {
+	if err := rig.Until(ctx, 2*time.Minute, "the control plane is ready", func() bool { _, err := os.Stat(info); return err == nil }); err != nil {
 		return fmt.Errorf("%w\n%s", err, p.control.tail())
 	}
 	raw, err := os.ReadFile(info)
@@ -167,7 +168,7 @@ func (p *plane) startMosquitto(ctx context.Context) error {
 	if err := p.mosquitto.start(); err != nil {
 		return err
 	}
-	if err := until(ctx, 30*time.Second, "mosquitto listens", func() bool {
+	if err := rig.Until(ctx, 30*time.Second, "mosquitto listens", func() bool {
 		c, err := net.Dial("tcp", p.broker)
 		if err == nil {
 			_ = c.Close()
@@ -218,26 +219,4 @@ func (p *plane) revision(ctx context.Context) (float64, error) {
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil
-}
-
-func until(ctx context.Context, within time.Duration, what string, ok func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waited %s in vain until %s", within, what)
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
-	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }

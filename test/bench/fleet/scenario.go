@@ -16,6 +16,7 @@ import (
 
 	"github.com/coracle-edge/coracle/controlplane/join"
 	"github.com/coracle-edge/coracle/test/bench/proc"
+	"github.com/coracle-edge/coracle/test/bench/rig"
 )
 
 // calls is how many calls to the API are under way at once.
@@ -50,7 +51,7 @@ func (b *bench) fleet(ctx context.Context, dir string) (err error) {
 }
 
 func (b *bench) join(ctx context.Context) error {
-	if err := until(ctx, time.Minute, "the default service account is there", func() bool {
+	if err := rig.Until(ctx, time.Minute, "the default service account is there", func() bool {
 		_, err := b.plane.client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
 		return err == nil
 	}); err != nil {
@@ -143,7 +144,7 @@ func (b *bench) await(ctx context.Context, since time.Time) (answer, error) {
 }
 
 func (b *bench) allReady(ctx context.Context, nodes *awayWatch) error {
-	return until(ctx, b.within, "the API says that all nodes are ready", func() bool { return nodes.ready() == b.nodes })
+	return rig.Until(ctx, b.within, "the API says that all nodes are ready", func() bool { return nodes.ready() == b.nodes })
 }
 
 // still waits until nothing was written to etcd for three seconds, and returns
@@ -161,7 +162,7 @@ func (b *bench) still(ctx context.Context) (float64, error) {
 		if time.Now().After(end) {
 			return 0, fmt.Errorf("etcd is written to without end: its revision is %.0f", now)
 		}
-		if err := sleep(ctx, 250*time.Millisecond); err != nil {
+		if err := rig.Sleep(ctx, 250*time.Millisecond); err != nil {
 			return 0, err
 		}
 	}
@@ -214,7 +215,7 @@ func (b *bench) outageAndReturn(ctx context.Context, away *awayWatch) error {
 	if err := b.lost(ctx); err != nil {
 		return err
 	}
-	if err := sleep(ctx, b.outage/2); err != nil {
+	if err := rig.Sleep(ctx, b.outage/2); err != nil {
 		return err
 	}
 	changes := b.changes
@@ -225,7 +226,7 @@ func (b *bench) outageAndReturn(ctx context.Context, away *awayWatch) error {
 	if err := b.change(ctx, changes, kept); err != nil {
 		return err
 	}
-	if err := sleep(ctx, b.outage-time.Since(lost)); err != nil {
+	if err := rig.Sleep(ctx, b.outage-time.Since(lost)); err != nil {
 		return err
 	}
 	var out sample

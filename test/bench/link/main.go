@@ -5,11 +5,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -20,13 +18,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/coracle-edge/coracle/cmd/coracle/image"
 	"github.com/coracle-edge/coracle/cmd/coracle/up"
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/examples"
 	"github.com/coracle-edge/coracle/test/bench/report"
+	"github.com/coracle-edge/coracle/test/bench/rig"
 )
 
 func main() {
@@ -109,11 +107,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	defer os.RemoveAll(dir)
 	b.layout = up.Layout{Root: dir}
-	if err := b.coracle(ctx, "up", "--detach", "--no-example", "--data-dir", dir, "--registry-address", "127.0.0.1:0"); err != nil {
+	if err := rig.Coracle(ctx, b.bin, "up", "--detach", "--no-example", "--data-dir", dir, "--registry-address", "127.0.0.1:0"); err != nil {
 		return err
 	}
 	defer func() {
-		if downErr := b.coracle(context.WithoutCancel(ctx), "down", "--data-dir", dir); err == nil {
+		if downErr := rig.Coracle(context.WithoutCancel(ctx), b.bin, "down", "--data-dir", dir); err == nil {
 			err = downErr
 		}
 	}()
@@ -144,25 +142,14 @@ func (b *bench) run(ctx context.Context) (err error) {
 	return b.report.Write(b.out)
 }
 
-func (b *bench) coracle(ctx context.Context, args ...string) error {
-	text, err := exec.CommandContext(ctx, filepath.Join(b.bin, "coracle"), args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("coracle %s: %w\n%s", args[0], err, text)
-	}
-	return nil
-}
-
 // populate runs ordinary pods: of a Deployment, with a service account's token
 // and a ConfigMap.
 func (b *bench) populate(ctx context.Context) error {
-	cfg, err := clientcmd.BuildConfigFromFlags("", b.layout.Kubeconfig())
+	client, err := rig.Client(b.layout.Kubeconfig())
 	if err != nil {
 		return err
 	}
-	cfg.QPS = -1
-	if b.client, err = kubernetes.NewForConfig(cfg); err != nil {
-		return err
-	}
+	b.client = client
 	state, err := b.layout.ReadState()
 	if err != nil {
 		return err
@@ -174,7 +161,7 @@ func (b *bench) populate(ctx context.Context) error {
 	if _, err := image.Push(ctx, artifact, examples.HelloImage, state.HostsDir); err != nil {
 		return err
 	}
-	if err := b.until(ctx, time.Minute, "the default service account is there", func() bool {
+	if err := rig.Until(ctx, time.Minute, "the default service account is there", func() bool {
 		_, err := b.client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
 		return err == nil
 	}); err != nil {
@@ -191,14 +178,14 @@ func (b *bench) populate(ctx context.Context) error {
 	if _, err := b.client.AppsV1().Deployments("default").Create(ctx, d, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	if err := b.until(ctx, 3*time.Minute, "all pods run", func() bool {
+	if err := rig.Until(ctx, 3*time.Minute, "all pods run", func() bool {
 		d, err := b.client.AppsV1().Deployments("default").Get(ctx, "ordinary", metav1.GetOptions{})
 		return err == nil && int(d.Status.AvailableReplicas) == b.pods
 	}); err != nil {
 		return err
 	}
 	// It looks every five minutes, and would tell in the midst of something else.
-	return b.until(ctx, 6*time.Minute, "the node has told of its new image", func() bool {
+	return rig.Until(ctx, 6*time.Minute, "the node has told of its new image", func() bool {
 		n, err := b.client.CoreV1().Nodes().Get(ctx, b.board, metav1.GetOptions{})
 		return err == nil && slices.ContainsFunc(n.Status.Images, func(i corev1.ContainerImage) bool { return slices.Contains(i.Names, examples.HelloImage) })
 	})
@@ -231,7 +218,7 @@ func (b *bench) use(ctx context.Context, class string) error {
 		return err
 	}
 	want := fleet.DefaultClasses()[class]
-	if err := b.until(ctx, time.Minute, "the node's link is of class "+class, func() bool {
+	if err := rig.Until(ctx, time.Minute, "the node's link is of class "+class, func() bool {
 		s, err := b.status(ctx)
 		return err == nil && s.Link.Live && s.Link.Class == class && s.Link.Keepalive == want.Keepalive
 	}); err != nil {
@@ -251,7 +238,7 @@ func (b *bench) idle(ctx context.Context, class string) error {
 	if err != nil {
 		return err
 	}
-	if err := sleep(ctx, b.window); err != nil {
+	if err := rig.Sleep(ctx, b.window); err != nil {
 		return err
 	}
 	after, err := b.status(ctx)
@@ -306,7 +293,7 @@ func (b *bench) startAndStop(ctx context.Context, class string) error {
 		if _, err := pods.Create(ctx, hello(name), metav1.CreateOptions{}); err != nil {
 			return err
 		}
-		if err := b.until(ctx, time.Minute, "pod "+name+" runs", func() bool {
+		if err := rig.Until(ctx, time.Minute, "pod "+name+" runs", func() bool {
 			p, err := pods.Get(ctx, name, metav1.GetOptions{})
 			return err == nil && p.Status.Phase == corev1.PodRunning
 		}); err != nil {
@@ -319,7 +306,7 @@ func (b *bench) startAndStop(ctx context.Context, class string) error {
 		if err := pods.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
 			return err
 		}
-		if err := b.until(ctx, time.Minute, "pod "+name+" is gone", func() bool {
+		if err := rig.Until(ctx, time.Minute, "pod "+name+" is gone", func() bool {
 			_, err := pods.Get(ctx, name, metav1.GetOptions{})
 			return err != nil
 		}); err != nil {
@@ -355,14 +342,14 @@ func (b *bench) reconnects(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		pid, err := b.pid(b.board)
+		pid, err := rig.PID(b.layout.Root, b.board)
 		if err != nil {
 			return err
 		}
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			return err
 		}
-		err = sleep(ctx, pause)
+		err = rig.Sleep(ctx, pause)
 		if contErr := syscall.Kill(pid, syscall.SIGCONT); err == nil {
 			err = contErr
 		}
@@ -378,7 +365,7 @@ func (b *bench) reconnects(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pid, err := b.pid("controlplane")
+	pid, err := rig.PID(b.layout.Root, "controlplane")
 	if err != nil {
 		return err
 	}
@@ -390,7 +377,7 @@ func (b *bench) reconnects(ctx context.Context) error {
 
 // reconnected adds what it took until the node is live and quiet again.
 func (b *bench) reconnected(ctx context.Context, before status, name string, resumed bool) error {
-	if err := b.until(ctx, 2*time.Minute, "the node is connected again", func() bool {
+	if err := rig.Until(ctx, 2*time.Minute, "the node is connected again", func() bool {
 		s, err := b.status(ctx)
 		return err == nil && s.Link.Live && s.Link.Connections > before.Link.Connections
 	}); err != nil {
@@ -415,35 +402,4 @@ func (b *bench) reconnected(ctx context.Context, before status, name string, res
 	b.report.AddMarked(name+", TLS resumed: on the socket", socket, "B", "-", 4000)
 	b.report.Add(name+": above TLS", plain, "B", "-")
 	return nil
-}
-
-// pid reads the pid that `coracle up` noted for a process.
-func (b *bench) pid(process string) (int, error) {
-	raw, err := os.ReadFile(filepath.Join(b.layout.Root, "run", process+".pid"))
-	if err != nil {
-		return 0, err
-	}
-	return strconv.Atoi(strings.Fields(string(raw))[0])
-}
-
-func (b *bench) until(ctx context.Context, within time.Duration, what string, ok func() bool) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	for !ok() {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waited %s in vain until %s", within, what)
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/test/bench/rig"
 )
 
 // status is what the node's own socket says, on this machine: asking it costs
@@ -68,7 +69,7 @@ func (b *bench) quiet(ctx context.Context, class string) (status, error) {
 	since := time.Now()
 	deadline := time.Now().Add(3 * time.Minute)
 	for time.Since(since) < still {
-		if err := sleep(ctx, 200*time.Millisecond); err != nil {
+		if err := rig.Sleep(ctx, 200*time.Millisecond); err != nil {
 			return last, err
 		}
 		now, err := b.status(ctx)

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/coracle-edge/coracle/test/bench/rig"
 )
 
 // upstream is a cluster of upstream's own programs with as many pods on its one
@@ -102,11 +104,11 @@ func beUpstream(ctx context.Context, bin, tools string, pods int, window time.Du
 		return errors.Join(err, n.logs())
 	}
 	// It is idle when what its start caused is over, the first status among it.
-	if err := sleep(ctx, time.Minute); err != nil {
+	if err := rig.Sleep(ctx, time.Minute); err != nil {
 		return err
 	}
 	kubelet, proxy := n.kubelet.count(), n.proxy.count()
-	if err := sleep(ctx, window); err != nil {
+	if err := rig.Sleep(ctx, window); err != nil {
 		return err
 	}
 	r := upstreamResult{Window: window, Pods: pods, Kubelet: float64(n.kubelet.count() - kubelet), KubeProxy: float64(n.proxy.count() - proxy)}

@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-edge/coracle/examples"
+	"github.com/coracle-edge/coracle/test/bench/rig"
 	"github.com/coracle-edge/coracle/test/lab"
 )
 
@@ -300,19 +301,12 @@ func (n *upstreamNode) check(ctx context.Context) error {
 }
 
 func (n *upstreamNode) until(ctx context.Context, within time.Duration, what string, ok func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	for {
-		err := ok()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("waited %s in vain until %s: %w", within, what, err)
-		case <-time.After(200 * time.Millisecond):
-		}
+	var last error
+	err := rig.Until(ctx, within, what, func() bool { last = ok(); return last == nil })
+	if err != nil {
+		return fmt.Errorf("%w: %w", err, last)
 	}
+	return nil
 }
 
 // logs are the ends of what the programs said.
