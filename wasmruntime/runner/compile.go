@@ -188,6 +188,9 @@ func compile(order compileOrder) error {
 	if err != nil {
 		return err
 	}
+	if stub, err = rewrite.MergeData(stub); err != nil {
+		return err
+	}
 	var sum codeSum
 	var hidden error // why the code can't be found in memory
 	code, err := buildInto(order.Out, module, func(c wazero.CompiledModule) { sum, hidden = sumCode(c) })
