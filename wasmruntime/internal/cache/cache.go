@@ -114,6 +114,34 @@ func Seal(dir string, index Index) error {
 	if _, ok := index.Files[ModuleFile]; !ok {
 		return fmt.Errorf("%w: the compiler left no %s", ErrCorrupt, ModuleFile)
 	}
+	return finish(dir, index)
+}
+
+// SealAs is Seal for files whose sums are known: they must be those of index, and
+// nothing else may be there.
+func SealAs(dir string, index Index) error {
+	found := 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		found++
+		return os.Chmod(path, 0o444)
+	})
+	if err != nil {
+		return err
+	}
+	if found != len(index.Files) {
+		return fmt.Errorf("%w: %d files, its index lists %d", ErrCorrupt, found, len(index.Files))
+	}
+	if err := check(dir, index); err != nil {
+		return err
+	}
+	return finish(dir, index)
+}
+
+// finish writes the index and freezes the entry.
+func finish(dir string, index Index) error {
 	b, err := json.Marshal(index)
 	if err != nil {
 		return err
@@ -170,23 +198,28 @@ func Verify(dir string, e Engine) (Index, error) {
 	if index.Engine != e {
 		return index, fmt.Errorf("%w: %s is for %v, this is %v", ErrCorrupt, dir, index.Engine, e)
 	}
+	return index, check(dir, index)
+}
+
+// check holds an entry's files against an index.
+func check(dir string, index Index) error {
 	if _, ok := index.Files[ModuleFile]; !ok {
-		return index, fmt.Errorf("%w: %s lists no module", ErrCorrupt, dir)
+		return fmt.Errorf("%w: %s lists no module", ErrCorrupt, dir)
 	}
 	for name, want := range index.Files {
 		if !filepath.IsLocal(name) {
-			return index, fmt.Errorf("%w: %s lists %q", ErrCorrupt, dir, name)
+			return fmt.Errorf("%w: %s lists %q", ErrCorrupt, dir, name)
 		}
 		have, err := sum(filepath.Join(dir, name), want.Hole)
 		if err != nil {
-			return index, fmt.Errorf("%w: %w", ErrCorrupt, err)
+			return fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
 		if have != want {
-			return index, fmt.Errorf("%w: %s has %d bytes of digest %.12s, its index says %d of %.12s",
+			return fmt.Errorf("%w: %s has %d bytes of digest %.12s, its index says %d of %.12s",
 				ErrCorrupt, filepath.Join(dir, name), have.Size, have.SHA256, want.Size, want.SHA256)
 		}
 	}
-	return index, nil
+	return nil
 }
 
 // seal syncs a file and sums it. The hole of the largest kind of file, the engine's,
