@@ -16,6 +16,11 @@ import (
 // be run. Kubelets ignore conditions they don't know.
 const ConditionOCI = "coracle.dev/OCIReady"
 
+// ConditionWasmCompiler is the condition of Status that says whether modules run as
+// native code; if not, they are interpreted, on boards that the engine has no
+// compiler for.
+const ConditionWasmCompiler = "coracle.dev/WasmCompiler"
+
 // askTimeout bounds what Status waits for containerd.
 const askTimeout = time.Second
 
@@ -37,7 +42,7 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 	}
 	out := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
-			{Type: runtimeapi.RuntimeReady, Status: true}, network, s.ociCondition(ctx),
+			{Type: runtimeapi.RuntimeReady, Status: true}, network, s.ociCondition(ctx), s.compilerCondition(ctx),
 		}},
 		RuntimeHandlers: []*runtimeapi.RuntimeHandler{
 			{Name: "", Features: &runtimeapi.RuntimeHandlerFeatures{}},
@@ -71,6 +76,20 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		})
 	}
 	return out, nil
+}
+
+func (s *Service) compilerCondition(ctx context.Context) *runtimeapi.RuntimeCondition {
+	c := &runtimeapi.RuntimeCondition{Type: ConditionWasmCompiler}
+	native, err := s.rt.Native(ctx)
+	switch {
+	case err != nil:
+		c.Reason, c.Message = "Unknown", err.Error()
+	case native:
+		c.Status = true
+	default:
+		c.Reason, c.Message = "NoCompiler", "there is no compiler for this architecture: modules are interpreted, some sixty to two hundred times slower, and may nest 2000 calls"
+	}
+	return c
 }
 
 // OCIReady says whether OCI containers can be run; if not, a sentence says why.

@@ -164,6 +164,12 @@ func (r *Runtime) currentEngine(ctx context.Context, again bool) (cache.Engine, 
 	return e, nil
 }
 
+// Native says whether modules run as native code, or else are interpreted.
+func (r *Runtime) Native(ctx context.Context) (bool, error) {
+	e, err := r.currentEngine(ctx, false)
+	return e.Name == compilerEngine, err
+}
+
 // compile makes one entry.
 func (r *Runtime) compile(ctx context.Context, modulePath, digest string, engine cache.Engine, dir string) error {
 	index, err := r.admit(modulePath, digest)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/internal/version"
+	"github.com/coracle-edge/coracle/wasmruntime"
 )
 
 func main() {
@@ -39,6 +40,9 @@ func run(args []string) error {
 	cniConf := fs.String("cni-conf-dir", "/etc/cni/net.d", "CNI configuration; without one Wasm pods use the host's network")
 	cniBin := fs.String("cni-bin-dir", "", "comma list of folders with CNI plugins; default: /opt/cni/bin,/usr/lib/cni")
 	hosts := fs.String("registry-hosts", "/etc/containerd/certs.d", "registry hosts directory (hosts.toml)")
+	wasmCache := fs.Int64("wasm-cache-bytes", wasmruntime.DefaultCacheBytes, "bound of compiled Wasm modules; what was used longest ago goes first, and nothing that a container uses")
+	artifacts := fs.String("wasm-artifacts", "", "folder with modules that `coracle wasm compile` made; empty: all are compiled here")
+	trusted := fs.String("wasm-trusted-keys", "/etc/coracle/wasm-keys", "folder with public keys, *.pem, that may have signed them")
 	cgroup := fs.String("cgroup-parent", "", "cgroup of pods that name none; default: /coracle")
 	verbose := fs.Bool("v", false, "log what is done")
 	show := fs.Bool("version", false, "print the version and end")
@@ -69,7 +73,7 @@ func run(args []string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	cfg := crishim.Config{
 		StateDir: *state, RunnerPath: *runner, ContainerdSocket: *containerd, CNIConfDir: *cniConf,
-		RegistryHosts: *hosts, CgroupParent: *cgroup, Version: version.Semantic(), Logger: log,
+		RegistryHosts: *hosts, CgroupParent: *cgroup, WasmCacheBytes: *wasmCache, WasmArtifacts: *artifacts, WasmTrustedKeys: *trusted, Version: version.Semantic(), Logger: log,
 	}
 	if *cniBin != "" {
 		cfg.CNIBinDirs = strings.Split(*cniBin, ",")
