@@ -58,6 +58,9 @@ func (p Precompile) Run(ctx context.Context) (engine string, err error) {
 		return "", err
 	}
 	r.emulator = p.Emulator
+	if p.Module, err = filepath.Abs(p.Module); err != nil { // children work in /
+		return "", err
+	}
 	entry, err := r.entry(ctx, p.Module, "", "")
 	if err != nil {
 		return "", err

@@ -65,7 +65,7 @@ func TestPrecompiledModules(t *testing.T) {
 	key, trusted := keyPair(t)
 	_, others := keyPair(t)
 	artifact := filepath.Join(t.TempDir(), "hello"+wasmruntime.ArtifactSuffix)
-	engine, err := wasmruntime.Precompile{RunnerPath: runnerPath, Module: module("hello"), Key: key, Out: artifact}.Run(t.Context())
+	engine, err := wasmruntime.Precompile{RunnerPath: runnerPath, Module: "testdata/hello.wasm", Key: key, Out: artifact}.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
