@@ -28,7 +28,7 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build programs boards up down test test-link unit integration arm lint bench bench-link bench-fleet generate clean help
+.PHONY: build programs boards up down test test-link unit integration arm lint bench bench-link bench-fleet bench-runtime generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -83,6 +83,9 @@ bench-link: programs upstream ## bytes of the fleet link per class, idle, per po
 
 bench-fleet: programs ## a fleet (NODES=1000) that loses its broker for ten minutes, and boards that die, into .coracle/bench/bench-fleet.jsonl (ARGS=-outage=1m; -broker=network or controlplane loses something else)
 	@$(GO) run ./test/bench/fleet -bin bin -nodes $(if $(filter 1,$(NODES)),1000,$(NODES)) $(ARGS)
+
+bench-runtime: programs ## a Wasm container beside one of runc: start, memory, an idle server, computing, HTTP, as root, into .coracle/bench/bench-runtime.jsonl
+	@$(GO) run ./test/bench/runtime --bin bin --go $(abspath $(GO)) $(ARGS)
 
 # Upstream's own node and API server, of a module of their own.
 UPSTREAM := kubelet kube-proxy kube-apiserver

@@ -65,6 +65,11 @@ type Config struct {
 	CgroupParent string
 	// Limits for Wasm modules; zero: those of this board.
 	Limits wasmruntime.Limits
+	// WasmCacheBytes bounds compiled modules; zero: wasmruntime.DefaultCacheBytes.
+	WasmCacheBytes int64
+	// WasmArtifacts is a folder with modules that were compiled elsewhere, and
+	// WasmTrustedKeys one with the public keys that may have signed them.
+	WasmArtifacts, WasmTrustedKeys string
 	// Version is what the Version call says.
 	Version string
 	Logger  *slog.Logger
@@ -82,6 +87,7 @@ type Service struct {
 	log    *slog.Logger
 	now    func() time.Time
 	store  *images.Store
+	rt     *wasmruntime.Runtime
 	wasm   *wasm.Manager
 	oci    *oci.Client // nil without containerd
 	last   *lastKnown
@@ -130,10 +136,12 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 	}()
 	rt, err := wasmruntime.New(wasmruntime.Options{
 		RunnerPath: cfg.RunnerPath, CacheDir: filepath.Join(cfg.StateDir, "compiled"), Limits: cfg.Limits, Logger: cfg.Logger, Now: cfg.Now,
+		CacheBytes: cfg.WasmCacheBytes, ArtifactDir: cfg.WasmArtifacts, TrustedKeys: cfg.WasmTrustedKeys, InUse: s.moduleInUse,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("crishim: %w", err)
 	}
+	s.rt = rt
 	s.store, err = images.Open(images.Options{
 		Dir: filepath.Join(cfg.StateDir, "images"), HostsDir: cfg.RegistryHosts, Logger: cfg.Logger, Now: cfg.Now,
 		Prepare: func(ctx context.Context, m images.Module) error { return rt.Compile(ctx, m.Path, m.Digest.String()) },
@@ -231,6 +239,11 @@ func (s *Service) Import(ctx context.Context, archive io.Reader, ref string) ([]
 // deletes nothing.
 func (s *Service) imageInUse(id digest.Digest) bool {
 	return s.wasm == nil || s.wasm.UsesImage(id.String())
+}
+
+// moduleInUse is the same for compiled code.
+func (s *Service) moduleInUse(digest string) bool {
+	return s.wasm == nil || s.wasm.UsesModule(digest)
 }
 
 // foreignSandbox tells the wasm package of a sandbox of containerd's.

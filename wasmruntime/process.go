@@ -38,6 +38,8 @@ type Process struct {
 	ended bool
 	wait  *syscall.WaitStatus // what reaping said, if it was ours to reap
 
+	release func() // gives the cache's entry free, once it has ended; may be nil
+
 	done chan struct{}
 	exit ExitStatus
 

@@ -40,7 +40,7 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.AddCommand(upCommand(), downCommand(), imageCommand(), tokenCommand(), nodeCommand(), caCommand(), brokerCommand(), traceCommand(), trafficCommand(), doctorCommand(),
-		snapshotCommand(), restoreCommand(),
+		snapshotCommand(), restoreCommand(), wasmCommand(),
 		&cobra.Command{Use: "kubectl", Short: "kubectl itself, for a machine that has none", DisableFlagParsing: true})
 	return cmd
 }

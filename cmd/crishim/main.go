@@ -22,6 +22,7 @@ import (
 	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/crishim/streaming"
 	"github.com/coracle-edge/coracle/internal/version"
+	"github.com/coracle-edge/coracle/wasmruntime"
 )
 
 func main() {
@@ -42,6 +43,9 @@ func run(args []string) error {
 	cniBin := fs.String("cni-bin-dir", "", "comma list of folders with CNI plugins; default: /opt/cni/bin,/usr/lib/cni")
 	podNetwork := fs.String("pod-network", "cni", "network of Wasm pods that aren't on the host's: cni (they wait for a configuration), or host (the host's as long as there is none; a kubelet doesn't understand that)")
 	hosts := fs.String("registry-hosts", "/etc/containerd/certs.d", "registry hosts directory (hosts.toml)")
+	wasmCache := fs.Int64("wasm-cache-bytes", wasmruntime.DefaultCacheBytes, "bound of compiled Wasm modules; what was used longest ago goes first, and nothing that a container uses")
+	artifacts := fs.String("wasm-artifacts", "", "folder with modules that `coracle wasm compile` made; empty: all are compiled here")
+	trusted := fs.String("wasm-trusted-keys", "/etc/coracle/wasm-keys", "folder with public keys, *.pem, that may have signed them")
 	cgroup := fs.String("cgroup-parent", "", "cgroup of pods that name none; default: /coracle")
 	streamAddr := fs.String("streaming", "127.0.0.1:0", "address where clients attach to Wasm containers and forward ports to Wasm pods, by URLs that are given out over CRI; keep it on loopback")
 	verbose := fs.Bool("v", false, "log what is done")
@@ -76,7 +80,8 @@ func run(args []string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	cfg := crishim.Config{
 		StateDir: *state, RunnerPath: *runner, ContainerdSocket: *containerd, CNIConfDir: *cniConf, RequireNetwork: *podNetwork == "cni",
-		RegistryHosts: *hosts, CgroupParent: *cgroup, Version: version.Semantic(), Logger: log,
+		RegistryHosts: *hosts, CgroupParent: *cgroup, WasmCacheBytes: *wasmCache, WasmArtifacts: *artifacts, WasmTrustedKeys: *trusted,
+		Version: version.Semantic(), Logger: log,
 	}
 	if *cniBin != "" {
 		cfg.CNIBinDirs = strings.Split(*cniBin, ",")

@@ -200,6 +200,18 @@ func (m *Manager) UsesImage(id string) bool {
 	return false
 }
 
+// UsesModule says whether a container, running or not, is of a module.
+func (m *Manager) UsesModule(digest string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.containers {
+		if c.rec.Spec.Digest == digest {
+			return true
+		}
+	}
+	return false
+}
+
 // sandbox finds one by ID, or by a prefix of it that only one has.
 func (m *Manager) sandbox(id string) (*sandbox, error) {
 	m.mu.Lock()

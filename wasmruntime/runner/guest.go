@@ -113,6 +113,11 @@ func (g *guestRun) load(ctx context.Context, sys *wasi.System) (start func(conte
 	if err != nil {
 		return nil, bundle.KindCache, err
 	}
+	if hasCompiler {
+		if err := layCode(g.order.Entry, compiled); err != nil {
+			return nil, bundle.KindCache, err
+		}
+	}
 	if err := sys.Instantiate(ctx, rt, g.order.Imports); err != nil {
 		return nil, bundle.KindImport, err
 	}
