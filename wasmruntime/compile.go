@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
 	"github.com/coracle-edge/coracle/wasmruntime/internal/cache"
 )
@@ -38,11 +40,48 @@ func (r *Runtime) prepareCache() error {
 		return err
 	}
 	for _, dir := range left {
+		lock, err := lockStaging(dir)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			continue // another process compiles there
+		}
+		if lock != nil {
+			defer lock.Close()
+		}
 		if err := cache.Remove(dir); err != nil {
 			r.log.Warn("can't remove an interrupted compilation", "dir", dir, "err", err)
 		}
 	}
 	return nil
+}
+
+// makeStaging makes a directory to compile in. The lock on it keeps other
+// processes that share the cache from removing it as left over.
+func (r *Runtime) makeStaging() (dir string, lock *os.File, err error) {
+	for range 10 {
+		if dir, err = os.MkdirTemp(r.opts.CacheDir, stagingPrefix); err != nil {
+			return "", nil, err
+		}
+		if lock, err = lockStaging(dir); err != nil {
+			continue // it was taken for left over just now
+		}
+		if _, err = os.Stat(dir); err == nil {
+			return dir, lock, nil
+		}
+		lock.Close()
+	}
+	return "", nil, err
+}
+
+func lockStaging(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // Compile checks the module at modulePath and compiles it into the cache,
@@ -183,10 +222,11 @@ func (r *Runtime) compile(ctx context.Context, modulePath, digest string, engine
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	staging, err := os.MkdirTemp(r.opts.CacheDir, stagingPrefix)
+	staging, lock, err := r.makeStaging()
 	if err != nil {
 		return fmt.Errorf("wasm code cache: %w", err)
 	}
+	defer lock.Close()
 	defer cache.Remove(staging)
 	began := time.Now()
 	adopted := r.adopt(digest, engine, staging)

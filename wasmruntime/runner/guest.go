@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -36,6 +37,8 @@ type guestOrder struct {
 	BootID       string
 	Walls        []string
 	Jailed       bool
+	// Starter is who the guest dies with; 0: nobody.
+	Starter int
 }
 
 func guestMain() int {
@@ -50,6 +53,13 @@ func guestMain() int {
 
 func guest(order guestOrder) int {
 	g := &guestRun{order: order}
+	if order.Starter != 0 {
+		// Only now: a change of user clears it (prctl(2), PR_SET_PDEATHSIG).
+		err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		if err != nil || os.Getppid() != order.Starter {
+			return g.failed(bundle.KindStart, fmt.Errorf("the starter is gone: %w", errors.Join(err, os.ErrProcessDone)))
+		}
+	}
 	sys := wasi.New(wasi.Config{
 		Args: order.Args, Env: order.Env, Stdin: 0, Stdout: 1, Stderr: 2,
 		Listeners: order.Listeners, Preopens: order.Preopens, Exit: g.exited,

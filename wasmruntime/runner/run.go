@@ -45,6 +45,9 @@ func runMain(args []string) int {
 		return failed(f.status, bundle.KindStart, fmt.Errorf("specification: %w", err))
 	}
 	s := &stage{flags: f, spec: spec, order: guestOrder{Status: f.status, Exit: -1, Rest: [2]int{-1, -1}, Name: spec.ModuleName(), NotifyTerm: spec.NotifyTerm}}
+	if spec.DieWithStarter {
+		s.order.Starter = os.Getppid()
+	}
 	if err := s.run(); err != nil {
 		kind := bundle.KindStart
 		if errors.Is(err, cache.ErrCorrupt) {

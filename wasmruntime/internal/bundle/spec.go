@@ -79,6 +79,9 @@ type Spec struct {
 	// descriptor in CORACLE_TERM_FD that becomes readable (end of file) on
 	// SIGTERM, and is ended by SIGKILL only.
 	NotifyTerm bool `json:"notifyTerm,omitempty"`
+	// DieWithStarter kills the guest when its starter dies, for a guest in the
+	// foreground. Others outlive it.
+	DieWithStarter bool `json:"dieWithStarter,omitempty"`
 	// ReadOnlyRoot etc. have no meaning here: a guest has no root file
 	// system but its Mounts.
 }
@@ -88,7 +91,9 @@ const DefaultUID = 65532
 
 // Mount makes a host directory or file visible to the guest as a preopen.
 type Mount struct {
-	Host     string `json:"host"`
+	Host string `json:"host"`
+	// Guest is absolute for a container's volumes. A relative one is the name
+	// of a preopen for programs that know no root.
 	Guest    string `json:"guest"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
