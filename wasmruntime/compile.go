@@ -301,7 +301,11 @@ func (r *Runtime) admit(modulePath, digest string) (cache.Index, error) {
 	}
 	index := cache.Index{Digest: digest, Go: info.Go, MemoryPages: info.MemoryPages}
 	for _, imp := range info.Imports {
-		index.Imports = append(index.Imports, imp.Name)
+		name := imp.Name
+		if imp.Signature != "" {
+			name += " " + string(imp.Signature)
+		}
+		index.Imports = append(index.Imports, name)
 	}
 	return index, nil
 }
@@ -352,6 +356,7 @@ func failure(st bundle.Status) error {
 		bundle.KindMalformed:   {ErrMalformedModule},
 		bundle.KindUnsupported: {ErrUnsupportedModule},
 		bundle.KindImport:      {ErrUnsupportedModule, ErrUnknownImport},
+		bundle.KindOutbound:    {ErrOutbound, ErrUnsupportedModule},
 		bundle.KindTooLarge:    {ErrModuleTooLarge},
 		bundle.KindCompile:     {ErrCompile},
 	}[st.Kind]

@@ -59,7 +59,8 @@ Exit codes: the guest's own; 134 after a trap; 128 and the number of the signal
 that ended it; 137 when it ran out of memory; 125 when no guest was started.`,
 		Example: `  coracle wasm run hello.wasm
   coracle wasm run --dir ./data::/data --dir /etc/app::/etc/app:ro --env MODE=test app.wasm --verbose
-  coracle wasm run --listen 127.0.0.1:8080 server.wasm`,
+  coracle wasm run --listen 127.0.0.1:8080 server.wasm
+  coracle wasm run --sockets client.wasm`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return &exitError{startFailed, errors.New("which module? coracle wasm run [flags] FILE.wasm [ARGUMENT]...")}
@@ -80,6 +81,8 @@ that ended it; 137 when it ran out of memory; 125 when no guest was started.`,
 	f.StringArrayVar(&o.dirs, "dir", nil, "a folder or file of this machine for the guest: HOST::GUEST, HOST alone for the same name, :ro at the end for read-only (repeatable)")
 	f.StringArrayVar(&o.env, "env", nil, "a variable for the guest: NAME=VALUE, or NAME for the value that it has here (repeatable)")
 	f.StringArrayVar(&o.listen, "listen", nil, "a TCP address to listen on; the guest gets the sockets as descriptors 3, 4, ... (repeatable)")
+	f.BoolVar(&o.sockets, "sockets", false, "let the guest connect to others, by TCP and UDP, and look up names (WasmEdge's socket extension)")
+	f.StringArrayVar(&o.dns, "dns", nil, "a name server for --sockets, ADDRESS or ADDRESS:PORT, instead of those of /etc/resolv.conf (repeatable)")
 	f.StringVar(&o.user, "user", "", "UID or UID:GID of the guest, when run by root")
 	f.BoolVar(&o.notifyTerm, "notify-term", false, "tell the guest of SIGTERM by the descriptor in CORACLE_TERM_FD, instead of ending it")
 	f.StringVar(&o.cacheDir, "cache-dir", "", "where compiled code is kept (default: coracle/wasm in the user's cache folder)")

@@ -18,9 +18,11 @@ type wasmRun struct {
 	file              string
 	args              []string
 	dirs, env, listen []string
+	dns               []string
 	user              string
 	cacheDir, runner  string
 	notifyTerm        bool
+	sockets           bool
 }
 
 // run starts the guest, hands signals on to it and gives its exit code.
@@ -44,6 +46,9 @@ func (o *wasmRun) run(ctx context.Context) (int, error) {
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
 	p, err := rt.Start(ctx, spec)
+	if errors.Is(err, wasmruntime.ErrOutbound) {
+		return 0, fmt.Errorf("%w; --sockets allows them", err)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -92,6 +97,9 @@ func (o *wasmRun) spec() (wasmruntime.Spec, error) {
 			return spec, err
 		}
 		spec.Env = append(spec.Env, kv)
+	}
+	if o.sockets {
+		spec.Outbound = &wasmruntime.Outbound{Servers: o.dns, ResolvConf: "/etc/resolv.conf", Hosts: "/etc/hosts"}
 	}
 	for _, text := range o.listen {
 		l, err := parseListen(text)

@@ -210,6 +210,9 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 		return fmt.Errorf("container %q: log: %w", c.id, err)
 	}
 	proc, err := m.opts.Runtime.Start(ctx, rec.Spec)
+	if errors.Is(err, wasmruntime.ErrOutbound) {
+		err = fmt.Errorf("%w; the annotation %s: outbound on its pod allows them", err, AnnotationSockets)
+	}
 	if err == nil {
 		closeOutput(proc)
 	}

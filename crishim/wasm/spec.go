@@ -26,6 +26,10 @@ const (
 	// SIGTERM (wasmruntime.Spec.NotifyTerm).
 	AnnotationNotifyTerm = "coracle.dev/notify-term"
 
+	// AnnotationSockets set to "outbound", on the container or on its pod, lets a
+	// guest connect to others and look up names (wasmruntime.Spec.Outbound).
+	AnnotationSockets = "coracle.dev/wasm-sockets"
+
 	// annotationPorts is where the kubelet puts a container's ports, as JSON.
 	annotationPorts = "io.kubernetes.container.ports"
 )
@@ -64,7 +68,43 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 		adj := int(res.GetOomScoreAdj())
 		spec.OOMScoreAdj = &adj
 	}
+	if err := setOutbound(&spec, p, cfg); err != nil {
+		return spec, err
+	}
 	return spec, setListen(&spec, p, cfg)
+}
+
+// setOutbound gives a guest sockets of its own if its pod asks for them, and
+// names by the pod's servers and hosts file.
+func setOutbound(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) error {
+	switch v := first(cfg.GetAnnotations()[AnnotationSockets], p.config.GetAnnotations()[AnnotationSockets]); v {
+	case "", "none":
+		return nil
+	case "outbound":
+	default:
+		return fmt.Errorf("annotation %s: %w: %q, want outbound or none", AnnotationSockets, ErrInvalid, v)
+	}
+	dns := p.config.GetDnsConfig()
+	o := &wasmruntime.Outbound{Servers: dns.GetServers(), Searches: dns.GetSearches()}
+	for _, option := range dns.GetOptions() {
+		if n, ok := strings.CutPrefix(option, "ndots:"); ok {
+			ndots, err := strconv.Atoi(n)
+			if err != nil || ndots < 0 {
+				return fmt.Errorf("DNS option %q: %w: not a number of dots", option, ErrInvalid)
+			}
+			o.Ndots = ndots
+		}
+	}
+	if len(o.Servers) == 0 {
+		o.ResolvConf = "/etc/resolv.conf" // as other runtimes do
+	}
+	for _, mnt := range spec.Mounts {
+		if mnt.Guest == "/etc/hosts" {
+			o.Hosts = mnt.Host
+		}
+	}
+	spec.Outbound = o
+	return nil
 }
 
 // setArgs: command replaces the image's entrypoint and arguments, args the

@@ -144,3 +144,37 @@ func TestExpandSlice(t *testing.T) {
 		}
 	}
 }
+
+func TestSetOutbound(t *testing.T) {
+	withDNS := &pod{config: &runtimeapi.PodSandboxConfig{
+		Annotations: map[string]string{AnnotationSockets: "outbound"},
+		DnsConfig:   &runtimeapi.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: []string{"default.svc.cluster.local"}, Options: []string{"ndots:5"}},
+	}}
+	plain := &pod{config: &runtimeapi.PodSandboxConfig{}}
+	asked := &runtimeapi.ContainerConfig{Annotations: map[string]string{AnnotationSockets: "outbound"}}
+	spec := wasmruntime.Spec{Mounts: []wasmruntime.Mount{{Host: "/var/lib/kubelet/hosts", Guest: "/etc/hosts"}}}
+	if err := setOutbound(&spec, withDNS, &runtimeapi.ContainerConfig{}); err != nil {
+		t.Fatal(err)
+	}
+	if o := spec.Outbound; o == nil || !slices.Equal(o.Servers, []string{"10.96.0.10"}) || o.Ndots != 5 || o.Hosts != "/var/lib/kubelet/hosts" || o.ResolvConf != "" || len(o.Searches) != 1 {
+		t.Errorf("of the pod: %+v", o)
+	}
+	spec = wasmruntime.Spec{}
+	if err := setOutbound(&spec, plain, asked); err != nil || spec.Outbound == nil || spec.Outbound.ResolvConf == "" || spec.Outbound.Hosts != "" {
+		t.Errorf("of the container: %+v, %v", spec.Outbound, err)
+	}
+	spec = wasmruntime.Spec{}
+	off := &runtimeapi.ContainerConfig{Annotations: map[string]string{AnnotationSockets: "none"}}
+	for name, c := range map[string]struct {
+		p   *pod
+		cfg *runtimeapi.ContainerConfig
+	}{"nobody asked": {plain, &runtimeapi.ContainerConfig{}}, "the container doesn't want": {withDNS, off}} {
+		if err := setOutbound(&spec, c.p, c.cfg); err != nil || spec.Outbound != nil {
+			t.Errorf("%s: %+v, %v", name, spec.Outbound, err)
+		}
+	}
+	wrong := &runtimeapi.ContainerConfig{Annotations: map[string]string{AnnotationSockets: "all"}}
+	if err := setOutbound(&spec, plain, wrong); err == nil || !strings.Contains(err.Error(), AnnotationSockets) || !strings.Contains(err.Error(), `"all"`) {
+		t.Errorf("a word that means nothing: %v", err)
+	}
+}

@@ -264,4 +264,3 @@ func freePort(t testing.TB) string {
 	defer l.Close()
 	return l.Addr().String()
 }
-

@@ -118,7 +118,7 @@ func compilerMain() int {
 		fmt.Fprintln(os.Stderr, "wasmrunner:", err)
 		return 2
 	}
-	if err := jail.Seccomp(); err != nil {
+	if err := jail.Seccomp(false); err != nil {
 		order.Walls = append(order.Walls, "no seccomp: "+err.Error())
 	}
 	if err := compile(order); err != nil {

@@ -33,6 +33,7 @@ type guestOrder struct {
 	Args, Env    []string
 	Listeners    []wasi.Listener
 	Preopens     []wasi.Preopen
+	Outbound     *wasi.Outbound
 	NotifyTerm   bool
 	BootID       string
 	Walls        []string
@@ -62,7 +63,7 @@ func guest(order guestOrder) int {
 	}
 	sys := wasi.New(wasi.Config{
 		Args: order.Args, Env: order.Env, Stdin: 0, Stdout: 1, Stderr: 2,
-		Listeners: order.Listeners, Preopens: order.Preopens, Exit: g.exited,
+		Listeners: order.Listeners, Preopens: order.Preopens, Outbound: order.Outbound, Exit: g.exited,
 	})
 	if order.StdinWriter > 0 {
 		closeStdinWhenTold(order.StdinWriter)
@@ -74,7 +75,7 @@ func guest(order guestOrder) int {
 	}
 	if order.Jailed {
 		wall := "seccomp"
-		if err := jail.Seccomp(); err != nil {
+		if err := jail.Seccomp(order.Outbound != nil); err != nil {
 			wall = "no seccomp: " + err.Error()
 		}
 		g.order.Walls = append(g.order.Walls, wall)

@@ -50,8 +50,11 @@ func runMain(args []string) int {
 	}
 	if err := s.run(); err != nil {
 		kind := bundle.KindStart
-		if errors.Is(err, cache.ErrCorrupt) {
+		switch {
+		case errors.Is(err, cache.ErrCorrupt):
 			kind = bundle.KindCache
+		case errors.Is(err, errOutbound):
+			kind = bundle.KindOutbound
 		}
 		g := guestRun{order: s.order}
 		return g.failed(kind, err)
@@ -169,6 +172,9 @@ func (s *stage) openEntry() error {
 	s.index, s.chroot = index, fd
 	s.order.Entry, s.order.Imports = s.flags.entry, index.Imports
 	s.paths = append(s.paths, jail.Path{FD: fd, Dir: true})
+	if err := s.allowOutbound(); err != nil {
+		return err
+	}
 
 	limit := s.spec.MemoryBytes
 	if limit == 0 {
@@ -254,7 +260,7 @@ func (s *stage) jailAndExec() error {
 	if err != nil {
 		return err
 	}
-	cfg := jail.Config{Chroot: -1, Files: guestFiles, Paths: append(s.paths, jail.Path{FD: exe, Exec: true})}
+	cfg := jail.Config{Chroot: -1, Files: guestFiles, Outbound: s.order.Outbound != nil, Paths: append(s.paths, jail.Path{FD: exe, Exec: true})}
 	if os.Geteuid() == 0 {
 		cfg.SetUser, cfg.Chroot = true, s.chroot
 		cfg.UID, cfg.GID, cfg.Groups = s.spec.UID, s.spec.GID, s.spec.Groups

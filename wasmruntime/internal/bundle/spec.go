@@ -46,6 +46,10 @@ type Spec struct {
 	// Listen are opened in NetNS and handed over as fd 3, 4, ...; the
 	// preopened directories come after them.
 	Listen []Listen `json:"listen,omitempty"`
+	// Outbound lets the guest make sockets of its own, to connect to others
+	// and to look up names, by the functions of WasmEdge's socket extension.
+	// A module that imports them isn't started without it.
+	Outbound *Outbound `json:"outbound,omitempty"`
 	// NetNS is the path of a network namespace; empty means the starter's.
 	NetNS string `json:"netns,omitempty"`
 	// UID, GID and Groups are the guest's. A starter that isn't root can't
@@ -107,6 +111,19 @@ type Listen struct {
 	// NonBlocking hands it over with the NONBLOCK flag set. Modules made by
 	// the Go toolchain always get it so: their runtime relies on it.
 	NonBlocking bool `json:"nonBlocking,omitempty"`
+}
+
+// Outbound is where names are looked up.
+type Outbound struct {
+	// Servers are the addresses of name servers, port 53 if there is none;
+	// Searches and Ndots are as in resolv.conf(5).
+	Servers  []string `json:"servers,omitempty"`
+	Searches []string `json:"searches,omitempty"`
+	Ndots    int      `json:"ndots,omitempty"`
+	// ResolvConf and Hosts are files of that name, or empty. They are read
+	// before the guest starts; what stands above goes before ResolvConf.
+	ResolvConf string `json:"resolvConf,omitempty"`
+	Hosts      string `json:"hosts,omitempty"`
 }
 
 // Resources are cgroup limits. Zero means no limit.

@@ -49,7 +49,8 @@ type Index struct {
 	Digest string `json:"digest"`
 	// Files by their path in the entry.
 	Files map[string]File `json:"files"`
-	// Imports are the names of host functions that the module uses.
+	// Imports are the names of host functions that the module uses, those of
+	// the socket extension with a space and their signature.
 	Imports []string `json:"imports"`
 	// Go is true for modules of the Go toolchain.
 	Go bool `json:"go,omitempty"`
