@@ -167,18 +167,19 @@ func (s *Service) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runti
 	return s.oci.Exec(ctx, req)
 }
 
-// Attach returns containerd's streaming URL.
+// Attach returns containerd's streaming URL. For Wasm containers there is one
+// when the Service is served by gRPC: see Streams.
 func (s *Service) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	if err := s.refuse(req.GetContainerId(), "container %q is a Wasm container: attaching to it is not there yet, follow its log"); err != nil {
+	if err := s.refuse(req.GetContainerId(), "container %q is a Wasm container: in this process there is no URL to attach to it, call AttachContainer"); err != nil {
 		return nil, err
 	}
 	return s.oci.Attach(ctx, req)
 }
 
-// PortForward returns containerd's streaming URL.
+// PortForward returns containerd's streaming URL, as Attach does.
 func (s *Service) PortForward(ctx context.Context, req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	if s.wasm.HasSandbox(req.GetPodSandboxId()) {
-		return nil, status.Errorf(codes.Unimplemented, "pod sandbox %q is Wasm only: forwarding ports to it is not there yet, use its pod IP or a hostPort", req.GetPodSandboxId())
+		return nil, status.Errorf(codes.Unimplemented, "pod sandbox %q is Wasm only: in this process there is no URL for its ports, call DialPod", req.GetPodSandboxId())
 	}
 	if s.oci == nil {
 		return nil, notFound("pod sandbox", req.GetPodSandboxId())

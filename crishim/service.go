@@ -236,7 +236,7 @@ func (s *Service) foreignSandbox(ctx context.Context, id string) (*wasm.ForeignS
 		return nil, err
 	}
 	return &wasm.ForeignSandbox{
-		Config: sb.Config, NetNS: sb.NetNS, CgroupParent: sb.Config.GetLinux().GetCgroupParent(),
+		ID: sb.Status.GetId(), Config: sb.Config, NetNS: sb.NetNS, CgroupParent: sb.Config.GetLinux().GetCgroupParent(),
 		Ready: sb.Status.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY,
 	}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/coracle-edge/coracle/crishim"
+	"github.com/coracle-edge/coracle/crishim/streaming"
 	"github.com/coracle-edge/coracle/internal/version"
 )
 
@@ -40,6 +42,7 @@ func run(args []string) error {
 	cniBin := fs.String("cni-bin-dir", "", "comma list of folders with CNI plugins; default: /opt/cni/bin,/usr/lib/cni")
 	hosts := fs.String("registry-hosts", "/etc/containerd/certs.d", "registry hosts directory (hosts.toml)")
 	cgroup := fs.String("cgroup-parent", "", "cgroup of pods that name none; default: /coracle")
+	streamAddr := fs.String("streaming", "127.0.0.1:0", "address where clients attach to Wasm containers and forward ports to Wasm pods, by URLs that are given out over CRI; keep it on loopback")
 	verbose := fs.Bool("v", false, "log what is done")
 	show := fs.Bool("version", false, "print the version and end")
 	if err := fs.Parse(args); err != nil {
@@ -91,9 +94,19 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	log.Info("serving", "cri", *listen, "admin", *admin, "containerd", *containerd)
+	streams, err := net.Listen("tcp", *streamAddr)
+	if err != nil {
+		return errors.Join(fmt.Errorf("--streaming: %w", err), svc.Close())
+	}
+	defer streams.Close()
+	streamer, err := streaming.New(streams, svc)
+	if err != nil {
+		return errors.Join(err, svc.Close())
+	}
+	log.Info("serving", "cri", *listen, "admin", *admin, "containerd", *containerd, "streaming", streams.Addr())
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return svc.Serve(ctx, cri) })
+	g.Go(func() error { return svc.Serve(ctx, cri, streamer) })
+	g.Go(func() error { return streamer.Run(ctx) })
 	g.Go(func() error {
 		srv := &http.Server{Handler: svc.Admin(), ReadHeaderTimeout: 10 * time.Second}
 		closed := context.AfterFunc(ctx, func() { _ = srv.Close() })

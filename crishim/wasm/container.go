@@ -170,7 +170,7 @@ func (m *Manager) podOf(ctx context.Context, req *runtimeapi.CreateContainerRequ
 	if !f.Ready {
 		return nil, fmt.Errorf("pod sandbox %q: %w: it isn't ready", req.GetPodSandboxId(), ErrState)
 	}
-	p := &pod{id: req.GetPodSandboxId(), foreign: true, config: req.GetSandboxConfig(), netns: f.NetNS, network: netCNI, cgroup: expandSlice(f.CgroupParent)}
+	p := &pod{id: f.ID, foreign: true, config: req.GetSandboxConfig(), netns: f.NetNS, network: netCNI, cgroup: expandSlice(f.CgroupParent)}
 	if p.config == nil {
 		p.config = f.Config
 	}

@@ -27,6 +27,7 @@ type Runtime interface {
 
 // ForeignSandbox is a sandbox of another runtime that a Wasm container joins.
 type ForeignSandbox struct {
+	ID     string // in full
 	Config *runtimeapi.PodSandboxConfig
 	// NetNS is the path of its network namespace; empty means the host's.
 	NetNS string

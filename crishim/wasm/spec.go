@@ -44,6 +44,7 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 		Module: img.Module.Path, Digest: img.Module.Digest.String(), Name: img.Module.Name,
 		WorkingDir: first(cfg.GetWorkingDir(), img.WorkingDir), NetNS: p.netns,
 		Stdin:      cfg.GetStdin(),
+		StdinOnce:  cfg.GetStdin() && cfg.GetStdinOnce(),
 		NotifyTerm: cfg.GetAnnotations()[AnnotationNotifyTerm] == "true",
 	}
 	if m.cgroups {
@@ -218,19 +219,9 @@ func resourcesStatus(r wasmruntime.Resources) *runtimeapi.LinuxContainerResource
 // kubelet's, else all ports of the pod (which suits a pod of one container).
 // Without a network of its own the pod's hostPort is the one that is opened.
 func setListen(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) error {
-	hostPort := func(port int32) int32 {
-		if p.network != netNone {
-			return port
-		}
-		for _, pm := range p.config.GetPortMappings() {
-			if pm.GetContainerPort() == port && pm.GetHostPort() != 0 {
-				return pm.GetHostPort()
-			}
-		}
-		return port
-	}
 	add := func(host string, port int32) {
-		spec.Listen = append(spec.Listen, wasmruntime.Listen{Network: "tcp", Address: net.JoinHostPort(host, strconv.Itoa(int(hostPort(port))))})
+		port = openedPort(p.network, p.config, port)
+		spec.Listen = append(spec.Listen, wasmruntime.Listen{Network: "tcp", Address: net.JoinHostPort(host, strconv.Itoa(int(port)))})
 	}
 	if list, ok := cfg.GetAnnotations()[AnnotationListen]; ok {
 		for item := range strings.SplitSeq(list, ",") {
@@ -270,6 +261,19 @@ func setListen(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) 
 		}
 	}
 	return nil
+}
+
+// openedPort is the port that is opened for a container's port.
+func openedPort(network string, cfg *runtimeapi.PodSandboxConfig, port int32) int32 {
+	if network != netNone {
+		return port
+	}
+	for _, pm := range cfg.GetPortMappings() {
+		if pm.GetContainerPort() == port && pm.GetHostPort() != 0 {
+			return pm.GetHostPort()
+		}
+	}
+	return port
 }
 
 func first(a, b string) string {
