@@ -166,10 +166,16 @@ func criImage(img *images.Image) *runtimeapi.Image {
 		Id: img.ID.String(), RepoTags: img.Refs, RepoDigests: img.Digests, Size: uint64(max(img.Size, 1)),
 		Spec: &runtimeapi.ImageSpec{Image: img.ID.String(), Annotations: map[string]string{AnnotationKind: string(images.KindWasm)}},
 	}
-	// Who it runs as if the pod doesn't say; kubelets ask for runAsNonRoot.
+	// Who it runs as if the pod doesn't say; kubelets ask for runAsNonRoot, and
+	// don't trust a name.
 	uid := int64(wasm.Nonroot)
 	if u, _, _ := strings.Cut(img.User, ":"); u != "" {
-		if n, err := strconv.ParseUint(u, 10, 32); err == nil && n != 0 {
+		n, err := strconv.ParseUint(u, 10, 32)
+		if err != nil && img.Rootfs != "" {
+			out.Username = u
+			return out
+		}
+		if err == nil && n != 0 {
 			uid = int64(n)
 		}
 	}

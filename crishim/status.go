@@ -43,13 +43,15 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 			{Name: "", Features: &runtimeapi.RuntimeHandlerFeatures{}},
 			{Name: images.HandlerWasm, Features: &runtimeapi.RuntimeHandlerFeatures{}},
 		},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: false},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
 	if s.oci != nil {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
 		defer cancel()
 		resp, err := s.oci.Status(ctx, &runtimeapi.StatusRequest{Verbose: req.GetVerbose()})
 		if err == nil {
+			// What holds for the node has to hold for both kinds.
+			out.Features.SupplementalGroupsPolicy = resp.GetFeatures().GetSupplementalGroupsPolicy()
 			for _, h := range resp.GetRuntimeHandlers() {
 				if h.GetName() == "" {
 					out.RuntimeHandlers[0] = h

@@ -55,7 +55,7 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 	if err := setMounts(&spec, cfg, img); err != nil {
 		return spec, err
 	}
-	if err := setUser(&spec, cfg.GetLinux().GetSecurityContext(), img.User); err != nil {
+	if err := setUser(&spec, cfg.GetLinux().GetSecurityContext(), img); err != nil {
 		return spec, err
 	}
 	res := cfg.GetLinux().GetResources()
@@ -140,51 +140,6 @@ func setMounts(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *ima
 			return fmt.Errorf("mount %s: %w: %w", mnt.GetContainerPath(), ErrInvalid, err)
 		}
 		spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: host, Guest: path.Clean(mnt.GetContainerPath()), ReadOnly: mnt.GetReadonly()})
-	}
-	return nil
-}
-
-// setUser: the pod's word, else the image's, else nonroot. Only a pod that
-// says so gets root.
-func setUser(spec *wasmruntime.Spec, sc *runtimeapi.LinuxContainerSecurityContext, imageUser string) error {
-	spec.UID, spec.GID = Nonroot, Nonroot
-	if u, g, _ := strings.Cut(imageUser, ":"); imageUser != "" {
-		if uid, err := strconv.ParseUint(u, 10, 32); err == nil && uid != 0 {
-			spec.UID, spec.GID = uint32(uid), uint32(uid)
-			if gid, err := strconv.ParseUint(g, 10, 32); err == nil {
-				spec.GID = uint32(gid)
-			}
-		}
-	}
-	for _, f := range []struct {
-		name string
-		val  *runtimeapi.Int64Value
-		to   *uint32
-	}{{"run_as_user", sc.GetRunAsUser(), &spec.UID}, {"run_as_group", sc.GetRunAsGroup(), &spec.GID}} {
-		if f.val == nil {
-			continue
-		}
-		if v := f.val.GetValue(); v < 0 || v > 1<<32-2 {
-			return fmt.Errorf("security context: %w: %s %d", ErrInvalid, f.name, v)
-		}
-		*f.to = uint32(f.val.GetValue())
-	}
-	spec.AllowRoot = sc.GetRunAsUser() != nil && spec.UID == 0
-	if sc.GetRunAsUser() != nil && sc.GetRunAsGroup() == nil {
-		spec.GID = spec.UID
-	}
-	if name := sc.GetRunAsUsername(); name != "" {
-		uid, err := strconv.ParseUint(name, 10, 32)
-		if err != nil {
-			return fmt.Errorf("security context: %w: run_as_username %q: a Wasm image has no user names, give a number", ErrInvalid, name)
-		}
-		spec.UID = uint32(uid)
-	}
-	for _, g := range sc.GetSupplementalGroups() {
-		if g < 0 || g > 1<<32-2 {
-			return fmt.Errorf("security context: %w: supplemental group %d", ErrInvalid, g)
-		}
-		spec.Groups = append(spec.Groups, uint32(g))
 	}
 	return nil
 }

@@ -49,33 +49,6 @@ func TestSetArgs(t *testing.T) {
 	}
 }
 
-func TestSetUser(t *testing.T) {
-	v := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
-	for _, c := range []struct {
-		name     string
-		sc       *runtimeapi.LinuxContainerSecurityContext
-		image    string
-		uid, gid uint32
-		root     bool
-		bad      bool
-	}{
-		{"nobody said", nil, "", Nonroot, Nonroot, false, false},
-		{"the image says root", nil, "0", Nonroot, Nonroot, false, false},
-		{"the image says a name", nil, "app", Nonroot, Nonroot, false, false},
-		{"the image says a number", nil, "1000:2000", 1000, 2000, false, false},
-		{"the pod says", &runtimeapi.LinuxContainerSecurityContext{RunAsUser: v(7), RunAsGroup: v(8)}, "1000", 7, 8, false, false},
-		{"the pod says root", &runtimeapi.LinuxContainerSecurityContext{RunAsUser: v(0)}, "", 0, 0, true, false},
-		{"a name", &runtimeapi.LinuxContainerSecurityContext{RunAsUsername: "app"}, "", 0, 0, false, true},
-		{"too large", &runtimeapi.LinuxContainerSecurityContext{RunAsUser: v(1 << 40)}, "", 0, 0, false, true},
-	} {
-		var spec wasmruntime.Spec
-		err := setUser(&spec, c.sc, c.image)
-		if (err != nil) != c.bad || err == nil && (spec.UID != c.uid || spec.GID != c.gid || spec.AllowRoot != c.root) {
-			t.Errorf("%s: uid %d, gid %d, root %v, %v", c.name, spec.UID, spec.GID, spec.AllowRoot, err)
-		}
-	}
-}
-
 func TestSetListen(t *testing.T) {
 	podOf := func(network string) *pod {
 		return &pod{network: network, config: &runtimeapi.PodSandboxConfig{PortMappings: []*runtimeapi.PortMapping{
