@@ -25,6 +25,7 @@ type container struct {
 	name   string // reserved
 	config *runtimeapi.ContainerConfig
 	op     sync.Mutex // held while it is started or removed
+	execs  sync.WaitGroup
 
 	// ended is closed when exit and log are complete. It is made with the
 	// container and never replaced.
@@ -366,6 +367,7 @@ func (m *Manager) remove(ctx context.Context, c *container) error {
 	proc, removed := c.proc, c.removed
 	c.removed = true
 	c.mu.Unlock()
+	c.execs.Wait() // they end with the container
 	if removed {
 		return nil
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os"
 	"path"
 	"path/filepath"
 	"strconv"
@@ -50,8 +49,8 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 	if m.cgroups {
 		spec.Cgroup = path.Join(p.cgroup, id)
 	}
-	setArgs(&spec, cfg, img)
 	setEnv(&spec, p, cfg, img)
+	setArgs(&spec, cfg, img)
 	if err := setMounts(&spec, cfg, img); err != nil {
 		return spec, err
 	}
@@ -70,7 +69,7 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 // setArgs: command replaces the image's entrypoint and arguments, args the
 // arguments only, as for any container. argv[0] is the entrypoint, or the
 // module's name where the image names none. In an image with a root file
-// system the command may be another module of it.
+// system the command may be another module of it, by its path or found in PATH.
 func setArgs(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *images.Image) {
 	entry, args := img.Entrypoint, cfg.GetArgs()
 	switch {
@@ -83,17 +82,16 @@ func setArgs(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *image
 		entry = []string{img.Module.Name}
 	}
 	spec.Args = append(append([]string{}, entry...), args...)
-	if img.Rootfs == "" || len(cfg.GetCommand()) == 0 {
+	if len(cfg.GetCommand()) == 0 {
 		return
 	}
-	other := strings.TrimPrefix(path.Clean("/"+cfg.GetCommand()[0]), "/")
-	f, err := os.OpenInRoot(img.Rootfs, other)
-	if err != nil {
-		return
+	file, ok := findProgram(img, spec.Env, cfg.GetCommand()[0])
+	if !ok {
+		// One that is no module is refused as such.
+		file, ok = findFile(img, cfg.GetCommand()[0], false)
 	}
-	defer f.Close()
-	if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() && filepath.Join(img.Rootfs, other) != spec.Module {
-		spec.Module, spec.Digest, spec.Name = filepath.Join(img.Rootfs, other), "", path.Base(other)
+	if ok && file != spec.Module {
+		spec.Module, spec.Digest, spec.Name = file, "", path.Base(file)
 	}
 }
 
