@@ -41,6 +41,13 @@ programs: ## the programs for this machine, into ./bin
 bin/tools/kubectl: # for machines that have none
 	@$(GO) build -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
 
+# Upstream's kubelet of this module's versions, and its CRI client, for test/cri.
+bin/tools/kubelet:
+	@$(GO) build -ldflags '$(UPSTREAM_LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubelet
+
+bin/tools/crictl:
+	@GOBIN=$(CURDIR)/bin/tools $(GO) install -ldflags '-s -w' sigs.k8s.io/cri-tools/cmd/crictl@v1.36.0
+
 # Where each program is meant to run.
 boards: ## static programs for boards and servers, into ./bin/OS-ARCH
 	@for p in amd64 arm64 arm-7 arm-6 riscv64; do \

@@ -140,7 +140,7 @@ func (s *Service) ListContainerStats(ctx context.Context, req *runtimeapi.ListCo
 	out := s.wasm.ListContainerStats(req.GetFilter())
 	if s.oci != nil {
 		resp, err := s.oci.ListContainerStats(ctx, req)
-		if err != nil && status.Code(err) != codes.Unavailable {
+		if err != nil && !hasNone(err) {
 			return nil, err
 		}
 		out = append(out, resp.GetStats()...)
@@ -199,10 +199,14 @@ func (s *Service) refuse(id, why string) error {
 	return nil
 }
 
-// CheckpointContainer is containerd's to do.
+// CheckpointContainer is containerd's to do, for its own containers.
 func (s *Service) CheckpointContainer(ctx context.Context, req *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
 	if err := s.refuse(req.GetContainerId(), "container %q is a Wasm container: its state can't be saved, start a new one"); err != nil {
 		return nil, err
 	}
-	return s.oci.CheckpointContainer(ctx, req)
+	resp, err := s.oci.CheckpointContainer(ctx, req)
+	if status.Code(err) == codes.Unimplemented {
+		return nil, status.Errorf(codes.Unimplemented, "container %q: containerd here can't save a container's state: use containerd 2 with CRIU, or start a new container", req.GetContainerId())
+	}
+	return resp, err
 }

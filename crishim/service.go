@@ -53,6 +53,10 @@ type Config struct {
 	// CNIConfDir is where the CNI configuration is; empty, or a folder without
 	// one, means the host's network for Wasm pods.
 	CNIConfDir string
+	// RequireNetwork makes pods without hostNetwork wait for a CNI configuration,
+	// as a kubelet expects of its runtime, instead of giving Wasm pods the host's
+	// network.
+	RequireNetwork bool
 	// CNIBinDirs hold the CNI plugins. Empty: /opt/cni/bin and /usr/lib/cni.
 	CNIBinDirs []string
 	// RegistryHosts is a registry hosts directory as containerd's certs.d.
@@ -140,7 +144,7 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 	}
 	opts := wasm.Options{
 		Dir: filepath.Join(cfg.StateDir, "wasm"), Runtime: rt, Image: s.store.Lookup, Emit: s.events.publish,
-		CgroupParent: cfg.CgroupParent, Logger: cfg.Logger, Now: cfg.Now,
+		CgroupParent: cfg.CgroupParent, RequireNetwork: cfg.RequireNetwork, Logger: cfg.Logger, Now: cfg.Now,
 	}
 	if cfg.CNIConfDir != "" && os.Geteuid() == 0 {
 		opts.Network = &network.CNI{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs}

@@ -38,8 +38,9 @@ func run(args []string) error {
 	containerd := fs.String("containerd", "", "containerd's socket (unix:///run/containerd/containerd.sock); empty: no OCI containers")
 	state := fs.String("state-dir", "/var/lib/coracle/crishim", "images, compiled code, sandboxes and containers")
 	runner := fs.String("runner", "", "the wasmrunner program; default: beside this one")
-	cniConf := fs.String("cni-conf-dir", "/etc/cni/net.d", "CNI configuration; without one Wasm pods use the host's network")
+	cniConf := fs.String("cni-conf-dir", "/etc/cni/net.d", "CNI configuration")
 	cniBin := fs.String("cni-bin-dir", "", "comma list of folders with CNI plugins; default: /opt/cni/bin,/usr/lib/cni")
+	podNetwork := fs.String("pod-network", "cni", "network of Wasm pods that aren't on the host's: cni (they wait for a configuration), or host (the host's as long as there is none; a kubelet doesn't understand that)")
 	hosts := fs.String("registry-hosts", "/etc/containerd/certs.d", "registry hosts directory (hosts.toml)")
 	cgroup := fs.String("cgroup-parent", "", "cgroup of pods that name none; default: /coracle")
 	streamAddr := fs.String("streaming", "127.0.0.1:0", "address where clients attach to Wasm containers and forward ports to Wasm pods, by URLs that are given out over CRI; keep it on loopback")
@@ -54,6 +55,9 @@ func run(args []string) error {
 	if *show {
 		fmt.Println(version.String())
 		return nil
+	}
+	if *podNetwork != "cni" && *podNetwork != "host" {
+		return fmt.Errorf("--pod-network %q is neither cni nor host", *podNetwork)
 	}
 	if *runner == "" {
 		exe, err := os.Executable()
@@ -71,7 +75,7 @@ func run(args []string) error {
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	cfg := crishim.Config{
-		StateDir: *state, RunnerPath: *runner, ContainerdSocket: *containerd, CNIConfDir: *cniConf,
+		StateDir: *state, RunnerPath: *runner, ContainerdSocket: *containerd, CNIConfDir: *cniConf, RequireNetwork: *podNetwork == "cni",
 		RegistryHosts: *hosts, CgroupParent: *cgroup, Version: version.Semantic(), Logger: log,
 	}
 	if *cniBin != "" {

@@ -5,11 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"runtime"
 	"strconv"
 
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -87,29 +84,10 @@ func dialLoopback(ctx context.Context, netns string, port int32) (net.Conn, erro
 // socket belongs to the namespace of the thread that makes it, and Go makes that
 // of a single address in the goroutine that dials.
 func dialIn(ctx context.Context, netns, addr string) (net.Conn, error) {
-	if netns == "" {
-		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-	}
-	ns, err := os.Open(netns)
-	if err != nil {
-		return nil, fmt.Errorf("network namespace: %w", err)
-	}
-	defer ns.Close()
-	type result struct {
-		conn net.Conn
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		// Never unlocked: the thread ends with this goroutine.
-		runtime.LockOSThread()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- result{err: fmt.Errorf("network namespace %s: %w", netns, err)}
-			return
-		}
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-		done <- result{conn, err}
-	}()
-	r := <-done
-	return r.conn, r.err
+	var conn net.Conn
+	err := inNetNS(netns, func() (err error) {
+		conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+		return err
+	})
+	return conn, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -40,6 +41,8 @@ type ForeignSandbox struct {
 type Network interface {
 	// Configured says whether there is a network to attach to.
 	Configured() bool
+	// Check says why pods can't be attached, nil if they can.
+	Check() error
 	// Attach returns the pod's addresses, the first of them its primary one.
 	Attach(ctx context.Context, id, netns string, cfg *runtimeapi.PodSandboxConfig) ([]string, error)
 	// Detach can be repeated; an empty netns is one that is gone.
@@ -60,6 +63,9 @@ type Options struct {
 	ForeignSandbox func(ctx context.Context, id string) (*ForeignSandbox, error)
 	// Network attaches pods; nil means that all pods use the host's network.
 	Network Network
+	// RequireNetwork refuses pods that ask for a network of their own while there
+	// is none; else they use the host's.
+	RequireNetwork bool
 	// CgroupParent for pods that name none. Empty: /coracle.
 	CgroupParent string
 	// CgroupRoot is /sys/fs/cgroup if empty.
@@ -172,6 +178,14 @@ func (m *Manager) HasContainer(id string) bool { _, err := m.container(id); retu
 // NetworkConfigured says whether pods get a network of their own.
 func (m *Manager) NetworkConfigured() bool {
 	return m.opts.Network != nil && m.opts.Network.Configured()
+}
+
+// NetworkCheck says why pods can't have a network of their own, nil if they can.
+func (m *Manager) NetworkCheck() error {
+	if m.opts.Network == nil {
+		return errors.New("no network can be made here: that takes root and a CNI configuration")
+	}
+	return m.opts.Network.Check()
 }
 
 // UsesImage says whether a container was made from an image.

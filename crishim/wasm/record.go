@@ -43,6 +43,9 @@ type sandboxRecord struct {
 	Attached bool `json:"attached,omitempty"`
 	// Cgroup is the pod's cgroup if it wasn't there before.
 	Cgroup string `json:"cgroup,omitempty"`
+	// Overhead and Resources are what UpdatePodSandboxResources said last.
+	Overhead  *runtimeapi.LinuxContainerResources `json:"overhead,omitempty"`
+	Resources *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
 }
 
 // containerRecord is what is kept of a container.
