@@ -40,7 +40,7 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		}},
 		RuntimeHandlers: []*runtimeapi.RuntimeHandler{
 			{Name: "", Features: &runtimeapi.RuntimeHandlerFeatures{}},
-			{Name: images.HandlerWasm, Features: &runtimeapi.RuntimeHandlerFeatures{}},
+			{Name: images.HandlerWasm, Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}},
 		},
 		// What holds for the node has to hold for both kinds: Wasm containers know
 		// both policies.

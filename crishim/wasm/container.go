@@ -150,6 +150,20 @@ type pod struct {
 	netns   string
 	network string
 	cgroup  string
+	taken   map[string]bool // addresses that its other containers listen on
+}
+
+// listening are the addresses of a pod's containers that haven't ended.
+func (m *Manager) listening(sandboxID string) map[string]bool {
+	out := map[string]bool{}
+	for _, c := range m.containersOf(sandboxID) {
+		if rec := c.record(); rec.Exit == nil {
+			for _, l := range rec.Spec.Listen {
+				out[l.Address] = true
+			}
+		}
+	}
+	return out
 }
 
 func (m *Manager) podOf(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*pod, error) {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -63,6 +64,7 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 		adj := int(res.GetOomScoreAdj())
 		spec.OOMScoreAdj = &adj
 	}
+	p.taken = m.listening(p.id)
 	return spec, setListen(&spec, p, cfg)
 }
 
@@ -119,7 +121,8 @@ func setEnv(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig, img
 	}
 }
 
-// setMounts makes preopens of volumes and of an image's root.
+// setMounts makes preopens of volumes and of an image's root. A read-only one is so
+// with all that is mounted below it, asked for or not.
 func setMounts(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *images.Image) error {
 	if img.Rootfs != "" {
 		spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: img.Rootfs, Guest: "/", ReadOnly: true})
@@ -132,6 +135,10 @@ func setMounts(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *ima
 			return fmt.Errorf("mount %q: %w: the path in the container isn't absolute", mnt.GetContainerPath(), ErrInvalid)
 		case !filepath.IsAbs(mnt.GetHostPath()):
 			return fmt.Errorf("mount %s: %w: host path %q isn't absolute", mnt.GetContainerPath(), ErrInvalid, mnt.GetHostPath())
+		case mnt.GetRecursiveReadOnly() && !mnt.GetReadonly():
+			return fmt.Errorf("mount %s: %w: recursive_read_only without readonly", mnt.GetContainerPath(), ErrInvalid)
+		case mnt.GetRecursiveReadOnly() && mnt.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+			return fmt.Errorf("mount %s: %w: recursive_read_only with propagation %s, it has to be private", mnt.GetContainerPath(), ErrInvalid, mnt.GetPropagation())
 		}
 		host, err := filepath.EvalSymlinks(mnt.GetHostPath())
 		if err != nil {
@@ -169,7 +176,8 @@ func resourcesStatus(r wasmruntime.Resources) *runtimeapi.LinuxContainerResource
 }
 
 // setListen finds the sockets of a container: our annotation, else the
-// kubelet's, else all ports of the pod (which suits a pod of one container).
+// kubelet's, else all ports of the pod that no other container of it has (nobody
+// says whose they are; of several containers it is the first).
 // Without a network of its own the pod's hostPort is the one that is opened.
 func setListen(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) error {
 	add := func(host string, port int32) {
@@ -213,6 +221,7 @@ func setListen(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) 
 			add("0.0.0.0", pm.GetContainerPort())
 		}
 	}
+	spec.Listen = slices.DeleteFunc(spec.Listen, func(l wasmruntime.Listen) bool { return p.taken[l.Address] })
 	return nil
 }
 

@@ -51,8 +51,8 @@ func TestSetArgs(t *testing.T) {
 
 func TestSetListen(t *testing.T) {
 	podOf := func(network string) *pod {
-		return &pod{network: network, config: &runtimeapi.PodSandboxConfig{PortMappings: []*runtimeapi.PortMapping{
-			{ContainerPort: 80, HostPort: 8080}, {ContainerPort: 81}, {ContainerPort: 53, Protocol: runtimeapi.Protocol_UDP},
+		return &pod{network: network, taken: map[string]bool{"0.0.0.0:82": true}, config: &runtimeapi.PodSandboxConfig{PortMappings: []*runtimeapi.PortMapping{
+			{ContainerPort: 80, HostPort: 8080}, {ContainerPort: 81}, {ContainerPort: 82}, {ContainerPort: 53, Protocol: runtimeapi.Protocol_UDP},
 		}}}
 	}
 	for _, c := range []struct {
@@ -62,12 +62,13 @@ func TestSetListen(t *testing.T) {
 		want        string
 		bad         bool
 	}{
-		{"all ports of the pod", netCNI, nil, "0.0.0.0:80 0.0.0.0:81", false},
+		{"all ports of the pod that nobody has", netCNI, nil, "0.0.0.0:80 0.0.0.0:81", false},
 		{"without a network of its own the hostPort", netNone, nil, "0.0.0.0:8080 0.0.0.0:81", false},
 		{"host network", netHost, nil, "0.0.0.0:80 0.0.0.0:81", false},
 		{"ours", netCNI, map[string]string{AnnotationListen: "127.0.0.1:1/tcp, [::]:2"}, "127.0.0.1:1 [::]:2", false},
 		{"ours, none", netCNI, map[string]string{AnnotationListen: ""}, "", false},
 		{"the kubelet's", netCNI, map[string]string{annotationPorts: `[{"name":"http","containerPort":81,"protocol":"TCP"},{"containerPort":53,"protocol":"UDP"}]`}, "0.0.0.0:81", false},
+		{"the kubelet's, though another has it", netCNI, map[string]string{annotationPorts: `[{"containerPort":82}]`}, "0.0.0.0:82", false},
 		{"UDP", netCNI, map[string]string{AnnotationListen: "0.0.0.0:53/udp"}, "", true},
 		{"no port", netCNI, map[string]string{AnnotationListen: "localhost"}, "", true},
 	} {
@@ -114,6 +115,35 @@ func TestExpandSlice(t *testing.T) {
 	} {
 		if got := expandSlice(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestSetMounts(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	type mount = runtimeapi.Mount
+	both := runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
+	for _, c := range []struct {
+		name  string
+		mount *mount
+		want  wasmruntime.Mount
+	}{
+		{"a folder", &mount{HostPath: dir, ContainerPath: "/data/"}, wasmruntime.Mount{Host: dir, Guest: "/data"}},
+		{"through a link", &mount{HostPath: link, ContainerPath: "/data", Readonly: true}, wasmruntime.Mount{Host: dir, Guest: "/data", ReadOnly: true}},
+		{"read-only with all below", &mount{HostPath: dir, ContainerPath: "/data", Readonly: true, RecursiveReadOnly: true}, wasmruntime.Mount{Host: dir, Guest: "/data", ReadOnly: true}},
+		{"all below, but not it", &mount{HostPath: dir, ContainerPath: "/data", RecursiveReadOnly: true}, wasmruntime.Mount{}},
+		{"all below, propagated", &mount{HostPath: dir, ContainerPath: "/data", Readonly: true, RecursiveReadOnly: true, Propagation: both}, wasmruntime.Mount{}},
+		{"not absolute", &mount{HostPath: dir, ContainerPath: "data"}, wasmruntime.Mount{}},
+		{"nothing there", &mount{HostPath: dir + "/none", ContainerPath: "/data"}, wasmruntime.Mount{}},
+	} {
+		var spec wasmruntime.Spec
+		err := setMounts(&spec, &runtimeapi.ContainerConfig{Mounts: []*mount{c.mount}}, &images.Image{})
+		if (err != nil) != (c.want.Host == "") || err == nil && !slices.Equal(spec.Mounts, []wasmruntime.Mount{c.want}) {
+			t.Errorf("%s: %v, %v", c.name, spec.Mounts, err)
 		}
 	}
 }

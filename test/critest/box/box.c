@@ -15,8 +15,8 @@
 
 #define WORDS 64
 
-/* A command line's output goes to these; a pipe and $(...) put buffers there. */
-static FILE *out, *err;
+/* What a command reads and says; a pipe and $(...) put buffers there. */
+static FILE *in, *out, *err;
 
 static int fail(const char *cmd, const char *what)
 {
@@ -69,12 +69,12 @@ static int do_cat(int argc, char **argv)
 	size_t n;
 
 	for (int i = 1; i < argc || i == 1; i++) {
-		FILE *f = argc > 1 ? fopen(argv[i], "r") : stdin;
+		FILE *f = argc > 1 ? fopen(argv[i], "r") : in;
 		if (!f)
 			return fail("cat", argv[i]);
 		while ((n = fread(buf, 1, sizeof buf, f)) > 0)
 			fwrite(buf, 1, n, out);
-		if (f != stdin)
+		if (f != in)
 			fclose(f);
 	}
 	return 0;
@@ -82,7 +82,7 @@ static int do_cat(int argc, char **argv)
 
 static int do_ls(int argc, char **argv)
 {
-	const char *dir = ".";
+	const char *dir = "/";
 
 	for (int i = 1; i < argc; i++)
 		if (argv[i][0] != '-')
@@ -95,6 +95,23 @@ static int do_ls(int argc, char **argv)
 			fprintf(out, "%s\n", e->d_name);
 	closedir(d);
 	return 0;
+}
+
+/* grep knows a fixed text, and -q. */
+static int do_grep(int argc, char **argv)
+{
+	int quiet = argc > 1 && !strcmp(argv[1], "-q"), found = 1;
+	char *line = NULL;
+	size_t size = 0;
+
+	while (argc > 1 + quiet && getline(&line, &size, in) > 0)
+		if (strstr(line, argv[1 + quiet])) {
+			found = 0;
+			if (!quiet)
+				fputs(line, out);
+		}
+	free(line);
+	return found;
 }
 
 static int do_touch(int argc, char **argv)
@@ -132,19 +149,24 @@ static int do_env(int argc, char **argv)
 	return 0;
 }
 
-/* A guest learns its host's name from the environment. */
+/* A guest learns its host's name from the environment, and can't set it. */
 static int do_hostname(int argc, char **argv)
 {
 	const char *name = getenv("HOSTNAME");
 
+	errno = ENOSYS;
+	if (argc > 1)
+		return fail("hostname", argv[1]);
 	fprintf(out, "%s\n", name ? name : "localhost");
 	return 0;
 }
 
-/* dd reads zeroes and throws them away, in blocks of bs=: what counts is its memory. */
+/* dd reads zeroes and throws them away, in blocks of bs=. What counts is their
+ * memory, which is taken piece by piece as it is filled. */
 static int do_dd(int argc, char **argv)
 {
-	size_t size = 512;
+	enum { PIECE = 64 << 10 };
+	size_t size = 512, pieces;
 
 	for (int i = 1; i < argc; i++)
 		if (!strncmp(argv[i], "bs=", 3)) {
@@ -152,12 +174,17 @@ static int do_dd(int argc, char **argv)
 			size = strtoul(argv[i] + 3, &unit, 10);
 			size <<= *unit == 'M' ? 20 : *unit == 'k' ? 10 : 0;
 		}
-	volatile char *block = malloc(size);
-	if (!block)
-		return fail("dd", "memory");
+	pieces = (size + PIECE - 1) / PIECE;
+	volatile char **block = calloc(pieces, sizeof *block);
+	for (size_t i = 0; block && i < pieces; i++) {
+		if (!(block[i] = malloc(PIECE)))
+			return fail("dd", "memory");
+		for (size_t j = 0; j < PIECE; j += 4096)
+			block[i][j] = 1;
+	}
 	for (;;)
-		for (size_t i = 0; i < size; i += 4096)
-			block[i] = (char)i;
+		for (size_t i = 0; i < pieces; i++)
+			block[i][0] = 0;
 }
 
 /* httpd answers each connection on the listening socket that it is handed as fd 3. */
@@ -193,6 +220,7 @@ static const struct {
 	int (*run)(int, char **);
 } commands[] = {
 	{ "cat", do_cat }, { "dd", do_dd }, { "echo", do_echo }, { "env", do_env }, { "false", do_false },
+	{ "grep", do_grep },
 	{ "hostname", do_hostname }, { "httpd", do_httpd }, { "ls", do_ls }, { "mkdir", do_mkdir }, { "nginx", do_httpd },
 	{ "sh", do_sh }, { "sleep", do_sleep }, { "[", do_test }, { "top", do_top }, { "touch", do_touch }, { "true", do_true },
 };
@@ -296,7 +324,7 @@ static int simple(char *s)
 	return rc;
 }
 
-/* operator finds the next ; && || or newline outside of quotes and parentheses. */
+/* operator finds the next ; && || | or newline outside of quotes and parentheses. */
 static char *operator(char *s)
 {
 	char quote = 0;
@@ -309,14 +337,28 @@ static char *operator(char *s)
 			quote = *s;
 		} else if (*s == '(' || *s == ')') {
 			depth += *s == '(' ? 1 : -1;
-		} else if (!depth && (*s == ';' || *s == '\n' || !strncmp(s, "&&", 2) || !strncmp(s, "||", 2))) {
+		} else if (!depth && (*s == ';' || *s == '\n' || *s == '|' || !strncmp(s, "&&", 2))) {
 			return s;
 		}
 	}
 	return s;
 }
 
-/* eval runs a line: lists with ; && ||, and while LIST; do LIST; done. */
+/* piped runs a command with its output in memory, for the next one to read. */
+static FILE *piped(char *s)
+{
+	char *text = NULL;
+	size_t n = 0;
+	FILE *saved = out;
+
+	out = open_memstream(&text, &n);
+	simple(s);
+	fclose(out);
+	out = saved;
+	return n ? fmemopen(text, n, "r") : fmemopen("\n", 1, "r");
+}
+
+/* eval runs a line: lists with ; && || and |, and while LIST; do LIST; done. */
 static int eval(char *line)
 {
 	int rc = 0, go = 1;
@@ -340,14 +382,20 @@ static int eval(char *line)
 				return rc;
 		}
 	}
+	FILE *stdin_of_line = in;
 	while (*line) {
-		char *end = operator(line), op = *end, *next = op ? end + 1 + (op == '&' || op == '|') : end;
-		char *one = strndup(line, (size_t)(end - line));
-		if (go)
+		char *end = operator(line), *one = strndup(line, (size_t)(end - line));
+		int twice = *end && end[1] == *end && *end != ';', pipe = *end == '|' && !twice;
+		FILE *next = NULL;
+		if (go && pipe)
+			next = piped(one);
+		else if (go)
 			rc = simple(one);
 		free(one);
-		go = op == '&' ? rc == 0 : op == '|' ? rc != 0 : 1;
-		line = next;
+		in = next ? next : stdin_of_line;
+		if (!pipe)
+			go = !twice ? 1 : *end == '&' ? rc == 0 : rc != 0;
+		line = *end ? end + 1 + twice : end;
 	}
 	return rc;
 }
@@ -364,7 +412,7 @@ static int do_sh(int argc, char **argv)
 		free(line);
 		return rc;
 	}
-	while (getline(&line, &size, stdin) > 0) {
+	while (getline(&line, &size, in) > 0) {
 		line[strcspn(line, "\n")] = 0;
 		rc = eval(line);
 		fflush(NULL);
@@ -374,6 +422,7 @@ static int do_sh(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+	in = stdin;
 	out = stdout;
 	err = stderr;
 	int rc = run(argc, argv);
