@@ -83,11 +83,12 @@ func (m *Manager) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err != nil {
 		return "", fmt.Errorf("container %q: %w", name, err)
 	}
-	raw, err := proto.Marshal(cfg)
+	c := &container{id: newID(), config: proto.CloneOf(cfg), ended: make(chan struct{})}
+	volumes := m.noteVolumeImages(c.config)
+	raw, err := proto.Marshal(c.config)
 	if err != nil {
 		return "", fmt.Errorf("container %q: %w: %w", name, ErrInvalid, err)
 	}
-	c := &container{id: newID(), config: proto.CloneOf(cfg), ended: make(chan struct{})}
 	c.name = containerName(cfg.GetMetadata(), pod.id)
 	spec, err := m.makeSpec(c.id, pod, cfg, img)
 	if err != nil {
@@ -101,7 +102,7 @@ func (m *Manager) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	}
 	c.rec = containerRecord{
 		Version: recordVersion, ID: c.id, SandboxID: pod.id, Foreign: pod.foreign, Config: raw,
-		ImageID: img.ID.String(), ImageRef: imageRef, Module: spec.Name,
+		ImageID: img.ID.String(), ImageRef: imageRef, Module: spec.Name, VolumeImages: volumes,
 		CreatedAt: m.opts.Now().UTC(), BootID: m.bootID, Spec: spec,
 	}
 	if cfg.GetLogPath() != "" && pod.config.GetLogDirectory() != "" {

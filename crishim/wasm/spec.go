@@ -52,7 +52,7 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 	}
 	setEnv(&spec, p, cfg, img)
 	setArgs(&spec, cfg, img)
-	if err := setMounts(&spec, cfg, img); err != nil {
+	if err := setMounts(&spec, cfg, img, m.opts.Image); err != nil {
 		return spec, err
 	}
 	if err := setUser(&spec, cfg.GetLinux().GetSecurityContext(), img); err != nil {
@@ -123,16 +123,21 @@ func setEnv(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig, img
 
 // setMounts makes preopens of volumes and of an image's root. A read-only one is so
 // with all that is mounted below it, asked for or not.
-func setMounts(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *images.Image) error {
+func setMounts(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *images.Image, lookup func(string) (*images.Image, error)) error {
 	if img.Rootfs != "" {
 		spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: img.Rootfs, Guest: "/", ReadOnly: true})
 	}
 	for _, mnt := range cfg.GetMounts() {
 		switch {
-		case mnt.GetImage().GetImage() != "":
-			return fmt.Errorf("mount %s: %w: an image volume", mnt.GetContainerPath(), ErrUnsupported)
 		case !path.IsAbs(mnt.GetContainerPath()):
 			return fmt.Errorf("mount %q: %w: the path in the container isn't absolute", mnt.GetContainerPath(), ErrInvalid)
+		case mnt.GetImage().GetImage() != "":
+			volume, err := imageVolume(mnt, lookup)
+			if err != nil {
+				return err
+			}
+			spec.Mounts = append(spec.Mounts, volume)
+			continue
 		case !filepath.IsAbs(mnt.GetHostPath()):
 			return fmt.Errorf("mount %s: %w: host path %q isn't absolute", mnt.GetContainerPath(), ErrInvalid, mnt.GetHostPath())
 		case mnt.GetRecursiveReadOnly() && !mnt.GetReadonly():

@@ -127,6 +127,31 @@ func TestSetMounts(t *testing.T) {
 	}
 	type mount = runtimeapi.Mount
 	both := runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
+	for _, d := range []string{"etc/conf", "out"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/", filepath.Join(dir, "host")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	lookup := func(ref string) (*images.Image, error) {
+		switch ref {
+		case "rooted":
+			return &images.Image{Rootfs: dir}, nil
+		case "module":
+			return &images.Image{}, nil
+		}
+		return nil, images.ErrNotFound
+	}
+	of := func(ref, sub string) *mount {
+		return &mount{Image: &runtimeapi.ImageSpec{Image: ref}, ImageSubPath: sub, ContainerPath: "/img", Readonly: true}
+	}
+	writable := of("rooted", "")
+	writable.Readonly = false
 	for _, c := range []struct {
 		name  string
 		mount *mount
@@ -138,10 +163,19 @@ func TestSetMounts(t *testing.T) {
 		{"all below, but not it", &mount{HostPath: dir, ContainerPath: "/data", RecursiveReadOnly: true}, wasmruntime.Mount{}},
 		{"all below, propagated", &mount{HostPath: dir, ContainerPath: "/data", Readonly: true, RecursiveReadOnly: true, Propagation: both}, wasmruntime.Mount{}},
 		{"not absolute", &mount{HostPath: dir, ContainerPath: "data"}, wasmruntime.Mount{}},
+		{"an image", of("rooted", ""), wasmruntime.Mount{Host: dir, Guest: "/img", ReadOnly: true}},
+		{"a part of an image", of("rooted", "etc/conf"), wasmruntime.Mount{Host: filepath.Join(dir, "etc/conf"), Guest: "/img", ReadOnly: true}},
+		{"a part that leads out", of("rooted", "../out"), wasmruntime.Mount{}},
+		{"a link that leads out", of("rooted", "host/etc"), wasmruntime.Mount{}},
+		{"a part that isn't there", of("rooted", "none"), wasmruntime.Mount{}},
+		{"a part that is a file", of("rooted", "file"), wasmruntime.Mount{}},
+		{"an image to be written to", writable, wasmruntime.Mount{}},
+		{"an image without a root", of("module", ""), wasmruntime.Mount{}},
+		{"an image that isn't here", of("none", ""), wasmruntime.Mount{}},
 		{"nothing there", &mount{HostPath: dir + "/none", ContainerPath: "/data"}, wasmruntime.Mount{}},
 	} {
 		var spec wasmruntime.Spec
-		err := setMounts(&spec, &runtimeapi.ContainerConfig{Mounts: []*mount{c.mount}}, &images.Image{})
+		err := setMounts(&spec, &runtimeapi.ContainerConfig{Mounts: []*mount{c.mount}}, &images.Image{}, lookup)
 		if (err != nil) != (c.want.Host == "") || err == nil && !slices.Equal(spec.Mounts, []wasmruntime.Mount{c.want}) {
 			t.Errorf("%s: %v, %v", c.name, spec.Mounts, err)
 		}
