@@ -29,6 +29,17 @@ func (o Outcome) Selected() bool {
 	return o.State != "skipped" && o.State != "pending" || o.Message != ""
 }
 
+// verdict is what counts in a comparison: passed, skipped, failed or nothing.
+func (o Outcome) verdict() string {
+	switch {
+	case !o.Selected() || o.State == "":
+		return ""
+	case o.Passed(), o.Skipped():
+		return o.State
+	}
+	return "failed"
+}
+
 func (o Outcome) String() string {
 	if !o.Selected() {
 		return "-"
@@ -114,9 +125,9 @@ func ParseSkips(r io.Reader) (map[string]string, error) {
 	return out, lines.Err()
 }
 
-// skipPattern selects the specs with these very names, as ginkgo looks for
+// namePattern selects the specs with these very names, as ginkgo looks for
 // patterns: at the end of a place and the name.
-func skipPattern(names []string) string {
+func namePattern(names []string) string {
 	quoted := make([]string, len(names))
 	for i, n := range names {
 		quoted[i] = regexp.QuoteMeta(n)

@@ -52,8 +52,8 @@ func TestParseSkips(t *testing.T) {
 	}
 }
 
-func TestSkipPattern(t *testing.T) {
-	re := regexp.MustCompile(skipPattern([]string{"A b [x]", "C."}))
+func TestNamePattern(t *testing.T) {
+	re := regexp.MustCompile(namePattern([]string{"A b [x]", "C."}))
 	for text, want := range map[string]bool{"suite A b [x]": true, "suite C.": true, "suite Cx": false, "suite A b [x] more": false, "suite A b x": false} {
 		if re.MatchString(text) != want {
 			t.Errorf("%q: %v", text, !want)

@@ -66,6 +66,7 @@ func suite(t *testing.T, r *rig) {
 			t.Fatalf("no run %q", run)
 		}
 	}
+	r.settle(t, table["containerd"], table["crishim"])
 	if err := os.WriteFile(filepath.Join(r.dir, "table-"+r.version+".txt"), []byte("critest "+r.version+"\n"+tableOf(table)), 0o644); err != nil {
 		t.Error(err)
 	}
@@ -78,6 +79,30 @@ func suite(t *testing.T, r *rig) {
 		compare(t, ref, table["crishim"])
 	}
 	compareWasm(t, table["wasm"], skips(t), r.version == newest)
+}
+
+// settle runs those specs again on containerd alone, twice, whose outcome there was
+// another one than through crishim: some are races that containerd itself loses now
+// and then. An outcome that it shows so is no difference.
+func (r *rig) settle(t *testing.T, ref, got Outcomes) {
+	var names []string
+	for _, name := range ref.Names() {
+		if ref[name].verdict() != got[name].verdict() {
+			names = append(names, name)
+		}
+	}
+	if got == nil || len(names) == 0 || len(names) > 10 {
+		return
+	}
+	for range 2 {
+		again := r.containerd(t, "-ginkgo.focus="+namePattern(names))
+		for _, name := range names {
+			if o := again[name]; o.verdict() == got[name].verdict() && o.verdict() != ref[name].verdict() {
+				t.Logf("containerd alone isn't sure of %s: %s, then %s", name, ref[name], o)
+				ref[name] = o
+			}
+		}
+	}
 }
 
 // compare holds crishim against containerd alone.
@@ -261,11 +286,11 @@ func (r *rig) keep(from, name string) {
 	}
 }
 
-func (r *rig) containerd(t *testing.T) (out Outcomes) {
+func (r *rig) containerd(t *testing.T, args ...string) (out Outcomes) {
 	t.Run("run containerd", func(t *testing.T) {
 		reg := r.registry(t, ociImages(t, r.debian))
 		c := r.startContainerd(t, reg.HostsDir)
-		out = r.critest(t, "containerd", c.Socket(), r.nri(c)...)
+		out = r.critest(t, "containerd", c.Socket(), append(r.nri(c), args...)...)
 	})
 	return out
 }
@@ -311,7 +336,7 @@ func (r *rig) wasm(t *testing.T) (out Outcomes) {
 		t.Setenv("TMPDIR", openTemp(t))
 		args := []string{"-runtime-handler=wasm"}
 		if len(names) > 0 {
-			args = append(args, "-ginkgo.skip="+skipPattern(names))
+			args = append(args, "-ginkgo.skip="+namePattern(names))
 		}
 		out = r.critest(t, "wasm", socket, args...)
 	})
@@ -373,10 +398,7 @@ func (r *rig) critest(t *testing.T, name, socket string, args ...string) Outcome
 		t.Fatal(err)
 	}
 	defer log.Close()
-	report := filepath.Join(r.dir, r.version+"-"+name+".json")
-	if err := os.Remove(report); err != nil && !os.IsNotExist(err) {
-		t.Fatal(err)
-	}
+	report := filepath.Join(t.TempDir(), "report.json")
 	all := append([]string{"-runtime-endpoint=unix://" + socket, "-image-endpoint=unix://" + socket, "-config=/nonexistent",
 		"-ginkgo.no-color", "-ginkgo.timeout=30m", "-ginkgo.seed=1", "-ginkgo.json-report=" + report}, args...)
 	if *focus != "" {
@@ -394,6 +416,7 @@ func (r *rig) critest(t *testing.T, name, socket string, args ...string) Outcome
 		t.Fatalf("critest (%v) left no report: %v, see %s", runErr, err, log.Name())
 	}
 	defer f.Close()
+	r.keep(report, r.version+"-"+name+".json")
 	out, err := ParseReport(f)
 	if err != nil {
 		t.Fatalf("critest (%v): %v, see %s", runErr, err, log.Name())
