@@ -164,6 +164,24 @@ func TestOCIAndMixedPods(t *testing.T) {
 		}
 	})
 
+	t.Run("every RPC", func(t *testing.T) {
+		n.in(t)
+		for ref, kind := range map[string]func(*runtimeapi.PodSandboxConfig){busybox: isOCI, wasm: isOCI} {
+			callAll(t, n, func(t *testing.T) map[string]string {
+				if _, err := n.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+					t.Fatal(err)
+				}
+				return things(t, n, ref, kind)
+			})
+			n.removeAll()
+		}
+		for _, ref := range []string{busybox, wasm} {
+			if _, err := n.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+
 	t.Run("import", func(t *testing.T) {
 		n.in(t)
 		names, err := n.Import(t.Context(), bytes.NewReader(lab.Archive(lab.Busybox(t), "")), "example.org/imported:1")
