@@ -29,11 +29,32 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	case s.oci == nil:
 		return nil, notFound("pod sandbox", req.GetPodSandboxId())
 	}
+	if err := wholeCreate(req); err != nil {
+		return nil, err
+	}
 	resp, err := s.oci.CreateContainer(ctx, req)
 	if err == nil {
 		s.last.createdContainer(resp.GetContainerId(), req)
 	}
 	return resp, err
+}
+
+// wholeCreate refuses what containerd would die of: 1.6 follows pointers that
+// aren't there. Later versions say the same as this does.
+func wholeCreate(req *runtimeapi.CreateContainerRequest) error {
+	for _, f := range []struct {
+		missing bool
+		field   string
+	}{
+		{req.GetConfig().GetMetadata().GetName() == "", "config.metadata.name"},
+		{req.GetConfig().GetImage().GetImage() == "", "config.image.image"},
+		{req.GetSandboxConfig().GetMetadata() == nil, "sandbox_config.metadata (it is what RunPodSandbox was given)"},
+	} {
+		if f.missing {
+			return status.Errorf(codes.InvalidArgument, "container %q in pod sandbox %q: %s is missing", req.GetConfig().GetMetadata().GetName(), req.GetPodSandboxId(), f.field)
+		}
+	}
+	return nil
 }
 
 // StartContainer starts a created container.

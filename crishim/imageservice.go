@@ -109,6 +109,9 @@ func (s *Service) ListImages(ctx context.Context, req *runtimeapi.ListImagesRequ
 // RemoveImage from whichever store has it; an absent one is no error.
 func (s *Service) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
 	ref := req.GetImage().GetImage()
+	if ref == "" {
+		return nil, status.Error(codes.InvalidArgument, "RemoveImage: image.image is empty: name the image")
+	}
 	err := s.store.Remove(ref)
 	if err == nil {
 		return &runtimeapi.RemoveImageResponse{}, nil

@@ -552,6 +552,8 @@ func (m *Manager) emit(c *container, t runtimeapi.ContainerEventType) {
 	}
 	if s, err := m.sandbox(rec.SandboxID); err == nil {
 		ev.PodSandboxStatus = m.sandboxStatus(s)
+	} else if rec.Foreign {
+		ev.PodSandboxStatus = &runtimeapi.PodSandboxStatus{Id: rec.SandboxID} // who knows more adds it
 	}
 	m.opts.Emit(ev)
 }

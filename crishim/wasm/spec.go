@@ -28,6 +28,8 @@ const (
 
 	// annotationPorts is where the kubelet puts a container's ports, as JSON.
 	annotationPorts = "io.kubernetes.container.ports"
+	// annotationHash is on every container of a kubelet's.
+	annotationHash = "io.kubernetes.container.hash"
 )
 
 // Nonroot is who a guest is when neither pod nor image says; distroless calls
@@ -181,8 +183,9 @@ func resourcesStatus(r wasmruntime.Resources) *runtimeapi.LinuxContainerResource
 }
 
 // setListen finds the sockets of a container: our annotation, else the
-// kubelet's, else all ports of the pod that no other container of it has (nobody
-// says whose they are; of several containers it is the first).
+// kubelet's, which has none for a container without ports, else all ports of the
+// pod that no other container of it has (a caller that isn't a kubelet doesn't say
+// whose they are; of several containers it is the first).
 // Without a network of its own the pod's hostPort is the one that is opened.
 func setListen(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) error {
 	add := func(host string, port int32) {
@@ -220,6 +223,9 @@ func setListen(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) 
 			}
 		}
 		return nil
+	}
+	if _, ok := cfg.GetAnnotations()[annotationHash]; ok {
+		return nil // a kubelet's container that names no ports: the pod's are another's
 	}
 	for _, pm := range p.config.GetPortMappings() {
 		if pm.GetProtocol() == runtimeapi.Protocol_TCP && pm.GetContainerPort() > 0 {

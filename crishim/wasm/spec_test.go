@@ -66,6 +66,7 @@ func TestSetListen(t *testing.T) {
 		{"without a network of its own the hostPort", netNone, nil, "0.0.0.0:8080 0.0.0.0:81", false},
 		{"host network", netHost, nil, "0.0.0.0:80 0.0.0.0:81", false},
 		{"ours", netCNI, map[string]string{AnnotationListen: "127.0.0.1:1/tcp, [::]:2"}, "127.0.0.1:1 [::]:2", false},
+		{"a kubelet's without ports", netCNI, map[string]string{annotationHash: "1234"}, "", false},
 		{"ours, none", netCNI, map[string]string{AnnotationListen: ""}, "", false},
 		{"the kubelet's", netCNI, map[string]string{annotationPorts: `[{"name":"http","containerPort":81,"protocol":"TCP"},{"containerPort":53,"protocol":"UDP"}]`}, "0.0.0.0:81", false},
 		{"the kubelet's, though another has it", netCNI, map[string]string{annotationPorts: `[{"containerPort":82}]`}, "0.0.0.0:82", false},

@@ -83,10 +83,15 @@ static int do_cat(int argc, char **argv)
 static int do_ls(int argc, char **argv)
 {
 	const char *dir = "/";
+	struct stat st;
 
 	for (int i = 1; i < argc; i++)
 		if (argv[i][0] != '-')
 			dir = argv[i];
+	if (!stat(dir, &st) && !S_ISDIR(st.st_mode)) {
+		fprintf(out, "%s\n", dir);
+		return 0;
+	}
 	DIR *d = opendir(dir);
 	if (!d)
 		return fail("ls", dir);
