@@ -513,6 +513,21 @@ func TestWasmEventsAndStats(t *testing.T) {
 	}
 }
 
+func TestWasmUserNamespace(t *testing.T) {
+	n := newNode(t, nil)
+	for mode, want := range map[runtimeapi.NamespaceMode]codes.Code{
+		runtimeapi.NamespaceMode_NODE: codes.OK, runtimeapi.NamespaceMode_POD: codes.Unimplemented,
+		runtimeapi.NamespaceMode_CONTAINER: codes.Unimplemented, runtimeapi.NamespaceMode_TARGET: codes.Unimplemented,
+	} {
+		cfg := sandboxConfig("userns-" + mode.String())
+		hostNetwork(cfg)
+		cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: mode}
+		if _, err := n.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); status.Code(err) != want {
+			t.Errorf("%s: %v", mode, err)
+		}
+	}
+}
+
 func TestWasmNamesAreUnique(t *testing.T) {
 	n := newNode(t, nil)
 	sb, pod := n.sandbox("same", hostNetwork)
