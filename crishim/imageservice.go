@@ -71,7 +71,7 @@ func (s *Service) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusRe
 		resp.Info = map[string]string{}
 	}
 	resp.Info[AnnotationKind] = string(images.KindOCI)
-	s.markOCI(resp.Image)
+	s.markOCI(resp.Image, s.sandboxImage(ctx))
 	return resp, nil
 }
 
@@ -99,8 +99,9 @@ func (s *Service) ListImages(ctx context.Context, req *runtimeapi.ListImagesRequ
 		}
 		return nil, err
 	}
+	sandboxes := s.sandboxImage(ctx)
 	for _, img := range resp.GetImages() {
-		s.markOCI(img)
+		s.markOCI(img, sandboxes)
 		out.Images = append(out.Images, img)
 	}
 	return out, nil
@@ -186,7 +187,9 @@ func criImage(img *images.Image) *runtimeapi.Image {
 	return out
 }
 
-func (s *Service) markOCI(img *runtimeapi.Image) {
+// markOCI says of which kind an image is, and pins that of containerd's sandboxes,
+// because containerd 1.6 doesn't.
+func (s *Service) markOCI(img *runtimeapi.Image, sandboxes string) {
 	if img.Spec == nil {
 		img.Spec = &runtimeapi.ImageSpec{Image: img.GetId()}
 	}
@@ -194,9 +197,5 @@ func (s *Service) markOCI(img *runtimeapi.Image) {
 		img.Spec.Annotations = map[string]string{}
 	}
 	img.Spec.Annotations[AnnotationKind] = string(images.KindOCI)
-	for _, tag := range img.GetRepoTags() {
-		if tag == oci.PauseImage {
-			img.Pinned = true // containerd 1.6 doesn't know pinning
-		}
-	}
+	img.Pinned = img.Pinned || pinned(img, oci.PauseImage, sandboxes)
 }

@@ -487,6 +487,17 @@ func TestWasmEventsAndStats(t *testing.T) {
 		if got := n.status(id).GetResources().GetLinux().GetCpuQuota(); got != 20000 {
 			t.Errorf("CPU quota %d", got)
 		}
+		// In the kernel, too.
+		quota := ""
+		for _, cg := range cgroupsNamed(n.cfg.CgroupParent) {
+			for _, file := range []string{"cpu.max", "cpu.cfs_quota_us"} {
+				b, _ := os.ReadFile(filepath.Join(cg, id, file))
+				quota += strings.TrimSpace(string(b))
+			}
+		}
+		if quota != "20000" && quota != "20000 100000" {
+			t.Errorf("the cgroup's quota is %q", quota)
+		}
 	} else if err == nil {
 		t.Error("an ordinary user has no cgroup, and isn't told")
 	}
