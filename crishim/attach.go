@@ -76,7 +76,7 @@ func (e endpoint) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runti
 	if req.GetTty() {
 		return nil, status.Errorf(codes.Unimplemented, "container %q is a Wasm container: WASI has no terminal, execute without one (tty: false)", req.GetContainerId())
 	}
-	if err := e.wasm.Attachable(req.GetContainerId()); err != nil {
+	if err := e.wasm.Executable(req.GetContainerId(), req.GetCmd()); err != nil {
 		return nil, rpcError(err)
 	}
 	return e.streams.GetExec(req)

@@ -102,6 +102,18 @@ func (m *Manager) Exec(ctx context.Context, id string, cmd []string, s Streams) 
 	return exit.Code, nil
 }
 
+// Executable says whether a command can be executed in a container now.
+func (m *Manager) Executable(id string, cmd []string) error {
+	c, err := m.running(id, "exec")
+	if err != nil {
+		return err
+	}
+	if _, err := m.execSpec(c, cmd, false); err != nil {
+		return fmt.Errorf("container %q: exec %q: %w", c.id, cmd, err)
+	}
+	return nil
+}
+
 // ExecSync is Exec with the output in memory, at most maxExecOutput of each; what
 // is more is thrown away. timeout zero is none.
 func (m *Manager) ExecSync(ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int, err error) {
