@@ -28,7 +28,7 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build programs boards up down test test-link unit integration arm lint bench bench-link bench-fleet bench-runtime generate clean help
+.PHONY: build programs boards up down test test-slow critest test-link unit integration arm lint bench bench-link bench-fleet bench-runtime generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -71,6 +71,12 @@ test: ## everything: lint, unit tests, integration tests, edgelet on ARM
 
 lint unit integration arm:
 	@test/run.sh $@
+
+test-slow: ## what takes longer than five minutes
+	@test/slow.sh
+
+critest: ## the CRI's own validation suite against crishim, with OCI and with Wasm images, beside containerd alone (ARGS=-focus='regexp' -runs=crishim,wasm -versions=v1.37.0)
+	@test/critest.sh $(ARGS)
 
 test-link: ## the fleet link's machines explored to the full depth, in minutes
 	@test/link.sh

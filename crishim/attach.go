@@ -12,12 +12,14 @@ import (
 )
 
 // Streams makes the URLs under which a client of the CRI attaches to a Wasm
-// container and forwards ports to a Wasm pod: crishim/streaming, which cmd/crishim
-// links. Those of OCI containers and sandboxes are containerd's own.
+// container, executes something in it, and forwards ports to a Wasm pod:
+// crishim/streaming, which cmd/crishim links. Those of OCI containers and sandboxes
+// are containerd's own.
 //
-// A caller in the same process needs neither URL nor HTTP: see AttachContainer
-// and DialPod.
+// A caller in the same process needs neither URL nor HTTP: see AttachContainer,
+// ExecContainer and DialPod.
 type Streams interface {
+	GetExec(*runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error)
 	GetAttach(*runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error)
 	GetPortForward(*runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error)
 }
@@ -29,6 +31,16 @@ func (s *Service) AttachContainer(ctx context.Context, id string, streams wasm.S
 		return status.Errorf(codes.Unimplemented, "container %q is an OCI container: it is attached to by the URL that Attach returns", id)
 	}
 	return rpcError(s.wasm.Attach(ctx, id, streams))
+}
+
+// ExecContainer runs a command in a running Wasm container and returns its exit
+// code: see wasm.Manager.Exec.
+func (s *Service) ExecContainer(ctx context.Context, id string, cmd []string, streams wasm.Streams) (int, error) {
+	if !s.ours(id) {
+		return 0, status.Errorf(codes.Unimplemented, "container %q is an OCI container: commands are executed in it by the URL that Exec returns", id)
+	}
+	code, err := s.wasm.Exec(ctx, id, cmd, streams)
+	return code, rpcError(err)
 }
 
 // DialPod connects to a port on the loopback of a pod's network, whichever
@@ -54,6 +66,20 @@ func (e endpoint) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*r
 		return nil, rpcError(err)
 	}
 	return e.streams.GetAttach(req)
+}
+
+// Exec returns the URL of a command in a Wasm container, or containerd's.
+func (e endpoint) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	if !e.ours(req.GetContainerId()) {
+		return e.Service.Exec(ctx, req)
+	}
+	if req.GetTty() {
+		return nil, status.Errorf(codes.Unimplemented, "container %q is a Wasm container: WASI has no terminal, execute without one (tty: false)", req.GetContainerId())
+	}
+	if err := e.wasm.Executable(req.GetContainerId(), req.GetCmd()); err != nil {
+		return nil, rpcError(err)
+	}
+	return e.streams.GetExec(req)
 }
 
 // PortForward returns the URL of a Wasm pod's streams, or containerd's.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -30,7 +31,8 @@ import (
 func (n *node) serve(t *testing.T) *grpc.ClientConn {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	sock := filepath.Join(filepath.Dir(n.cfg.StateDir), "cri.sock")
+	n.n++
+	sock := filepath.Join(filepath.Dir(n.cfg.StateDir), fmt.Sprintf("cri%d.sock", n.n))
 	l, err := crishim.ListenUnix("unix://" + sock)
 	if err != nil {
 		t.Fatal(err)
@@ -198,16 +200,15 @@ func clearAt(m protoreflect.Message, path []int) string {
 // process. What isn't implemented must say what to use in its place.
 func callAll(t *testing.T, n *node, known func(*testing.T) map[string]string) {
 	conn := n.serve(t)
+	var names map[string]string
 	for _, r := range rpcs(t) {
 		t.Run(filepath.Base(r.name), func(t *testing.T) {
 			n.in(t)
-			variants := r.variants(known(t))
-			names := make([]string, 0, len(variants))
-			for name := range variants {
-				names = append(names, name)
+			if !n.runs(names["container_id"]) {
+				names = known(t)
 			}
-			slices.Sort(names)
-			for _, name := range names {
+			variants := r.variants(names)
+			for _, name := range slices.Sorted(maps.Keys(variants)) {
 				limit := 10 * time.Second
 				if strings.HasSuffix(r.name, "GetContainerEvents") {
 					limit = 100 * time.Millisecond // never ends by itself
@@ -229,6 +230,16 @@ func callAll(t *testing.T, n *node, known func(*testing.T) map[string]string) {
 	}
 }
 
+// runs says whether a container is there and running, with its image.
+func (n *node) runs(id string) bool {
+	st, err := n.ContainerStatus(n.t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	if err != nil || st.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return false
+	}
+	img, err := n.ImageStatus(n.t.Context(), &runtimeapi.ImageStatusRequest{Image: st.GetStatus().GetImage()})
+	return err == nil && img.GetImage() != nil
+}
+
 func TestEveryRPC(t *testing.T) {
 	n := newNode(t, nil)
 	callAll(t, n, func(t *testing.T) map[string]string {
@@ -239,7 +250,8 @@ func TestEveryRPC(t *testing.T) {
 // things are a pod with a running container, to be named in a request.
 func things(t *testing.T, n *node, img string, kind func(*runtimeapi.PodSandboxConfig)) map[string]string {
 	t.Helper()
-	pod := strings.ToLower(strings.ReplaceAll(filepath.Base(t.Name()), "_", "-"))
+	n.n++
+	pod := fmt.Sprint(n.n, "-") + strings.ToLower(strings.ReplaceAll(filepath.Base(t.Name()), "_", "-"))
 	sb, cfg := n.sandbox(pod, kind)
 	c := containerConfig(img, "sleep")
 	if strings.Contains(img, "busybox") {

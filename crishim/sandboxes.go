@@ -37,6 +37,9 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 		return nil, status.Errorf(codes.FailedPrecondition, "pod sandbox %s/%s: %s",
 			req.GetConfig().GetMetadata().GetNamespace(), req.GetConfig().GetMetadata().GetName(), noContainerd)
 	}
+	if md := req.GetConfig().GetMetadata(); md.GetName() == "" || md.GetUid() == "" {
+		return nil, status.Error(codes.InvalidArgument, "pod sandbox: config.metadata needs name and uid")
+	}
 	if req.GetRuntimeHandler() == images.HandlerWasm {
 		// A mixed pod with RuntimeClass wasm: containerd has no such handler.
 		req = &runtimeapi.RunPodSandboxRequest{Config: req.GetConfig()}

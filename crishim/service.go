@@ -92,6 +92,7 @@ type Service struct {
 	oci    *oci.Client // nil without containerd
 	last   *lastKnown
 	events *hub
+	pause  sandboxImage
 
 	lock *os.File        // held while it lives
 	done <-chan struct{} // of the Service

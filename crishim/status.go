@@ -2,7 +2,6 @@ package crishim
 
 import (
 	"context"
-	"encoding/json"
 	"runtime"
 	"time"
 
@@ -45,15 +44,19 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		}},
 		RuntimeHandlers: []*runtimeapi.RuntimeHandler{
 			{Name: "", Features: &runtimeapi.RuntimeHandlerFeatures{}},
-			{Name: images.HandlerWasm, Features: &runtimeapi.RuntimeHandlerFeatures{}},
+			{Name: images.HandlerWasm, Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}},
 		},
-		// Wasm containers have the groups that the pod names and no others, as an
-		// image has no /etc/group: Merge and Strict are the same.
+		// What holds for the node has to hold for both kinds: Wasm containers know
+		// both policies.
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
+	// A preopen that is read-only is so with all that is mounted below it; in a mixed
+	// pod it is containerd's default handler that runs the other containers.
+	out.RuntimeHandlers[1].Features.RecursiveReadOnlyMounts = s.oci == nil
 	for _, h := range theirs.GetRuntimeHandlers() {
 		if h.GetName() == "" {
 			out.RuntimeHandlers[0] = h
+			out.RuntimeHandlers[1].Features.RecursiveReadOnlyMounts = h.GetFeatures().GetRecursiveReadOnlyMounts()
 		} else if h.GetName() != images.HandlerWasm {
 			out.RuntimeHandlers = append(out.RuntimeHandlers, h)
 		}
@@ -174,7 +177,7 @@ func (s *Service) RuntimeConfig(ctx context.Context, req *runtimeapi.RuntimeConf
 	if err != nil {
 		return nil, err
 	}
-	if usesSystemdCgroups(st.GetInfo()["config"]) {
+	if parsePluginConfig(st.GetInfo()["config"]).systemdCgroups() {
 		return cgroupDriver(runtimeapi.CgroupDriver_SYSTEMD), nil
 	}
 	return cgroupDriver(runtimeapi.CgroupDriver_CGROUPFS), nil
@@ -182,24 +185,6 @@ func (s *Service) RuntimeConfig(ctx context.Context, req *runtimeapi.RuntimeConf
 
 func cgroupDriver(d runtimeapi.CgroupDriver) *runtimeapi.RuntimeConfigResponse {
 	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: d}}
-}
-
-// usesSystemdCgroups reads the configuration of containerd's CRI plugin as it
-// prints it: whether its default runtime uses systemd's cgroups.
-func usesSystemdCgroups(config string) bool {
-	var c struct {
-		Containerd struct {
-			DefaultRuntimeName string `json:"defaultRuntimeName"`
-			Runtimes           map[string]struct {
-				Options struct{ SystemdCgroup bool }
-			} `json:"runtimes"`
-		} `json:"containerd"`
-		SystemdCgroup bool `json:"systemdCgroup"`
-	}
-	if json.Unmarshal([]byte(config), &c) != nil {
-		return false
-	}
-	return c.SystemdCgroup || c.Containerd.Runtimes[c.Containerd.DefaultRuntimeName].Options.SystemdCgroup
 }
 
 // UpdateRuntimeConfig tells containerd the node's pod CIDR; nothing here needs

@@ -10,11 +10,10 @@ import (
 	"net/url"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	cristreaming "k8s.io/cri-streaming/pkg/streaming"
 	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
+	utilexec "k8s.io/utils/exec"
 
 	"github.com/coracle-edge/coracle/crishim/wasm"
 )
@@ -22,6 +21,7 @@ import (
 // Runtime is what the streams are connected to: crishim.Service.
 type Runtime interface {
 	AttachContainer(ctx context.Context, id string, streams wasm.Streams) error
+	ExecContainer(ctx context.Context, id string, cmd []string, streams wasm.Streams) (int, error)
 	DialPod(ctx context.Context, sandboxID string, port int32) (net.Conn, error)
 }
 
@@ -50,6 +50,11 @@ func (s *Server) GetAttach(req *runtimeapi.AttachRequest) (*runtimeapi.AttachRes
 	return s.cri.GetAttach(req)
 }
 
+// GetExec returns the URL of a command.
+func (s *Server) GetExec(req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
+	return s.cri.GetExec(req)
+}
+
 // GetPortForward returns the URL of a forwarding.
 func (s *Server) GetPortForward(req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	return s.cri.GetPortForward(req)
@@ -70,13 +75,24 @@ func (s *Server) Run(ctx context.Context) error {
 // connector is the streaming library's view of the runtime.
 type connector struct{ s *Server }
 
-func (c connector) Exec(context.Context, string, []string, io.Reader, io.WriteCloser, io.WriteCloser, bool, <-chan remotecommand.TerminalSize) error {
-	return status.Error(codes.Unimplemented, "no URL for it was given out: nothing can be executed in a Wasm container")
+// Exec tells an exit code that isn't 0 as the protocol wants it.
+func (c connector) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize) error {
+	code, err := c.s.rt.ExecContainer(ctx, id, cmd, streamsOf(in, out, errOut))
+	if err == nil && code != 0 {
+		return utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", code), Code: code}
+	}
+	return err
 }
 
 // Attach ends the streams that it is given when the guest's have ended. A guest
 // has no terminal, so there is nothing whose size could change.
 func (c connector) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, _ bool, _ <-chan remotecommand.TerminalSize) error {
+	return c.s.rt.AttachContainer(ctx, id, streamsOf(in, out, errOut))
+}
+
+// streamsOf leaves out what the caller didn't ask for: an interface with a nil in
+// it is not nil.
+func streamsOf(in io.Reader, out, errOut io.WriteCloser) wasm.Streams {
 	streams := wasm.Streams{Stdin: in}
 	if out != nil {
 		streams.Stdout = out
@@ -84,7 +100,7 @@ func (c connector) Attach(ctx context.Context, id string, in io.Reader, out, err
 	if errOut != nil {
 		streams.Stderr = errOut
 	}
-	return c.s.rt.AttachContainer(ctx, id, streams)
+	return streams
 }
 
 // halfClose is how long the other direction may go on when one has ended.

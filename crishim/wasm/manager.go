@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -193,7 +194,7 @@ func (m *Manager) UsesImage(id string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, c := range m.containers {
-		if c.rec.ImageID == id {
+		if c.rec.ImageID == id || slices.Contains(c.rec.VolumeImages, id) {
 			return true
 		}
 	}

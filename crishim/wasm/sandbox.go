@@ -45,6 +45,9 @@ func (m *Manager) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if md.GetName() == "" || md.GetUid() == "" {
 		return "", fmt.Errorf("pod sandbox: %w: config.metadata needs name and uid", ErrInvalid)
 	}
+	if userns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); userns != nil && userns.GetMode() != runtimeapi.NamespaceMode_NODE {
+		return "", fmt.Errorf("pod sandbox %s/%s: %w: a user namespace (%s), a guest has no ids of its own to map", md.GetNamespace(), md.GetName(), ErrUnsupported, userns.GetMode())
+	}
 	raw, err := proto.Marshal(cfg)
 	if err != nil {
 		return "", fmt.Errorf("pod sandbox: %w: %w", ErrInvalid, err)

@@ -182,8 +182,10 @@ func crictlPod(s *shim, name, handler string, parts []part) {
 			s.says([]string{"ping once", "ping again"}, "logs", id)
 		}
 		if p.wasm {
-			s.refuses("WASI has neither processes nor a shell", "exec", id, "ls")
-			s.refuses("WASI has neither processes nor a shell", "exec", "-s", id, "ls")
+			s.refuses("no module called", "exec", id, "ls")
+			s.refuses("no module called", "exec", "-s", id, "ls")
+			s.says([]string{"said"}, "exec", id, "probe.wasm", "args", "said")
+			s.says([]string{"said"}, "exec", "-s", id, "probe.wasm", "args", "said")
 			s.refuses("can't be saved", "checkpoint", "--export", filepath.Join(s.dir, "x"), id)
 		} else {
 			s.says([]string{"busybox"}, "exec", id, "ls", "/bin")
