@@ -28,7 +28,7 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build programs boards up down test test-link unit integration arm lint bench bench-link bench-fleet generate clean help
+.PHONY: build programs boards up down test test-slow test-link unit integration arm lint bench bench-link bench-fleet generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -64,6 +64,9 @@ test: ## everything: lint, unit tests, integration tests, edgelet on ARM
 
 lint unit integration arm:
 	@test/run.sh $@
+
+test-slow: ## what takes longer than five minutes (test/slow.sh STEP runs one)
+	@test/slow.sh
 
 test-link: ## the fleet link's machines explored to the full depth, in minutes
 	@test/link.sh
