@@ -21,7 +21,7 @@ gotest() { # NAME go-test-arguments...
 
 # Programs that others wrote, built from Debian's sources, as WASI guests.
 modules() {
-  local packages="clang lld wasi-libc libclang-rt-14-dev-wasm32 binaryen rustc libstd-rust-dev-wasm32 tcl gcc libc6-dev make libpython3.11-testsuite npm"
+  local packages="clang lld wasi-libc libclang-rt-14-dev-wasm32 binaryen rustc libstd-rust-dev-wasm32 tcl gcc libc6-dev make libpython3.11-testsuite"
   if [ "$(id -u)" = 0 ] && ! dpkg -s $packages >/dev/null 2>&1; then
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null || return 1
   fi
