@@ -72,7 +72,7 @@ test: ## everything: lint, unit tests, integration tests, edgelet on ARM
 lint unit integration arm:
 	@test/run.sh $@
 
-test-slow: ## what takes longer than five minutes
+test-slow: ## what takes longer than five minutes: the CRI's suite, programs of others, two hundred kills (test/slow.sh STEP runs one)
 	@test/slow.sh
 
 critest: ## the CRI's own validation suite against crishim, with OCI and with Wasm images, beside containerd alone (ARGS=-focus='regexp' -runs=crishim,wasm -versions=v1.37.0)

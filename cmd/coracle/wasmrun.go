@@ -2,13 +2,17 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/coracle-edge/coracle/wasmruntime"
 )
@@ -40,12 +44,22 @@ func (o *wasmRun) run(ctx context.Context) (int, error) {
 	}
 	defer os.RemoveAll(spec.Dir)
 
-	// From here on they are the guest's. While it isn't there yet, the
-	// context ends compiling and starting.
+	// From here on they are the guest's. While it is compiled they end that.
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(signals)
-	p, err := rt.Start(ctx, spec)
+	if err := rt.Compile(ctx, spec.Module, spec.Digest); ctx.Err() != nil {
+		select {
+		case sig := <-signals:
+			return 128 + int(sig.(syscall.Signal)), nil
+		case <-time.After(time.Second): // it came before there was anything here to take it
+			return 128 + int(syscall.SIGINT), nil
+		}
+	} else if err != nil {
+		return 0, err
+	}
+	// What comes meanwhile waits: the guest may run before Start returns.
+	p, err := rt.Start(context.WithoutCancel(ctx), spec)
 	if errors.Is(err, wasmruntime.ErrOutbound) {
 		return 0, fmt.Errorf("%w; --sockets allows them", err)
 	}
@@ -82,6 +96,9 @@ func (o *wasmRun) spec() (wasmruntime.Spec, error) {
 	if spec.Module, err = filepath.Abs(o.file); err != nil {
 		return spec, err
 	}
+	if spec.Digest, err = digest(o.file); err != nil {
+		return spec, fmt.Errorf("module: %w", err)
+	}
 	spec.ID = filepath.Base(o.file)
 	spec.Args = append([]string{spec.ID}, o.args...)
 	for _, text := range o.dirs {
@@ -109,6 +126,20 @@ func (o *wasmRun) spec() (wasmruntime.Spec, error) {
 		spec.Listen = append(spec.Listen, l)
 	}
 	return spec, o.setUser(&spec)
+}
+
+// digest names the module's bytes, as the cache of compiled code does.
+func digest(file string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // setUser has a guest that root starts be who owns what it works on.

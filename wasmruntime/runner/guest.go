@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/experimental"
@@ -54,6 +55,7 @@ func guestMain() int {
 
 func guest(order guestOrder) int {
 	g := &guestRun{order: order}
+	endBySignal(unix.SIGQUIT)
 	if order.Starter != 0 {
 		// Only now: a change of user clears it (prctl(2), PR_SET_PDEATHSIG).
 		err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
@@ -98,6 +100,14 @@ func guest(order guestOrder) int {
 	}
 	g.exited(0)
 	return 0
+}
+
+// endBySignal gives a signal its default action. The Go runtime's own for
+// SIGQUIT, which images ask to be stopped by, is to print its stacks and to
+// exit with 2.
+func endBySignal(sig unix.Signal) {
+	var action [4]uint64 // struct sigaction of any architecture, SIG_DFL
+	unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action[0])), 0, 8, 0, 0)
 }
 
 type guestRun struct{ order guestOrder }

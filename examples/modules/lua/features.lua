@@ -1,0 +1,15 @@
+print(_VERSION, pcall(error, "caught"))
+print(select(2, pcall(function() local t = nil; return t.x end)))
+local co = coroutine.wrap(function(a) for i = 1, 3 do a = coroutine.yield(a * i) end return "end" end)
+print(co(2), co(3), co(4), co(5))
+print(select(2, xpcall(function() error({code = 7}) end, function(e) return e.code + 1 end)))
+local function deep(n) return n == 0 and error("deep") or 1 + deep(n - 1) end
+print(pcall(deep, 150))
+print(string.format("%5.2f %q", math.pi, "a\nb"), ("hello world"):gsub("(%w+) (%w+)", "%2 %1"))
+for i = 1, 10000 do pcall(error, i) end
+local t = {} for i = 1, 1000 do t[i] = (i * 7919) % 1000 end table.sort(t) print(t[1], t[500], t[1000])
+local f = assert(io.open("/data/x", "w")) f:write("line one\nline two\n") f:close()
+for line in io.lines("/data/x") do io.write("[", line, "]") end print()
+print(io.open("/nothing"))
+print(os.getenv("K"), arg[1], #arg)
+os.exit(3)
