@@ -39,7 +39,7 @@ func newShim(t testing.TB) *shim {
 	t.Helper()
 	lab.NeedNamespaces(t)
 	reg := lab.StartRegistry(t)
-	dir, err := os.MkdirTemp("", "cor-cri-*")
+	dir, err := os.MkdirTemp("", "cor-shim-*")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,9 +53,31 @@ func newShim(t testing.TB) *shim {
 	s.args = []string{"--listen", s.socket, "--containerd", "unix://" + s.ctd.Socket(),
 		"--state-dir", filepath.Join(dir, "state"), "--runner", lab.Program(t, "wasmrunner"), "--registry-hosts", reg.HostsDir,
 		"--cni-conf-dir", s.cniConfDir, "--cni-bin-dir", s.ctd.CNIBinDir(), "--cgroup-parent", "/coracle-test-cri", "-v"}
-	s.crishim = s.start("crishim", lab.Program(t, "crishim"), s.args...)
+	s.run("crishim")
 	t.Cleanup(func() { removeCgroups("/coracle-test-cri") })
 	return s
+}
+
+// run starts crishim. The last one that runs is the one that removes the pods.
+func (s *shim) run(name string) {
+	s.t.Helper()
+	cmd := s.start(name, lab.Program(s.t, "crishim"), s.args...)
+	s.crishim = cmd
+	s.t.Cleanup(func() {
+		if s.crishim == cmd {
+			s.removePods()
+		}
+	})
+}
+
+// removePods leaves nothing behind of a test that failed. It is called while
+// crishim still runs.
+func (s *shim) removePods() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if out, err := s.command(ctx, "rmp", "-af").CombinedOutput(); err != nil {
+		s.t.Errorf("pods are left: %v\n%s", err, out)
+	}
 }
 
 // killCrishim ends crishim as the kernel would, and starts it again.
@@ -63,7 +85,7 @@ func (s *shim) killCrishim() {
 	s.t.Helper()
 	_ = s.crishim.Process.Kill()
 	_ = s.crishim.Wait()
-	s.crishim = s.start("crishim-again", lab.Program(s.t, "crishim"), s.args...)
+	s.run("crishim-again")
 	s.eventually(time.Minute, func() string {
 		if out, err := s.try("version"); err != nil {
 			return out
