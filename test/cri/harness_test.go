@@ -46,6 +46,9 @@ func newShim(t testing.TB) *shim {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	ctdDir := filepath.Join(dir, "ctd")
 	s := &shim{t: t, dir: dir, socket: "unix://" + filepath.Join(dir, "cri.sock")}
+	if err := os.WriteFile(s.crictlConfig(), []byte("runtime-endpoint: "+s.socket+"\nimage-endpoint: "+s.socket+"\ntimeout: 30\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s.ctd = lab.StartContainerdIn(t, ctdDir, reg.HostsDir, true)
 	s.cniConfDir = s.ctd.CNIConfDir()
 	s.oci = reg.Push(t, "busybox:1", lab.Busybox(t))
@@ -94,6 +97,8 @@ func (s *shim) killCrishim() {
 	})
 }
 
+func (s *shim) crictlConfig() string { return filepath.Join(s.dir, "crictl.yaml") }
+
 // tool is a program of bin/tools.
 func tool(t testing.TB, name string) string {
 	t.Helper()
@@ -137,11 +142,7 @@ func (s *shim) start(name, program string, args ...string) *exec.Cmd {
 func (s *shim) command(ctx context.Context, args ...string) *exec.Cmd {
 	s.t.Helper()
 	path := tool(s.t, "crictl")
-	conf := filepath.Join(s.dir, "crictl.yaml")
-	if err := os.WriteFile(conf, []byte("runtime-endpoint: "+s.socket+"\nimage-endpoint: "+s.socket+"\ntimeout: 30\n"), 0o600); err != nil {
-		s.t.Fatal(err)
-	}
-	cmd := exec.CommandContext(ctx, path, append([]string{"--config", conf}, args...)...)
+	cmd := exec.CommandContext(ctx, path, append([]string{"--config", s.crictlConfig()}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }
