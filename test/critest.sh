@@ -23,7 +23,11 @@ build() { # FOLDER: crictl and containerd's programs, if they are tools of the m
   )
 }
 # What is asked for here is what setup.sh installs; it also builds what others need.
-ready() { command -v runc clang wasm-ld gcc iptables python3 >/dev/null && [ -x /usr/lib/cni/bridge ] && [ -d /usr/lib/wasm32-wasi ]; }
+ready() {
+  local p
+  for p in runc clang wasm-ld gcc iptables ip unshare; do command -v $p >/dev/null || return 1; done
+  [ -x /usr/lib/cni/bridge ] && [ -d /usr/lib/wasm32-wasi ]
+}
 { ready || test/setup.sh; } && make -s programs && build test/critest/tools && build test/critest/tools/next &&
   test/critest/packages.sh bin/tools/debian || exit 1
 
