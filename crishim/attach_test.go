@@ -50,6 +50,8 @@ func TestWasmAttach(t *testing.T) {
 	n := newNode(t, nil)
 	img := n.image(lab.CNCF(probeModule(t)))
 	sb, pod := n.sandbox("attach", hostNetwork)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
 	container := func(name string, stdin, once bool, args ...string) string {
 		cfg := containerConfig(img, args...)
 		cfg.Metadata.Name, cfg.LogPath, cfg.Stdin, cfg.StdinOnce = name, name+".log", stdin, once
@@ -62,8 +64,8 @@ func TestWasmAttach(t *testing.T) {
 		in, w := io.Pipe()
 		var out, other heard
 		done := make(chan error, 2)
-		go func() { done <- n.AttachContainer(t.Context(), id, wasm.Streams{Stdin: in, Stdout: &out}) }()
-		go func() { done <- n.AttachContainer(t.Context(), id, wasm.Streams{Stdout: &other}) }()
+		go func() { done <- n.AttachContainer(ctx, id, wasm.Streams{Stdin: in, Stdout: &out}) }()
+		go func() { done <- n.AttachContainer(ctx, id, wasm.Streams{Stdout: &other}) }()
 		// A line that isn't finished is seen at once, though the log waits for its end.
 		say(t, w, "no end of line")
 		out.until(t, "no end of line")
@@ -86,7 +88,7 @@ func TestWasmAttach(t *testing.T) {
 		if got := text(readLog(t, st.GetLogPath())); got != "no end of line yet\nnext\nthe end\n" || st.GetExitCode() != 0 {
 			t.Errorf("log %q, exit code %d", got, st.GetExitCode())
 		}
-		if err := n.AttachContainer(t.Context(), id, wasm.Streams{Stdout: &out}); status.Code(err) != codes.FailedPrecondition {
+		if err := n.AttachContainer(ctx, id, wasm.Streams{Stdout: &out}); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("to an ended one: %v", err)
 		}
 	})
@@ -98,7 +100,7 @@ func TestWasmAttach(t *testing.T) {
 			in, w := io.Pipe()
 			var out heard
 			done := make(chan error, 1)
-			go func() { done <- n.AttachContainer(t.Context(), id, wasm.Streams{Stdin: in, Stdout: &out}) }()
+			go func() { done <- n.AttachContainer(ctx, id, wasm.Streams{Stdin: in, Stdout: &out}) }()
 			say(t, w, word)
 			out.until(t, word)
 			w.Close()
@@ -116,7 +118,7 @@ func TestWasmAttach(t *testing.T) {
 		n.in(t)
 		id := container("once-restart", true, true, "copy")
 		n.reopen()
-		if err := n.AttachContainer(t.Context(), id, wasm.Streams{Stdin: strings.NewReader("one\n")}); err != nil {
+		if err := n.AttachContainer(ctx, id, wasm.Streams{Stdin: strings.NewReader("one\n")}); err != nil {
 			t.Error(err)
 		}
 		st := n.wait(id)
@@ -129,7 +131,7 @@ func TestWasmAttach(t *testing.T) {
 		n.in(t)
 		id := container("both", true, true, "copy", "--", "flood", "3000000", "1000", "--", "tick", "0", "2", "stderr")
 		var out, errOut heard
-		if err := n.AttachContainer(t.Context(), id, wasm.Streams{Stdin: strings.NewReader("go\n"), Stdout: &out, Stderr: &errOut}); err != nil {
+		if err := n.AttachContainer(ctx, id, wasm.Streams{Stdin: strings.NewReader("go\n"), Stdout: &out, Stderr: &errOut}); err != nil {
 			t.Error(err)
 		}
 		if got := out.String(); !strings.HasPrefix(got, "go\nxxx") || len(got) < 3000000 || strings.Count(got, "\n") != 1+strings.Count(got[3:], "x\n") {
@@ -143,7 +145,7 @@ func TestWasmAttach(t *testing.T) {
 	t.Run("a reader that goes away", func(t *testing.T) {
 		n.in(t)
 		id := container("leaves", false, false, "tick", "2", "1000000")
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		err := n.AttachContainer(ctx, id, wasm.Streams{Stdout: failing{}})
 		if err == nil || !strings.Contains(err.Error(), "gone") {
@@ -160,7 +162,7 @@ func TestWasmAttach(t *testing.T) {
 		})
 		cancel()
 		<-done
-		if err := n.AttachContainer(t.Context(), id, wasm.Streams{Stdin: strings.NewReader("x")}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "stdin: true") {
+		if err := n.AttachContainer(ctx, id, wasm.Streams{Stdin: strings.NewReader("x")}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "stdin: true") {
 			t.Errorf("stdin without one: %v", err)
 		}
 	})

@@ -29,6 +29,8 @@ type shim struct {
 	ctd        *oci.Private
 	oci, wasm  string // images
 	cniConfDir string
+	args       []string // of the crishim program
+	crishim    *exec.Cmd
 }
 
 // newShim starts containerd and crishim until the test ends. Without network
@@ -48,11 +50,26 @@ func newShim(t testing.TB) *shim {
 	s.cniConfDir = s.ctd.CNIConfDir()
 	s.oci = reg.Push(t, "busybox:1", lab.Busybox(t))
 	s.wasm = reg.Push(t, "probe:1", lab.CNCF(lab.Probe(t)))
-	s.start("crishim", lab.Program(t, "crishim"), "--listen", s.socket, "--containerd", "unix://"+s.ctd.Socket(),
+	s.args = []string{"--listen", s.socket, "--containerd", "unix://" + s.ctd.Socket(),
 		"--state-dir", filepath.Join(dir, "state"), "--runner", lab.Program(t, "wasmrunner"), "--registry-hosts", reg.HostsDir,
-		"--cni-conf-dir", s.cniConfDir, "--cni-bin-dir", s.ctd.CNIBinDir(), "--cgroup-parent", "/coracle-test-cri", "-v")
+		"--cni-conf-dir", s.cniConfDir, "--cni-bin-dir", s.ctd.CNIBinDir(), "--cgroup-parent", "/coracle-test-cri", "-v"}
+	s.crishim = s.start("crishim", lab.Program(t, "crishim"), s.args...)
 	t.Cleanup(func() { removeCgroups("/coracle-test-cri") })
 	return s
+}
+
+// killCrishim ends crishim as the kernel would, and starts it again.
+func (s *shim) killCrishim() {
+	s.t.Helper()
+	_ = s.crishim.Process.Kill()
+	_ = s.crishim.Wait()
+	s.crishim = s.start("crishim-again", lab.Program(s.t, "crishim"), s.args...)
+	s.eventually(time.Minute, func() string {
+		if out, err := s.try("version"); err != nil {
+			return out
+		}
+		return ""
+	})
 }
 
 // tool is a program of bin/tools.
@@ -82,7 +99,7 @@ func (s *shim) start(name, program string, args ...string) *exec.Cmd {
 	s.t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		killed := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-		_ = cmd.Wait()
+		_ = cmd.Wait() // a second time, where the test waited
 		if !killed.Stop() {
 			s.t.Errorf("%s had to be killed", name)
 		}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -70,6 +71,21 @@ spec:
 	t.Run("wasm pod", func(t *testing.T) { wasmPod(k.in(t)) })
 	t.Run("oci pod", func(t *testing.T) { ociPod(k.in(t)) })
 	t.Run("mixed pod", func(t *testing.T) { mixedPod(k.in(t)) })
+	t.Run("crishim dies", func(t *testing.T) { // of the parent test, so that the new one lives on
+		before := map[string]string{}
+		for name, p := range k.pods() {
+			before[name] = containers(p)
+		}
+		k.killCrishim()
+		k.in(t).attach("wasm", "main", "after that\n", "after that\n")
+		k.in(t).forward("wasm", "served\n")
+		time.Sleep(8 * time.Second) // more than one round of the kubelet's
+		for name, p := range k.pods() {
+			if got := containers(p); got != before[name] && name != "oci" { // which has one that ends
+				t.Errorf("pod %s had containers %s, has %s", name, before[name], got)
+			}
+		}
+	})
 	t.Run("exit codes", func(t *testing.T) { exitCodes(k.in(t)) })
 	t.Run("pods go with their manifests", func(t *testing.T) {
 		k := k.in(t)
@@ -191,6 +207,16 @@ spec:
 	}
 	k.logs("ends", "wasm", "hello from wasm\n")
 	k.logs("ends", "oci", "bye\n")
+}
+
+// containers are the IDs of a pod's, and whether they run.
+func containers(p *v1.Pod) string {
+	var out []string
+	for _, c := range p.Status.ContainerStatuses {
+		out = append(out, fmt.Sprint(c.Name, " ", c.ContainerID, " ", c.State.Running != nil))
+	}
+	slices.Sort(out)
+	return strings.Join(out, ", ")
 }
 
 func running(p *v1.Pod) string {
