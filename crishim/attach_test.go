@@ -162,10 +162,28 @@ func TestWasmAttach(t *testing.T) {
 		})
 		cancel()
 		<-done
+		// One that is stuck holds nobody back.
+		short, cancelShort := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		defer cancelShort()
+		stuck := make(stuckWriter)
+		defer close(stuck)
+		began := time.Now()
+		if err := n.AttachContainer(short, id, wasm.Streams{Stdout: stuck}); err != nil || time.Since(began) > 10*time.Second {
+			t.Errorf("a stuck writer: %v after %v", err, time.Since(began))
+		}
+		ctx = t.Context()
 		if err := n.AttachContainer(ctx, id, wasm.Streams{Stdin: strings.NewReader("x")}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "stdin: true") {
 			t.Errorf("stdin without one: %v", err)
 		}
 	})
+}
+
+// stuckWriter writes nothing until it is closed.
+type stuckWriter chan struct{}
+
+func (w stuckWriter) Write([]byte) (int, error) {
+	<-w
+	return 0, errors.New("closed")
 }
 
 type failing struct{}

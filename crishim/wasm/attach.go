@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -14,13 +15,17 @@ import (
 	"github.com/coracle-edge/coracle/wasmruntime"
 )
 
-// Streams are what a caller attaches to a container. Each may be nil.
+// Streams are what a caller attaches to a container. Each may be nil. The caller
+// closes them when Attach has returned: it doesn't wait for a read, nor longer than
+// detachTime for a write that is stuck.
 type Streams struct {
-	// Stdin is read until it ends or fails. Its reader is not waited for: the
-	// caller closes it when Attach has returned.
-	Stdin          io.Reader
+	Stdin          io.Reader // until it ends or fails
 	Stdout, Stderr io.Writer
 }
+
+// detachTime is what writers have to come back when an attachment ends before the
+// guest's output does.
+const detachTime = time.Second
 
 // Attachable says whether a container can be attached to now.
 func (m *Manager) Attachable(id string) error {
@@ -65,12 +70,14 @@ func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 	defer cancel()
 	var wg sync.WaitGroup
 	errs := make(chan error, 2)
+	var cut [2]chan struct{}
 	for i, w := range []io.Writer{s.Stdout, s.Stderr} {
 		if w == nil {
 			continue
 		}
 		in := logs.fifos[i]
 		t := in.taps.add()
+		cut[i] = t.cut
 		wg.Go(func() {
 			defer in.taps.remove(t)
 			if err := t.copyTo(w, ctx.Done()); err != nil {
@@ -123,13 +130,24 @@ func (m *Manager) Attach(ctx context.Context, id string, s Streams) error {
 			if output && (spec.StdinOnce && err == nil || errors.Is(err, unix.EPIPE)) {
 				continue
 			}
+		case <-cut[0]:
+			return fmt.Errorf("container %q: attach: stdout: %w", c.id, errTapSlow)
+		case <-cut[1]:
+			return fmt.Errorf("container %q: attach: stderr: %w", c.id, errTapSlow)
 		case <-m.closing:
 		case <-ctx.Done():
 		}
 		break
 	}
 	cancel()
-	wg.Wait()
+	if outDone != nil {
+		timer := time.NewTimer(detachTime)
+		defer timer.Stop()
+		select {
+		case <-outDone:
+		case <-timer.C:
+		}
+	}
 	select {
 	case err := <-errs:
 		return err

@@ -33,11 +33,12 @@ type tap struct {
 	err  error         // why nothing more comes; io.EOF at the stream's end
 	more chan struct{} // capacity 1: buf or err changed
 	room chan struct{} // capacity 1: buf was taken
+	cut  chan struct{} // closed when the reader is cut off: it may be stuck in a write
 }
 
 // add begins to follow; a stream that has ended gives io.EOF at once.
 func (ts *taps) add() *tap {
-	t := &tap{more: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+	t := &tap{more: make(chan struct{}, 1), room: make(chan struct{}, 1), cut: make(chan struct{})}
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if ts.closed {
@@ -129,6 +130,9 @@ func (t *tap) end(err error) {
 	t.mu.Lock()
 	if t.err == nil {
 		t.err = err
+		if errors.Is(err, errTapSlow) {
+			close(t.cut)
+		}
 	}
 	t.mu.Unlock()
 	signal(t.more)

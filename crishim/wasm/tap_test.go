@@ -45,6 +45,11 @@ func TestTapBoundsWhatWaits(t *testing.T) {
 		if err := stuck.copyTo(io.Discard, nil); !errors.Is(err, errTapSlow) {
 			t.Errorf("the stuck one: %v", err)
 		}
+		select {
+		case <-stuck.cut:
+		default:
+			t.Error("the stuck one isn't told that it was cut off")
+		}
 		if err := ts.add().copyTo(io.Discard, nil); err != nil {
 			t.Errorf("after the end: %v", err)
 		}

@@ -85,7 +85,7 @@ func TestCrictl(t *testing.T) {
 				if strings.Contains(events.String(), want) {
 					return ""
 				}
-				return "no event with " + want
+				return "no event with " + want + " in " + events.String()[:min(3000, len(events.String()))]
 			})
 		}
 	})

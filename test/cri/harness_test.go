@@ -39,13 +39,16 @@ func newShim(t testing.TB) *shim {
 	t.Helper()
 	lab.NeedNamespaces(t)
 	reg := lab.StartRegistry(t)
-	dir, err := os.MkdirTemp("", "cor-cri-*")
+	dir, err := os.MkdirTemp("", "cor-shim-*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	ctdDir := filepath.Join(dir, "ctd")
 	s := &shim{t: t, dir: dir, socket: "unix://" + filepath.Join(dir, "cri.sock")}
+	if err := os.WriteFile(s.crictlConfig(), []byte("runtime-endpoint: "+s.socket+"\nimage-endpoint: "+s.socket+"\ntimeout: 30\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	s.ctd = lab.StartContainerdIn(t, ctdDir, reg.HostsDir, true)
 	s.cniConfDir = s.ctd.CNIConfDir()
 	s.oci = reg.Push(t, "busybox:1", lab.Busybox(t))
@@ -53,9 +56,31 @@ func newShim(t testing.TB) *shim {
 	s.args = []string{"--listen", s.socket, "--containerd", "unix://" + s.ctd.Socket(),
 		"--state-dir", filepath.Join(dir, "state"), "--runner", lab.Program(t, "wasmrunner"), "--registry-hosts", reg.HostsDir,
 		"--cni-conf-dir", s.cniConfDir, "--cni-bin-dir", s.ctd.CNIBinDir(), "--cgroup-parent", "/coracle-test-cri", "-v"}
-	s.crishim = s.start("crishim", lab.Program(t, "crishim"), s.args...)
+	s.run("crishim")
 	t.Cleanup(func() { removeCgroups("/coracle-test-cri") })
 	return s
+}
+
+// run starts crishim. The last one that runs is the one that removes the pods.
+func (s *shim) run(name string) {
+	s.t.Helper()
+	cmd := s.start(name, lab.Program(s.t, "crishim"), s.args...)
+	s.crishim = cmd
+	s.t.Cleanup(func() {
+		if s.crishim == cmd {
+			s.removePods()
+		}
+	})
+}
+
+// removePods leaves nothing behind of a test that failed. It is called while
+// crishim still runs.
+func (s *shim) removePods() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if out, err := s.command(ctx, "rmp", "-af").CombinedOutput(); err != nil {
+		s.t.Errorf("pods are left: %v\n%s", err, out)
+	}
 }
 
 // killCrishim ends crishim as the kernel would, and starts it again.
@@ -63,7 +88,7 @@ func (s *shim) killCrishim() {
 	s.t.Helper()
 	_ = s.crishim.Process.Kill()
 	_ = s.crishim.Wait()
-	s.crishim = s.start("crishim-again", lab.Program(s.t, "crishim"), s.args...)
+	s.run("crishim-again")
 	s.eventually(time.Minute, func() string {
 		if out, err := s.try("version"); err != nil {
 			return out
@@ -71,6 +96,8 @@ func (s *shim) killCrishim() {
 		return ""
 	})
 }
+
+func (s *shim) crictlConfig() string { return filepath.Join(s.dir, "crictl.yaml") }
 
 // tool is a program of bin/tools.
 func tool(t testing.TB, name string) string {
@@ -115,11 +142,7 @@ func (s *shim) start(name, program string, args ...string) *exec.Cmd {
 func (s *shim) command(ctx context.Context, args ...string) *exec.Cmd {
 	s.t.Helper()
 	path := tool(s.t, "crictl")
-	conf := filepath.Join(s.dir, "crictl.yaml")
-	if err := os.WriteFile(conf, []byte("runtime-endpoint: "+s.socket+"\nimage-endpoint: "+s.socket+"\ntimeout: 30\n"), 0o600); err != nil {
-		s.t.Fatal(err)
-	}
-	cmd := exec.CommandContext(ctx, path, append([]string{"--config", conf}, args...)...)
+	cmd := exec.CommandContext(ctx, path, append([]string{"--config", s.crictlConfig()}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return cmd
 }

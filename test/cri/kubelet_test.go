@@ -37,6 +37,7 @@ const (
 // its only runtime: pods of each kind from manifests, and what becomes of them.
 func TestStockKubelet(t *testing.T) {
 	tool(t, "kubelet")
+	tool(t, "crictl")
 	lab.Need(t, "ip", "nft", "mount")
 	s := newShim(t)
 	k := newKubelet(s)
