@@ -1,9 +1,9 @@
 #!/bin/bash
 # critest.sh [FLAGS...]: runs the CRI's validation suite, of the version of this
 # Kubernetes and of the next one, against containerd alone, against crishim with that
-# containerd behind it, and against crishim alone with Wasm images; in some fifteen minutes on
-# two cores. It prints the outcomes side by side, what differs, and closes on the
-# counts. FLAGS: -focus=REGEXP, -runs=crishim,wasm, -versions=v1.37.0.
+# containerd behind it, and against crishim alone with Wasm images; in some fifteen
+# minutes on two cores. It prints the outcomes side by side, what differs, and closes
+# on the counts. FLAGS: -focus=REGEXP, -runs=crishim,wasm, -versions=v1.37.0.
 #
 # critest, crictl and containerd are built from modules of their own, and Debian
 # packages for the images are fetched, once. Logs and reports are in .coracle/critest.
