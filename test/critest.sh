@@ -1,9 +1,9 @@
 #!/bin/bash
 # critest.sh [FLAGS...]: runs the CRI's validation suite, of the version of this
 # Kubernetes and of the next one, against containerd alone, against crishim with that
-# containerd behind it, and against crishim alone with Wasm images; in ten minutes on
-# two cores. It prints the outcomes side by side, what differs, and closes on the
-# counts. FLAGS: -focus=REGEXP, -runs=crishim,wasm, -versions=v1.37.0.
+# containerd behind it, and against crishim alone with Wasm images; in some fifteen
+# minutes on two cores. It prints the outcomes side by side, what differs, and closes
+# on the counts. FLAGS: -focus=REGEXP, -runs=crishim,wasm, -versions=v1.37.0.
 #
 # critest, crictl and containerd are built from modules of their own, and Debian
 # packages for the images are fetched, once. Logs and reports are in .coracle/critest.
@@ -23,7 +23,11 @@ build() { # FOLDER: crictl and containerd's programs, if they are tools of the m
   )
 }
 # What is asked for here is what setup.sh installs; it also builds what others need.
-ready() { command -v runc clang wasm-ld gcc iptables python3 >/dev/null && [ -x /usr/lib/cni/bridge ] && [ -d /usr/lib/wasm32-wasi ]; }
+ready() {
+  local p
+  for p in runc clang wasm-ld gcc iptables ip unshare; do command -v $p >/dev/null || return 1; done
+  [ -x /usr/lib/cni/bridge ] && [ -d /usr/lib/wasm32-wasi ]
+}
 { ready || test/setup.sh; } && make -s programs && build test/critest/tools && build test/critest/tools/next &&
   test/critest/packages.sh bin/tools/debian || exit 1
 

@@ -3,6 +3,7 @@ package critest
 import (
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -11,7 +12,7 @@ import (
 )
 
 // applets are what box/box.c can be.
-var applets = []string{"cat", "dd", "echo", "env", "false", "grep", "hostname", "httpd", "ls", "mkdir", "nginx", "sh", "sleep", "[", "top", "touch", "true"}
+var applets = []string{"cat", "dd", "echo", "env", "false", "grep", "hostname", "httpd", "id", "ls", "mkdir", "nginx", "sh", "sleep", "[", "top", "touch", "true"}
 
 // wasmImages are Wasm modules under the very names of critest's images, in the
 // shapes that images of today have: root file systems with a module at the
@@ -24,6 +25,7 @@ func wasmImages(t *testing.T) map[string]*lab.Image {
 	for _, a := range applets {
 		base = append(base, lab.File{Path: "bin/" + a, Mode: 0o755, Hard: "bin/box.wasm"})
 	}
+	base = append(base, ids()...)
 	box := func(user, what string, cmd ...string) *lab.Image {
 		mark := []lab.File{{Path: "etc/image", Mode: 0o644, Data: []byte(what + "\n")}}
 		return lab.OCI(ocispec.ImageConfig{User: user, Cmd: cmd, Env: []string{"PATH=/bin"}},
@@ -52,6 +54,18 @@ func wasmImages(t *testing.T) map[string]*lab.Image {
 		images[staging+name] = artifacts[same]
 	}
 	return images
+}
+
+// ids are files that only a certain user may read, and others for a group's members,
+// by which a guest finds out who it is: it is the kernel that says so.
+func ids() (files []lab.File) {
+	const nobodyElse = 12345 // none of them
+	for _, n := range []int{0, 33, 1000, 1001, 1002, 1234, 5678, 50000, 65532, 65534} {
+		name := strconv.Itoa(n)
+		files = append(files, lab.File{Path: "ids/user/" + name, Mode: 0o400, UID: n, GID: nobodyElse, Data: []byte("x")},
+			lab.File{Path: "ids/group/" + name, Mode: 0o040, UID: nobodyElse, GID: n, Data: []byte("x")})
+	}
+	return files
 }
 
 // withNote appends a custom section to a module.

@@ -101,6 +101,8 @@ type File struct {
 	Link string // symbolic, if set
 	Hard string // hard link, if set
 	Type byte   // of tar; 0: by the other fields
+	UID  int
+	GID  int
 }
 
 // TarGz packs files, without entries for their folders.
@@ -108,7 +110,7 @@ func TarGz(files []File) (packed, plain []byte) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
 	for _, f := range files {
-		h := &tar.Header{Name: f.Path, Mode: f.Mode, Size: int64(len(f.Data)), Typeflag: tar.TypeReg}
+		h := &tar.Header{Name: f.Path, Mode: f.Mode, Size: int64(len(f.Data)), Typeflag: tar.TypeReg, Uid: f.UID, Gid: f.GID}
 		switch {
 		case f.Type != 0:
 			h.Typeflag, h.Size = f.Type, 0

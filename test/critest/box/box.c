@@ -166,6 +166,66 @@ static int do_hostname(int argc, char **argv)
 	return 0;
 }
 
+/* WASI tells no one who he is, but the kernel lets him read what is his: in the image
+ * each file of /ids/user has an owner who alone may read it, and each of /ids/group a
+ * group. Both are called by their numbers. */
+static int by_number(const struct dirent **a, const struct dirent **b)
+{
+	return atoi((*a)->d_name) - atoi((*b)->d_name);
+}
+
+static int readable_ids(const char *dir, int *ids, int max)
+{
+	struct dirent **names;
+	int n = scandir(dir, &names, NULL, by_number), found = 0;
+
+	for (int i = 0; i < n; i++) {
+		char path[64];
+		snprintf(path, sizeof path, "%s/%s", dir, names[i]->d_name);
+		int fd = names[i]->d_name[0] == '.' ? -1 : open(path, O_RDONLY);
+		if (fd >= 0) {
+			close(fd);
+			if (found < max)
+				ids[found++] = atoi(names[i]->d_name);
+		}
+		free(names[i]);
+	}
+	return found;
+}
+
+static void print_name(int uid)
+{
+	FILE *f = fopen("/etc/passwd", "r");
+	char line[256], name[64];
+	int n;
+
+	while (f && fgets(line, sizeof line, f))
+		if (sscanf(line, "%63[^:]:%*[^:]:%d", name, &n) == 2 && n == uid) {
+			fprintf(out, "%s\n", name);
+			fclose(f);
+			return;
+		}
+	fprintf(out, "%d\n", uid);
+}
+
+/* id -u, -nu, -G, and -g, which is the first of the groups. */
+static int do_id(int argc, char **argv)
+{
+	const char *what = argc > 1 ? argv[1] : "";
+	int ids[WORDS], n = readable_ids(strstr(what, "u") ? "/ids/user" : "/ids/group", ids, WORDS);
+
+	if (n < 1) {
+		fprintf(err, "id: none of those in /ids\n");
+		return 1;
+	}
+	if (strstr(what, "n"))
+		print_name(ids[0]);
+	else
+		for (int i = 0; i < (strstr(what, "G") ? n : 1); i++)
+			fprintf(out, "%d%s", ids[i], strstr(what, "G") && i + 1 < n ? " " : "\n");
+	return 0;
+}
+
 /* dd reads zeroes and throws them away, in blocks of bs=. What counts is their
  * memory, which is taken piece by piece as it is filled. */
 static int do_dd(int argc, char **argv)
@@ -226,7 +286,8 @@ static const struct {
 } commands[] = {
 	{ "cat", do_cat }, { "dd", do_dd }, { "echo", do_echo }, { "env", do_env }, { "false", do_false },
 	{ "grep", do_grep },
-	{ "hostname", do_hostname }, { "httpd", do_httpd }, { "ls", do_ls }, { "mkdir", do_mkdir }, { "nginx", do_httpd },
+	{ "hostname", do_hostname }, { "id", do_id }, { "httpd", do_httpd },
+	{ "ls", do_ls }, { "mkdir", do_mkdir }, { "nginx", do_httpd },
 	{ "sh", do_sh }, { "sleep", do_sleep }, { "[", do_test }, { "top", do_top }, { "touch", do_touch }, { "true", do_true },
 };
 
