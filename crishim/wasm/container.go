@@ -269,9 +269,21 @@ func (m *Manager) watch(c *container, proc *wasmruntime.Process, logs *logPump) 
 func (m *Manager) finish(c *container, proc *wasmruntime.Process, logs *logPump) {
 	exit, _ := proc.ExitStatus()
 	logs.drain(exit.StdoutRest, exit.StderrRest)
+	if at, ok := logs.mark(); ok && len(exit.StdoutRest)+len(exit.StderrRest) > 0 {
+		// The rest is in the exit record until ours is written: whoever is killed
+		// before that writes it again, from here.
+		c.mu.Lock()
+		c.rec.RestAt = &at
+		c.mu.Unlock()
+		if err := m.trySave(c); err != nil {
+			m.log.Warn("container's record can't be written before the end of its log", "container", c.id, "err", err)
+		}
+	}
+	logs.writeRest(exit.StdoutRest, exit.StderrRest)
+	logs.wait()
 	exit.StdoutRest, exit.StderrRest = nil, nil
 	c.mu.Lock()
-	c.rec.Exit = &exit
+	c.rec.Exit, c.rec.RestAt = &exit, nil
 	c.rec.StartedAt = proc.StartedAt()
 	c.logs = nil
 	c.mu.Unlock()
