@@ -2,6 +2,8 @@ package crishim
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -61,6 +63,15 @@ type Config struct {
 	CNIBinDirs []string
 	// RegistryHosts is a registry hosts directory as containerd's certs.d.
 	RegistryHosts string
+	// MaxParallelPulls of Wasm images; others wait. Zero: 2. containerd has a
+	// limit of its own for the layers of OCI images.
+	MaxParallelPulls int
+	// PullStall ends a pull in which the registry said nothing for so long.
+	// Zero: 90 s.
+	PullStall time.Duration
+	// KeepPartial is how long what an interrupted pull left is kept for the next
+	// try. Zero: 24 h. Negative: not at all.
+	KeepPartial time.Duration
 	// CgroupParent for pods that name none. Empty: /coracle.
 	CgroupParent string
 	// Limits for Wasm modules; zero: those of this board.
@@ -94,10 +105,11 @@ type Service struct {
 	events *hub
 	pause  sandboxImage
 
-	lock *os.File        // held while it lives
-	done <-chan struct{} // of the Service
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	swept chan struct{}   // closed when containerd is
+	lock  *os.File        // held while it lives
+	done  <-chan struct{} // of the Service
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
 }
 
 var (
@@ -126,7 +138,7 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 	if len(cfg.CNIBinDirs) == 0 {
 		cfg.CNIBinDirs = []string{"/opt/cni/bin", "/usr/lib/cni"}
 	}
-	s := &Service{cfg: cfg, log: cfg.Logger, now: cfg.Now, events: newHub()}
+	s := &Service{cfg: cfg, log: cfg.Logger, now: cfg.Now, events: newHub(), swept: make(chan struct{})}
 	if s.lock, err = lockDir(cfg.StateDir); err != nil {
 		return nil, fmt.Errorf("crishim: %w", err)
 	}
@@ -146,7 +158,7 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 	s.store, err = images.Open(images.Options{
 		Dir: filepath.Join(cfg.StateDir, "images"), HostsDir: cfg.RegistryHosts, Logger: cfg.Logger, Now: cfg.Now,
 		Prepare: func(ctx context.Context, m images.Module) error { return rt.Compile(ctx, m.Path, m.Digest.String()) },
-		InUse:   s.imageInUse,
+		InUse:   s.imageInUse, MaxParallel: cfg.MaxParallelPulls, Stall: cfg.PullStall, KeepPartial: cfg.KeepPartial,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("crishim: %w", err)
@@ -162,6 +174,8 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 		if s.oci, err = oci.New(cfg.ContainerdSocket, cfg.Logger); err != nil {
 			return nil, fmt.Errorf("crishim: %w", err)
 		}
+		sum := sha256.Sum256([]byte(cfg.StateDir))
+		s.oci.Owner = hex.EncodeToString(sum[:8])
 		opts.ForeignSandbox = s.foreignSandbox
 	}
 	s.last = openLastKnown(filepath.Join(cfg.StateDir, "oci-last.json"), cfg.Logger, cfg.Now)
@@ -178,6 +192,7 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 		s.wg.Add(1)
 		go func() {
 			defer s.wg.Done()
+			s.sweepContainerd(run)
 			s.followContainerd(run)
 		}()
 	}
@@ -190,6 +205,7 @@ func (s *Service) Close() error {
 	s.stop()
 	s.events.close()
 	s.wg.Wait()
+	s.store.Close()
 	err := s.wasm.Close()
 	if s.oci != nil {
 		err = errors.Join(err, s.oci.Close())
@@ -224,6 +240,17 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// sweepContainerd removes what a killed process left there half-imported. Imports
+// wait for it, or it would take theirs.
+func (s *Service) sweepContainerd(ctx context.Context) {
+	defer close(s.swept)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := s.oci.SweepImports(ctx); err != nil {
+		s.log.Debug("what a former process imported by half is left in containerd until it expires", "err", err)
+	}
+}
+
 // Import stores the images of an OCI or docker archive: Wasm ones here, others
 // in containerd. ref names the image of an archive with one; empty means the
 // archive's own names. It returns the full names.
@@ -231,6 +258,11 @@ func (s *Service) Import(ctx context.Context, archive io.Reader, ref string) ([]
 	var target images.OCITarget
 	if s.oci != nil {
 		target = s.oci
+		select {
+		case <-s.swept:
+		case <-ctx.Done():
+			return nil, rpcError(ctx.Err())
+		}
 	}
 	names, err := s.store.Import(ctx, archive, ref, target)
 	return names, rpcError(err)

@@ -81,6 +81,7 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		if theirs != nil {
 			out.Info["containerd"] = wasm.JSON(theirs.GetInfo())
 		}
+		out.Info["pulls"] = wasm.JSON(s.store.Pulls())
 	}
 	return out, nil
 }

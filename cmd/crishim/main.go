@@ -46,6 +46,9 @@ func run(args []string) error {
 	wasmCache := fs.Int64("wasm-cache-bytes", wasmruntime.DefaultCacheBytes, "bound of compiled Wasm modules; what was used longest ago goes first, and nothing that a container uses")
 	artifacts := fs.String("wasm-artifacts", "", "folder with modules that `coracle wasm compile` made; empty: all are compiled here")
 	trusted := fs.String("wasm-trusted-keys", "/etc/coracle/wasm-keys", "folder with public keys, *.pem, that may have signed them")
+	pulls := fs.Int("max-parallel-pulls", 2, "pulls of Wasm images at a time")
+	stall := fs.Duration("pull-stall", 90*time.Second, "give a pull up when the registry says nothing for so long")
+	keep := fs.Duration("keep-partial", 24*time.Hour, "keep what an interrupted pull left for so long, so that the next one resumes it; negative: not at all")
 	cgroup := fs.String("cgroup-parent", "", "cgroup of pods that name none; default: /coracle")
 	streamAddr := fs.String("streaming", "127.0.0.1:0", "address where clients attach to Wasm containers and forward ports to Wasm pods, by URLs that are given out over CRI; keep it on loopback")
 	verbose := fs.Bool("v", false, "log what is done")
@@ -80,8 +83,8 @@ func run(args []string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	cfg := crishim.Config{
 		StateDir: *state, RunnerPath: *runner, ContainerdSocket: *containerd, CNIConfDir: *cniConf, RequireNetwork: *podNetwork == "cni",
-		RegistryHosts: *hosts, CgroupParent: *cgroup, WasmCacheBytes: *wasmCache, WasmArtifacts: *artifacts, WasmTrustedKeys: *trusted,
-		Version: version.Semantic(), Logger: log,
+		RegistryHosts: *hosts, MaxParallelPulls: *pulls, PullStall: *stall, KeepPartial: *keep,
+		CgroupParent: *cgroup, WasmCacheBytes: *wasmCache, WasmArtifacts: *artifacts, WasmTrustedKeys: *trusted, Version: version.Semantic(), Logger: log,
 	}
 	if *cniBin != "" {
 		cfg.CNIBinDirs = strings.Split(*cniBin, ",")

@@ -5,13 +5,16 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -50,8 +53,14 @@ func wrapRemote(ref string, err error) error {
 	}
 	for _, known := range []error{ErrNotFound, ErrUnauthorized, ErrRegistry, ErrInvalidReference, ErrInvalidImage, ErrNoSpace, ErrNotWasm} {
 		if errors.Is(err, known) {
+			if !strings.Contains(err.Error(), ref) {
+				err = fmt.Errorf("image %q: %w", ref, err)
+			}
 			return err
 		}
+	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("image %q: %w: it became full while the image was written: %w", ref, ErrNoSpace, err)
 	}
 	var status remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &status) {
@@ -63,9 +72,14 @@ func wrapRemote(ref string, err error) error {
 		}
 		return fmt.Errorf("image %q: %w: %w", ref, ErrRegistry, err)
 	}
+	var throttled *throttledError
+	if errors.As(err, &throttled) {
+		return fmt.Errorf("image %q: %w: %w", ref, ErrRegistry, throttled)
+	}
 	var unknownCA x509.UnknownAuthorityError
 	var wrongName x509.HostnameError
-	var netErr net.Error
+	var urlErr *url.Error // not net.Error: that is any errno, too
+	var netErr *net.OpError
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("image %q: %w", ref, err)
@@ -75,7 +89,7 @@ func wrapRemote(ref string, err error) error {
 		return fmt.Errorf("image %q: %w: %w", ref, ErrNotFound, err)
 	case errors.As(err, &unknownCA), errors.As(err, &wrongName):
 		return fmt.Errorf("image %q: %w: %w; name the registry's CA in hosts.toml", ref, ErrRegistry, err)
-	case errors.As(err, &netErr):
+	case errors.As(err, &urlErr), errors.As(err, &netErr), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return fmt.Errorf("image %q: %w: %w", ref, ErrRegistry, err)
 	case errdefs.IsFailedPrecondition(err) && strings.Contains(err.Error(), "unexpected commit"):
 		return fmt.Errorf("image %q: %w: a registry sent other bytes than the digest says: %w", ref, ErrInvalidImage, err)

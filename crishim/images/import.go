@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -40,21 +43,29 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, oci OCITarg
 func (s *Store) importArchive(ctx context.Context, r io.Reader, ref string, oci OCITarget) ([]string, error) {
 	s.importing.Lock() // both would write the same ingests
 	defer s.importing.Unlock()
-	rec := &recordingStore{Store: s.content}
-	defer func() { s.deleteNew(context.WithoutCancel(ctx), rec.digests) }()
+	// What a killed import left half-written would be gone on with, whatever this
+	// archive has under that name.
+	s.abortArchive()
+	t := s.beginTransfer(ref)
+	rec := &recordingStore{Store: s.content, t: t}
+	// Whatever came with the archive goes unless an image of the index has it.
+	defer func() {
+		t.end(context.WithoutCancel(ctx), t.held, nil)
+		s.abortArchive()
+	}()
 	idxDesc, err := archive.ImportIndex(ctx, rec, r)
 	if err != nil {
 		return nil, fmt.Errorf("image archive: %w: %w", ErrInvalidImage, err)
 	}
 	var idx ocispec.Index
-	here := func(ctx context.Context, desc ocispec.Descriptor) error {
+	t.get = func(ctx context.Context, desc ocispec.Descriptor) error {
 		_, err := s.content.Info(ctx, desc.Digest)
 		if err != nil {
 			return fmt.Errorf("%w: the archive lacks %s %s", ErrInvalidImage, desc.MediaType, desc.Digest)
 		}
 		return nil
 	}
-	if err := s.readJSON(ctx, idxDesc, here, &idx); err != nil {
+	if err := s.readJSON(ctx, t, idxDesc, &idx); err != nil {
 		return nil, fmt.Errorf("image archive: %w", err)
 	}
 	if len(idx.Manifests) == 0 {
@@ -86,7 +97,8 @@ func (s *Store) importArchive(ctx context.Context, r io.Reader, ref string, oci 
 		if err != nil {
 			return names, fmt.Errorf("image %q: %w: %w", name, ErrInvalidReference, err)
 		}
-		res, err := s.take(ctx, named, desc, "", here)
+		t.rename(named.String())
+		res, err := s.take(ctx, t, named, desc, "")
 		if err != nil {
 			return names, err
 		}
@@ -119,10 +131,10 @@ func archiveName(desc ocispec.Descriptor) string {
 	return ""
 }
 
-// recordingStore remembers which blobs are new.
+// recordingStore has what is written held by a transfer.
 type recordingStore struct {
 	content.Store
-	digests []digest.Digest
+	t *transfer
 }
 
 func (r *recordingStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
@@ -130,33 +142,28 @@ func (r *recordingStore) Writer(ctx context.Context, opts ...content.WriterOpt) 
 	if err != nil {
 		return nil, err
 	}
-	return &recordingWriter{Writer: w, store: r}, nil
+	return &recordingWriter{Writer: w, t: r.t}, nil
 }
 
 type recordingWriter struct {
 	content.Writer
-	store *recordingStore
+	t *transfer
 }
 
 func (w *recordingWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
-	d := w.Digest()
-	err := w.Writer.Commit(ctx, size, expected, opts...)
-	if err == nil {
-		w.store.digests = append(w.store.digests, d)
-	}
-	return err
+	w.t.hold(w.Digest())
+	return w.Writer.Commit(ctx, size, expected, opts...)
 }
 
-// deleteNew deletes what an import brought and no image of the index needs,
-// unless a pull is under way that may have come to rely on it.
-func (s *Store) deleteNew(ctx context.Context, digests []digest.Digest) {
-	if statuses, err := s.content.ListStatuses(ctx, "ref~=^tar-"); err == nil {
-		for _, st := range statuses {
-			_ = s.content.Abort(ctx, st.Ref)
+// abortArchive removes what an import left half-written. The content store's own
+// list fails at the first one that a kill left without its files.
+func (s *Store) abortArchive() {
+	refs, _ := filepath.Glob(s.path("content", "ingest", "*", "ref"))
+	for _, file := range refs {
+		if ref, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(ref), "tar-") {
+			if err := os.RemoveAll(filepath.Dir(file)); err != nil {
+				s.log.Warn("what an interrupted import left can't be removed", "dir", filepath.Dir(file), "err", err)
+			}
 		}
 	}
-	if s.flights.count() > 1 {
-		return
-	}
-	s.deleteUnnamed(ctx, digests...)
 }

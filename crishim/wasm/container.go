@@ -115,8 +115,23 @@ func (m *Manager) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	m.mu.Lock()
 	m.containers[c.id] = c
 	m.mu.Unlock()
+	// From here on the image stays while the container does. It may have gone
+	// while the module was compiled.
+	if now, err := m.opts.Image(imageRef); err != nil || now.ID != img.ID {
+		if _, serr := os.Stat(spec.Module); serr != nil {
+			m.forget(c)
+			return "", errors.Join(fmt.Errorf("container %q: image %q was removed meanwhile: %w", name, imageRef, ErrNotFound), os.RemoveAll(m.containerDir(c.id)))
+		}
+	}
 	m.emit(c, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return c.id, nil
+}
+
+func (m *Manager) forget(c *container) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.containers, c.id)
+	delete(m.names, c.name)
 }
 
 // makeContainerDir makes the container's folder under another name and renames
@@ -288,9 +303,21 @@ func (m *Manager) watch(c *container, proc *wasmruntime.Process, logs *logPump) 
 func (m *Manager) finish(c *container, proc *wasmruntime.Process, logs *logPump) {
 	exit, _ := proc.ExitStatus()
 	logs.drain(exit.StdoutRest, exit.StderrRest)
+	if at, ok := logs.mark(); ok && len(exit.StdoutRest)+len(exit.StderrRest) > 0 {
+		// The rest is in the exit record until ours is written: whoever is killed
+		// before that writes it again, from here.
+		c.mu.Lock()
+		c.rec.RestAt = &at
+		c.mu.Unlock()
+		if err := m.trySave(c); err != nil {
+			m.log.Warn("container's record can't be written before the end of its log", "container", c.id, "err", err)
+		}
+	}
+	logs.writeRest(exit.StdoutRest, exit.StderrRest)
+	logs.wait()
 	exit.StdoutRest, exit.StderrRest = nil, nil
 	c.mu.Lock()
-	c.rec.Exit = &exit
+	c.rec.Exit, c.rec.RestAt = &exit, nil
 	c.rec.StartedAt = proc.StartedAt()
 	c.logs = nil
 	c.mu.Unlock()
@@ -394,6 +421,9 @@ func (m *Manager) remove(ctx context.Context, c *container) error {
 			if err := proc.Delete(ctx); err != nil {
 				return err
 			}
+		} else if rec := c.record(); rec.Exit == nil {
+			// A start that this process's predecessor didn't live to finish.
+			m.removeCgroup(rec.Spec.Cgroup)
 		}
 		// Renamed first, so that a kill in the middle leaves nothing that
 		// looks like a container.
@@ -409,10 +439,7 @@ func (m *Manager) remove(ctx context.Context, c *container) error {
 		c.mu.Unlock()
 		return fmt.Errorf("container %q: remove: %w", c.id, err)
 	}
-	m.mu.Lock()
-	delete(m.containers, c.id)
-	delete(m.names, c.name)
-	m.mu.Unlock()
+	m.forget(c)
 	m.emit(c, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }

@@ -23,9 +23,10 @@ const maxLine = 16 << 10
 // logPump copies a guest's output from its FIFOs into its log, in the CRI's
 // format. Bytes are taken out of a FIFO only after their lines were written:
 // they are looked at with tee(2) first, and an unfinished line stays in the
-// FIFO. So nothing is lost if this process is killed; at worst the last lines
-// are written again. A pump holds no buffer of its own.
+// FIFO. So nothing is lost if this process is killed, and inflight sees to it
+// that nothing is doubled. A pump holds no buffer of its own.
 type logPump struct {
+	id      string // of the container
 	path    string // empty: output is thrown away
 	log     *slog.Logger
 	now     func() time.Time
@@ -43,10 +44,6 @@ type logPump struct {
 type logFIFO struct {
 	stream string
 	f      *os.File
-	// ahead counts bytes that are in the log but that the runner took out of
-	// the FIFO before we did: they are at the start of the rest in its exit
-	// record.
-	ahead int
 	// shown counts bytes at the start of the FIFO that those who are attached
 	// have: an unfinished line stays there, and they don't wait for its end.
 	shown int
@@ -59,6 +56,10 @@ type logScratch struct {
 	r, w int
 	buf  []byte
 	out  []byte
+
+	inflight inflight
+	// dies, in tests, ends a pump between two steps as a SIGKILL does.
+	dies func(p *logPump, step string) bool
 }
 
 const scratchSize = 64 << 10 // a pipe's capacity
@@ -77,13 +78,14 @@ func (s *logScratch) close() {
 	defer s.mu.Unlock()
 	unix.Close(s.r)
 	unix.Close(s.w)
+	s.inflight.close()
 }
 
 // openLogs opens log and FIFOs of a container, before its guest starts or when
 // it is taken over. Both ends of the FIFOs are held open: they have no end of
 // file, and keep what a guest wrote after it has ended.
 func (m *Manager) openLogs(rec *containerRecord, takeover bool) (*logPump, error) {
-	p := &logPump{path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch, ending: make(chan struct{})}
+	p := &logPump{id: rec.ID, path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch, ending: make(chan struct{})}
 	if takeover && p.path != "" {
 		if err := cutTornLine(p.path); err != nil {
 			p.log.Warn("log can't be repaired", "log", p.path, "err", err)
@@ -157,9 +159,9 @@ func (p *logPump) wait() {
 	}
 }
 
-// drain is called when the guest has ended: it copies what is left, the last
-// line too if it is unfinished, and closes everything. rest is what the runner
-// took out of the FIFOs, of stdout and of stderr.
+// drain is called when the guest has ended: it copies what is left in the
+// FIFOs, the last line too if it is unfinished. rest is what the runner took out
+// of them, of stdout and of stderr; writeRest appends it.
 func (p *logPump) drain(rest ...[]byte) {
 	p.stop()
 	p.wg.Wait()
@@ -171,13 +173,29 @@ func (p *logPump) drain(rest ...[]byte) {
 			})
 		}
 		in.show(rest[i])
-		if left := rest[i]; in.ahead < len(left) {
-			p.scratch.mu.Lock()
-			p.write(in.stream, left[in.ahead:], true)
-			p.scratch.mu.Unlock()
-		}
 	}
-	p.wait()
+}
+
+// mark is where the log ends; false if there is none.
+func (p *logPump) mark() (logMark, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.file == nil {
+		return logMark{}, false
+	}
+	at, err := markOf(p.file)
+	return at, err == nil
+}
+
+// writeRest appends what the runner took out of the FIFOs.
+func (p *logPump) writeRest(rest ...[]byte) {
+	p.scratch.mu.Lock()
+	defer p.scratch.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, in := range p.fifos {
+		p.write(in.stream, rest[i], true)
+	}
 }
 
 // copy moves one batch from a FIFO to the log and says whether it moved any.
@@ -194,22 +212,48 @@ func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
 	}
 	full := pipeFull(s.w)
 	seen, err := readFull(s.r, s.buf[:n])
-	if err != nil || seen == 0 {
+	if err != nil || seen == 0 || p.isDead("seen") {
 		return false
 	}
 	in.show(s.buf[:seen])
+	p.mu.Lock() // until it is taken: the log's end must not become another's
+	defer p.mu.Unlock()
+	var before logMark
+	if p.file != nil {
+		if before, err = markOf(p.file); err == nil {
+			s.inflight.begin(p.id, before, s.buf[0])
+		}
+	}
+	if p.isDead("begun") {
+		return false
+	}
+	lost := p.lost
 	taken := p.write(in.stream, s.buf[:seen], last)
 	if taken == 0 && (full || pipeFull(fd)) {
 		// No end of line and no room for one: users with many pipes get them
 		// of two pages, less than the longest line.
 		taken = p.writePiece(in.stream, s.buf[:seen])
 	}
-	if taken == 0 {
+	if p.isDead("written") {
 		return false
 	}
-	got, _ := readFull(fd, s.buf[:taken])
-	in.ahead += taken - got
+	if taken == 0 {
+		s.inflight.end()
+		return false
+	}
+	got, _ := s.inflight.take(fd, s.buf[:taken])
 	in.shown -= got
+	if p.isDead("taken") {
+		return false
+	}
+	if got == 0 {
+		// The guest ended, and its runner took all of it for the exit record.
+		p.lost = lost
+		if p.file != nil && before.Ino != 0 {
+			_ = p.file.Truncate(before.Offset)
+		}
+	}
+	s.inflight.end()
 	return got == taken
 }
 
@@ -222,12 +266,12 @@ func (in *logFIFO) show(data []byte) {
 	}
 }
 
+func (p *logPump) isDead(step string) bool { return p.scratch.dies != nil && p.scratch.dies(p, step) }
+
 // write appends the finished lines of data, and pieces of a line that is too
 // long, and returns how many bytes of data that was. The caller holds the
-// scratch.
+// scratch and the pump's lock.
 func (p *logPump) write(stream string, data []byte, last bool) (taken int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	stamp := p.now().UTC().Format(time.RFC3339Nano)
 	out := p.scratch.out[:0]
 	piece := func(tag byte, line []byte) {
@@ -268,10 +312,9 @@ func (p *logPump) write(stream string, data []byte, last bool) (taken int) {
 	return taken
 }
 
-// writePiece appends data as a piece of a line. The caller holds the scratch.
+// writePiece appends data as a piece of a line. The caller holds the scratch
+// and the pump's lock.
 func (p *logPump) writePiece(stream string, data []byte) int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	head := fmt.Sprintf("%s %s P ", p.now().UTC().Format(time.RFC3339Nano), stream)
 	p.append(append(append([]byte(head), data...), '\n'), len(data))
 	return len(data)
@@ -342,8 +385,8 @@ func (p *logPump) reopen() error {
 	return nil
 }
 
-// cutTornLine removes an unfinished last line: its bytes are still in the
-// FIFO and will be written again.
+// cutTornLine removes an unfinished last line, which a power cut leaves: readers
+// of logs want whole ones.
 func cutTornLine(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {

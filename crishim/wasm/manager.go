@@ -144,6 +144,13 @@ func New(ctx context.Context, opts Options) (*Manager, error) {
 	if err := m.scratch.open(); err != nil {
 		return nil, fmt.Errorf("wasm state: %w", err)
 	}
+	flight, pending, err := openInflight(filepath.Join(opts.Dir, "inflight"), m.bootID)
+	if err != nil {
+		m.log.Warn("if this process is killed, lines of logs may be doubled", "err", err)
+	} else {
+		m.scratch.inflight = *flight
+		m.landFlight(pending)
+	}
 	if err := m.recover(ctx); err != nil {
 		m.scratch.close()
 		return nil, fmt.Errorf("wasm state: %w", err)

@@ -69,6 +69,9 @@ type containerRecord struct {
 	// own record says it).
 	StartedAt time.Time               `json:"startedAt,omitzero"`
 	Exit      *wasmruntime.ExitStatus `json:"exit,omitempty"`
+	// RestAt is where in the log the rest of the output begins that the exit
+	// record of the runner holds. It is there while that is being written.
+	RestAt *logMark `json:"restAt,omitempty"`
 }
 
 func (r *sandboxRecord) config() (*runtimeapi.PodSandboxConfig, error) {

@@ -43,12 +43,23 @@ func (m *Manager) recoverSandboxes(ctx context.Context) error {
 		}
 		s.name = sandboxName(s.config.GetMetadata())
 		if s.rec.Making {
-			if err := m.disconnect(ctx, s); err != nil {
-				m.log.Error("half-made pod sandbox can't be cleaned up", "sandbox", s.id, "err", err)
-				continue
+			if n, ok := m.opts.Network.(interface {
+				EndAbandoned(ctx context.Context, id string)
+			}); ok {
+				n.EndAbandoned(ctx, s.id)
 			}
-			os.Remove(path)
-			continue
+			if err := m.disconnect(ctx, s); err == nil {
+				os.Remove(path)
+				continue
+			} else {
+				// Listed as not ready, so that whoever asked for it removes it, when
+				// the network can be undone.
+				m.log.Error("half-made pod sandbox can't be cleaned up yet", "sandbox", s.id, "err", err)
+			}
+			s.rec.Making, s.rec.Ready = false, false
+			if err := m.saveSandbox(s, false); err != nil {
+				m.log.Warn("pod sandbox's record can't be written", "sandbox", s.id, "err", err)
+			}
 		}
 		m.sandboxes[s.id] = s
 		m.names[s.name] = s.id
@@ -135,6 +146,11 @@ func (m *Manager) recoverContainer(ctx context.Context, c *container) {
 		return
 	}
 	c.rec.StartedAt = proc.StartedAt()
+	if at := c.rec.RestAt; at != nil {
+		if err := cutLog(c.rec.LogPath, *at); err != nil {
+			m.log.Warn("the end of a log may stand twice in it", "container", c.id, "log", c.rec.LogPath, "err", err)
+		}
+	}
 	logs, err := m.openLogs(&c.rec, true)
 	if err != nil {
 		m.log.Error("log of a running container can't be opened, its output is not read", "container", c.id, "err", err)
