@@ -270,6 +270,9 @@ func (m *Manager) finish(c *container, proc *wasmruntime.Process, logs *logPump)
 	exit, _ := proc.ExitStatus()
 	logs.drain(exit.StdoutRest, exit.StderrRest)
 	exit.StdoutRest, exit.StderrRest = nil, nil
+	if exit.Message == "" && logs.throttle.wasHeld() {
+		exit.Message = heldMessage
+	}
 	c.mu.Lock()
 	c.rec.Exit = &exit
 	c.rec.StartedAt = proc.StartedAt()
@@ -461,6 +464,7 @@ func (m *Manager) containerStatuses(sandboxID string) []*runtimeapi.ContainerSta
 func (m *Manager) containerStatus(c *container) *runtimeapi.ContainerStatus {
 	c.mu.Lock()
 	rec, state := c.rec, c.stateLocked()
+	held := c.logs != nil && c.logs.throttle.wasHeld()
 	c.mu.Unlock()
 	st := &runtimeapi.ContainerStatus{
 		Id: c.id, Metadata: c.config.GetMetadata(), State: state, CreatedAt: rec.CreatedAt.UnixNano(),
@@ -474,6 +478,9 @@ func (m *Manager) containerStatus(c *container) *runtimeapi.ContainerStatus {
 	}
 	if !rec.StartedAt.IsZero() {
 		st.StartedAt = rec.StartedAt.UnixNano()
+	}
+	if held {
+		st.Message = heldMessage
 	}
 	if rec.Exit != nil {
 		st.ExitCode, st.Reason, st.Message = int32(rec.Exit.Code), rec.Exit.Reason, rec.Exit.Message

@@ -32,10 +32,16 @@ type logPump struct {
 	scratch *logScratch
 	fifos   []*logFIFO
 	wg      sync.WaitGroup
+	ending  chan struct{} // closed by stop
+	endOnce sync.Once
+
+	throttle throttle
 
 	mu   sync.Mutex // guards what follows, and orders the lines of both streams
 	file *os.File
 	lost int // bytes that couldn't be written
+	// written is what the throttle hasn't heard of yet.
+	written int
 }
 
 type logFIFO struct {
@@ -77,7 +83,7 @@ func (s *logScratch) close() {
 // it is taken over. Both ends of the FIFOs are held open: they have no end of
 // file, and keep what a guest wrote after it has ended.
 func (m *Manager) openLogs(rec *containerRecord, takeover bool) (*logPump, error) {
-	p := &logPump{path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch}
+	p := &logPump{path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch, ending: make(chan struct{})}
 	if takeover && p.path != "" {
 		if err := cutTornLine(p.path); err != nil {
 			p.log.Warn("log can't be repaired", "log", p.path, "err", err)
@@ -118,6 +124,7 @@ func (p *logPump) follow(in *logFIFO) {
 	// wakes nobody until the guest adds to it.
 	_ = conn.Read(func(fd uintptr) bool {
 		for p.copy(in, int(fd), false) {
+			p.pause()
 		}
 		return false
 	})
@@ -125,6 +132,11 @@ func (p *logPump) follow(in *logFIFO) {
 
 // stop ends following. What is in the FIFOs stays there.
 func (p *logPump) stop() {
+	p.endOnce.Do(func() {
+		if p.ending != nil {
+			close(p.ending)
+		}
+	})
 	for _, in := range p.fifos {
 		_ = in.f.SetReadDeadline(time.Unix(1, 0))
 	}
@@ -279,6 +291,7 @@ func (p *logPump) append(lines []byte, bytes int) {
 		return
 	}
 	p.lost = 0
+	p.written += n
 }
 
 func (p *logPump) drop(bytes int, err error) {
