@@ -29,6 +29,7 @@ func main() {
 	flag.DurationVar(&b.window, "window", time.Minute, "how long the idle server is watched")
 	flag.DurationVar(&b.load, "load", 5*time.Second, "how long the HTTP servers are asked")
 	flag.StringVar(&b.kernel, "arm64", "", "an arm64 kernel (kernel.sh fetches Debian's): measure the density of a QEMU guest, and nothing else")
+	flag.IntVar(&b.boardContainers, "board-containers", 200, "how many containers that guest runs")
 	flag.Parse()
 	if os.Getenv(insideEnv) == "" {
 		os.Exit(enter())
@@ -71,6 +72,7 @@ func enter() int {
 type bench struct {
 	bin, out, goTool   string
 	guests, kernel     string
+	boardContainers    int
 	starts, cold, many int
 	window, load       time.Duration
 

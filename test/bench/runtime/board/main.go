@@ -79,11 +79,7 @@ func containers(ctx context.Context, n int) error {
 		return err
 	}
 	defer svc.Close()
-	module, err := os.ReadFile("/hello.wasm")
-	if err != nil {
-		return err
-	}
-	names, err := svc.Import(ctx, bytes.NewReader(lab.Archive(lab.CNCF(module), "")), "bench.example/hello:1")
+	image, err := load(ctx, svc, "hello")
 	if err != nil {
 		return err
 	}
@@ -93,7 +89,7 @@ func containers(ctx context.Context, n int) error {
 	}
 	begin := time.Now()
 	for i := range n {
-		if err := start(ctx, svc, names[0], i); err != nil {
+		if err := start(ctx, svc, image, i); err != nil {
 			return fmt.Errorf("container %d: %w", i+1, err)
 		}
 		if (i+1)%20 == 0 {
@@ -123,14 +119,69 @@ func containers(ctx context.Context, n int) error {
 		}
 		pss += m.PSS
 	}
-	fmt.Printf("result: running=%d pss=%.4f available_before=%.1f available_after=%.1f seconds=%.1f\n",
-		len(list.GetContainers()), pss/float64(max(1, len(pids))), before, after, took.Seconds())
+	oom, err := outOfMemory(ctx, svc)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("result: running=%d pss=%.4f available_before=%.1f available_after=%.1f seconds=%.1f oom=%s\n",
+		len(list.GetContainers()), pss/float64(max(1, len(pids))), before, after, took.Seconds(), oom)
 	return nil
+}
+
+// outOfMemory says how a container ends that needs more than its limit.
+func outOfMemory(ctx context.Context, svc *crishim.Service) (string, error) {
+	image, err := load(ctx, svc, "hostile")
+	if err != nil {
+		return "", err
+	}
+	id, _, err := create(ctx, svc, image, "oom", "memory")
+	if err != nil {
+		return "", err
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		resp, err := svc.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id})
+		if err != nil {
+			return "", err
+		}
+		st := resp.GetStatus()
+		if st.GetState() == runtimeapi.ContainerState_CONTAINER_EXITED || time.Now().After(deadline) {
+			return fmt.Sprintf("%s/%d", st.GetReason(), st.GetExitCode()), nil
+		}
+	}
+}
+
+// load makes an image of a module in the initramfs.
+func load(ctx context.Context, svc *crishim.Service, name string) (string, error) {
+	module, err := os.ReadFile("/" + name + ".wasm")
+	if err != nil {
+		return "", err
+	}
+	names, err := svc.Import(ctx, bytes.NewReader(lab.Archive(lab.CNCF(module), "")), "bench.example/"+name+":1")
+	if err != nil {
+		return "", err
+	}
+	return names[0], nil
 }
 
 // start starts a container and waits for its greeting.
 func start(ctx context.Context, svc *crishim.Service, image string, i int) error {
-	name := fmt.Sprintf("pod-%d", i)
+	_, log, err := create(ctx, svc, image, fmt.Sprintf("pod-%d", i), "stay")
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		said, _ := os.ReadFile(log)
+		if strings.Contains(string(said), "hello") {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("it said %q", said)
+		}
+	}
+}
+
+// create makes and starts a container in a pod of its own, and gives its log too.
+func create(ctx context.Context, svc *crishim.Service, image, name, arg string) (id, log string, err error) {
 	cfg := &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "default", Uid: name},
 		LogDirectory: filepath.Join("/run/logs", name),
@@ -141,32 +192,21 @@ func start(ctx context.Context, svc *crishim.Service, image string, i int) error
 	}
 	sb, err := svc.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
 	if err != nil {
-		return err
+		return "", "", err
 	}
 	c, err := svc.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId: sb.GetPodSandboxId(), SandboxConfig: cfg, Config: &runtimeapi.ContainerConfig{
 			Metadata: &runtimeapi.ContainerMetadata{Name: "main"}, Image: &runtimeapi.ImageSpec{Image: image},
-			Args: []string{"stay"}, LogPath: "0.log", Linux: &runtimeapi.LinuxContainerConfig{
+			Args: []string{arg}, LogPath: "0.log", Linux: &runtimeapi.LinuxContainerConfig{
 				Resources: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20},
 			},
 		},
 	})
 	if err != nil {
-		return err
+		return "", "", err
 	}
-	if _, err := svc.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.GetContainerId()}); err != nil {
-		return err
-	}
-	log := filepath.Join(cfg.LogDirectory, "0.log")
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		said, _ := os.ReadFile(log)
-		if strings.Contains(string(said), "hello") {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("it said %q", said)
-		}
-	}
+	_, err = svc.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.GetContainerId()})
+	return c.GetContainerId(), filepath.Join(cfg.LogDirectory, "0.log"), err
 }
 
 // available memory of the machine, in MiB.
