@@ -93,7 +93,7 @@ bench-link: programs upstream ## bytes of the fleet link per class, idle, per po
 bench-fleet: programs ## a fleet (NODES=1000) that loses its broker for ten minutes, and boards that die, into .coracle/bench/bench-fleet.jsonl (ARGS=-outage=1m; -broker=network or controlplane loses something else)
 	@$(GO) run ./test/bench/fleet -bin bin -nodes $(if $(filter 1,$(NODES)),1000,$(NODES)) $(ARGS)
 
-bench-runtime: programs ## a Wasm container beside one of runc: start, memory, an idle server, computing, HTTP, as root, into .coracle/bench/bench-runtime.jsonl
+bench-runtime: programs ## a Wasm container beside one of runc: start, memory, an idle server, computing, HTTP, as root, into .coracle/bench/bench-runtime.jsonl; ARGS="-arm64 KERNEL" puts 200 into an emulated board of 512 MiB (test/bench/runtime/kernel.sh fetches one)
 	@$(GO) run ./test/bench/runtime --bin bin --go $(abspath $(GO)) $(ARGS)
 
 # Upstream's own node and API server, of a module of their own.

@@ -316,6 +316,9 @@ func (m *Manager) finish(c *container, proc *wasmruntime.Process, logs *logPump)
 	logs.writeRest(exit.StdoutRest, exit.StderrRest)
 	logs.wait()
 	exit.StdoutRest, exit.StderrRest = nil, nil
+	if exit.Message == "" && logs.throttle.wasHeld() {
+		exit.Message = heldMessage
+	}
 	c.mu.Lock()
 	c.rec.Exit, c.rec.RestAt = &exit, nil
 	c.rec.StartedAt = proc.StartedAt()
@@ -508,6 +511,7 @@ func (m *Manager) containerStatuses(sandboxID string) []*runtimeapi.ContainerSta
 func (m *Manager) containerStatus(c *container) *runtimeapi.ContainerStatus {
 	c.mu.Lock()
 	rec, state := c.rec, c.stateLocked()
+	held := c.logs != nil && c.logs.throttle.wasHeld()
 	c.mu.Unlock()
 	st := &runtimeapi.ContainerStatus{
 		Id: c.id, Metadata: c.config.GetMetadata(), State: state, CreatedAt: rec.CreatedAt.UnixNano(),
@@ -521,6 +525,9 @@ func (m *Manager) containerStatus(c *container) *runtimeapi.ContainerStatus {
 	}
 	if !rec.StartedAt.IsZero() {
 		st.StartedAt = rec.StartedAt.UnixNano()
+	}
+	if held {
+		st.Message = heldMessage
 	}
 	if rec.Exit != nil {
 		st.ExitCode, st.Reason, st.Message = int32(rec.Exit.Code), rec.Exit.Reason, rec.Exit.Message

@@ -36,9 +36,13 @@ type logPump struct {
 	ending  chan struct{} // closed by stop
 	endOnce sync.Once
 
+	throttle throttle
+
 	mu   sync.Mutex // guards what follows, and orders the lines of both streams
 	file *os.File
 	lost int // bytes that couldn't be written
+	// written is what the throttle hasn't heard of yet.
+	written int
 }
 
 type logFIFO struct {
@@ -127,6 +131,7 @@ func (p *logPump) follow(in *logFIFO) {
 	_ = conn.Read(func(fd uintptr) bool {
 		for p.copy(in, int(fd), false) {
 			in.taps.awaitRoom(p.ending)
+			p.pause()
 		}
 		return false
 	})
@@ -347,6 +352,7 @@ func (p *logPump) append(lines []byte, bytes int) {
 		return
 	}
 	p.lost = 0
+	p.written += n
 }
 
 func (p *logPump) drop(bytes int, err error) {

@@ -78,6 +78,10 @@ func compileStage(order compileOrder, module string, uid uint32, memory int64, s
 	if noExec {
 		return compile(order)
 	}
+	// Whoever runs already goes first; on this thread, and so in what it executes.
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, compileNice); err != nil {
+		order.Walls = append(order.Walls, "no nice: "+err.Error())
+	}
 	exe, err := self()
 	if err != nil {
 		return err
@@ -106,6 +110,10 @@ func compileStage(order compileOrder, module string, uid uint32, memory int64, s
 	inherit(order.Status, order.Module)
 	return execSelf(exe, handover, "compiler", filepath.Base(module), tuning(compilers(memory), memory*3/4))
 }
+
+// compileNice is the compiler's niceness: a module that is pulled must not slow down
+// those that run.
+const compileNice = 10
 
 // compilers is how many functions are compiled at a time: each takes memory.
 func compilers(memory int64) int {

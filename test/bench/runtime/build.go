@@ -39,6 +39,7 @@ func (b *bench) build(ctx context.Context) error {
 	}{
 		{b.built.wasm, "c", "hello.wasm", nil, wasi(filepath.Join(g, "hello.c"))},
 		{b.built.wasm, "kernels", "kernels.wasm", nil, wasi(filepath.Join(g, "kernels.c"))},
+		{b.built.wasm, "hostile", "hostile.wasm", nil, wasi(filepath.Join(g, "../../../lab/hostile/hostile.c"))},
 		{b.built.wasm, "http", "http.wasm", nil, wasi(http)},
 		{b.built.native, "c", "hello", nil, static(filepath.Join(g, "hello.c"))},
 		{b.built.native, "kernels", "kernels", nil, static(filepath.Join(g, "kernels.c"))},

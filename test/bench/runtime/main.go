@@ -28,6 +28,8 @@ func main() {
 	flag.IntVar(&b.many, "many", 100, "the largest number of C containers for memory")
 	flag.DurationVar(&b.window, "window", time.Minute, "how long the idle server is watched")
 	flag.DurationVar(&b.load, "load", 5*time.Second, "how long the HTTP servers are asked")
+	flag.StringVar(&b.kernel, "arm64", "", "an arm64 kernel (kernel.sh fetches Debian's): measure the density of a QEMU guest, and nothing else")
+	flag.IntVar(&b.boardContainers, "board-containers", 200, "how many containers that guest runs")
 	flag.Parse()
 	if os.Getenv(insideEnv) == "" {
 		os.Exit(enter())
@@ -69,7 +71,8 @@ func enter() int {
 
 type bench struct {
 	bin, out, goTool   string
-	guests             string
+	guests, kernel     string
+	boardContainers    int
 	starts, cold, many int
 	window, load       time.Duration
 
@@ -97,6 +100,12 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if err := b.build(ctx); err != nil {
 		return err
 	}
+	if b.kernel != "" {
+		if err := b.arm64(ctx); err != nil {
+			return err
+		}
+		return b.finish()
+	}
 	// Pages of a program that was just built are dirty, and count as private.
 	syscall.Sync()
 	if b.world, err = open(ctx, b.dir, filepath.Join(b.bin, "wasmrunner")); err != nil {
@@ -112,6 +121,10 @@ func (b *bench) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	return b.finish()
+}
+
+func (b *bench) finish() error {
 	if err := b.report.Print(os.Stdout); err != nil {
 		return err
 	}

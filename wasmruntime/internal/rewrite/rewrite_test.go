@@ -116,3 +116,37 @@ func TestStubKeepsNamesWhileTheyAreShort(t *testing.T) {
 		t.Errorf("names were kept (%v)", err)
 	}
 }
+
+// Whatever is admitted can be rewritten, and is admitted again.
+func FuzzRewrite(f *testing.F) {
+	files, _ := filepath.Glob("../../testdata/*.wasm")
+	for _, file := range files {
+		if b, err := os.ReadFile(file); err == nil && len(b) < 8<<10 {
+			f.Add(b)
+		}
+	}
+	m, _ := pressure(1)
+	f.Add(m)
+	f.Add(withData(false, active(10, "ab"), active(12, "cd"), active(500, "e")))
+	f.Fuzz(func(t *testing.T, module []byte) {
+		check := func(b []byte) error {
+			_, err := modcheck.Check(bytes.NewReader(b), int64(len(b)), modcheck.Limits{})
+			return err
+		}
+		if check(module) != nil {
+			return
+		}
+		for how, f := range map[string]func([]byte) ([]byte, error){
+			"remainders": rewrite.ReplaceRemainders, "data": rewrite.MergeData,
+			"tables": func(b []byte) ([]byte, error) { return rewrite.CapTables(b, 100000) },
+			"stub":   func(b []byte) ([]byte, error) { return rewrite.Stub(b, 100) },
+		} {
+			out, err := f(bytes.Clone(module))
+			if err != nil {
+				t.Errorf("%s: %v", how, err)
+			} else if err := check(out); err != nil {
+				t.Errorf("%s: what came out: %v", how, err)
+			}
+		}
+	})
+}
