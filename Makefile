@@ -81,9 +81,6 @@ critest: ## the CRI's own validation suite against crishim, with OCI and with Wa
 test-link: ## the fleet link's machines explored to the full depth, in minutes
 	@test/link.sh
 
-test-slow: ## tests that take longer than five minutes (test/slow.sh NAME runs one)
-	@test/slow.sh
-
 bench: programs ## this system's figures beside its peers', into .coracle/bench/bench.jsonl
 	@$(GO) run ./test/bench --bin bin --go $(abspath $(GO))
 

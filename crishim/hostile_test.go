@@ -203,12 +203,11 @@ func (b *neighbour) quiet(t *testing.T) {
 func (b *neighbour) keptPace(t *testing.T) {
 	now := b.next(t, 1)
 	t.Logf("the neighbour's sleeps of 10 ms: %v, before %v; its log is late by %v, before %v", now.pace, b.before.pace, now.logged, b.before.logged)
-	if now.pace > 2*b.before.pace {
+	// What can't be told from a shared machine's noise isn't held against it.
+	if now.pace > 2*b.before.pace && now.pace > 50*time.Millisecond {
 		t.Errorf("the neighbour's sleeps of 10 ms take %v, before %v", now.pace, b.before.pace)
 	}
-	// A line is there at once. What can't be told from the machine's noise isn't
-	// held against it.
-	if now.logged > 2*b.before.logged && now.logged > 20*time.Millisecond {
+	if now.logged > 2*b.before.logged && now.logged > 250*time.Millisecond {
 		t.Errorf("the neighbour's log is late by %v, before %v", now.logged, b.before.logged)
 	}
 }
