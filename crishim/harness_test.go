@@ -222,14 +222,19 @@ func (n *node) run(name string, cfg *runtimeapi.ContainerConfig) (*runtimeapi.Co
 
 func eventually(t testing.TB, what func() string) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	within(t, 20*time.Second, what)
+}
+
+func within(t testing.TB, limit time.Duration, what func() string) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
 	for {
 		why := what()
 		if why == "" {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("after 20 s: ", why)
+			t.Fatalf("after %v: %s", limit, why)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

@@ -33,6 +33,7 @@ type daemon struct {
 	cmd  *exec.Cmd
 	conn *grpc.ClientConn
 	runtimeapi.RuntimeServiceClient
+	runtimeapi.ImageServiceClient
 }
 
 func startDaemon(t *testing.T, args ...string) *daemon {
@@ -44,13 +45,13 @@ func startDaemon(t *testing.T, args ...string) *daemon {
 	d := &daemon{t: t, dir: dir}
 	d.args = append([]string{
 		"--listen", "unix://" + dir + "/cri.sock", "--state-dir", dir + "/state", "--runner", lab.Program(t, "wasmrunner"),
-		"--cgroup-parent", "/coracle-test-" + filepath.Base(dir), "--cni-conf-dir", dir + "/cni",
+		"--cgroup-parent", "/coracle-test-" + filepath.Base(dir),
 	}, args...)
 	if d.conn, err = grpc.NewClient("unix://"+dir+"/cri.sock", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 10 * time.Millisecond, Multiplier: 1, MaxDelay: 10 * time.Millisecond}, MinConnectTimeout: time.Second})); err != nil {
 		t.Fatal(err)
 	}
-	d.RuntimeServiceClient = runtimeapi.NewRuntimeServiceClient(d.conn)
+	d.RuntimeServiceClient, d.ImageServiceClient = runtimeapi.NewRuntimeServiceClient(d.conn), runtimeapi.NewImageServiceClient(d.conn)
 	d.start()
 	t.Cleanup(func() {
 		d.kill()
@@ -112,146 +113,43 @@ func (d *daemon) importImage(img *lab.Image, ref string) {
 	}
 }
 
-// TestKilledAtAnyMoment kills crishim with SIGKILL again and again while pods
-// come and go, and counts what is lost and what is left.
+// TestKilledAtAnyMoment kills crishim with SIGKILL again and again while pods of
+// all kinds and images come and go, and counts what is lost and what is left.
+// CORACLE_KILLS says how often, CORACLE_SEED repeats a run as far as that goes.
 func TestKilledAtAnyMoment(t *testing.T) {
-	kills := 25 // CORACLE_KILLS says otherwise
-	if v, err := strconv.Atoi(os.Getenv("CORACLE_KILLS")); err == nil {
-		kills = v
-	}
+	kills := 40
 	if testing.Short() {
 		kills = 5
 	}
-	d := startDaemon(t)
-	if os.Geteuid() == 0 && os.Getenv("CORACLE_LAB_INSIDE") != "" {
-		writeBridge(t, d.dir)
+	if v, err := strconv.Atoi(os.Getenv("CORACLE_KILLS")); err == nil {
+		kills = v
 	}
-	d.importImage(lab.CNCF(probeModule(t)), "example.org/probe:1")
-	ctx := t.Context()
-
-	// One guest counts from beginning to end.
-	cfg := sandboxConfig("steady")
-	cfg.LogDirectory = filepath.Join(d.dir, "logs")
-	sb, err := d.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
-	if err != nil {
-		t.Fatal(err)
+	seed := uint64(time.Now().UnixNano())
+	if v, err := strconv.ParseUint(os.Getenv("CORACLE_SEED"), 10, 64); err == nil {
+		seed = v
 	}
-	c := containerConfig("example.org/probe:1", "tick", "1", "1000000")
-	c.LogPath = "steady.log"
-	made, err := d.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: sb.GetPodSandboxId(), Config: c, SandboxConfig: cfg})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()}); err != nil {
-		t.Fatal(err)
-	}
-	steady := made.GetContainerId()
-
-	// Others come and go; errors are what a dying server gives.
-	stop := make(chan struct{})
-	churned := make(chan int)
-	go func() {
-		n := 0
-		defer func() { churned <- n }()
-		for i := 0; ; i++ {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			if d.churn(ctx, i) == nil {
-				n++
-			} else {
-				time.Sleep(5 * time.Millisecond)
-			}
-		}
-	}()
+	t.Logf("CORACLE_KILLS=%d CORACLE_SEED=%d", kills, seed)
+	c := startChurn(t, seed)
+	d := c.daemon
+	random := rand.New(rand.NewPCG(seed, 0))
+	began := time.Now()
 	for range kills {
-		time.Sleep(time.Duration(rand.IntN(500)) * time.Millisecond)
+		// Mostly so soon that little is done, often enough so late that all is.
+		time.Sleep(time.Duration(random.IntN([]int{200, 500, 2500}[random.IntN(3)])) * time.Millisecond)
 		d.kill()
 		d.start()
 	}
-	close(stop)
-	t.Logf("%d kills, %d pods went their whole way", kills, <-churned)
+	t.Logf("%d kills in %v", kills, time.Since(began).Round(time.Second))
+	c.stop()
+	t.Log("went their whole way: ", c.counts())
 
-	st, err := d.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: steady})
-	if err != nil || st.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
-		t.Fatalf("the steady container: %v, %v", st, err)
-	}
-	if _, err := d.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: steady}); err != nil {
-		t.Fatal(err)
-	}
-	// A kill between writing a line and taking it from the FIFO doubles the
-	// line; none may be missing.
-	if k := checkTicks(t, readLog(t, filepath.Join(d.dir, "logs", "steady.log")), false); k < 100 {
-		t.Errorf("%d ticks only", k)
-	}
-	list, err := d.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range list.GetItems() {
-		if _, err := d.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.GetId()}); err != nil {
-			t.Errorf("remove %s: %v", s.GetMetadata().GetName(), err)
-		}
-	}
-	if got, err := d.ListContainers(ctx, &runtimeapi.ListContainersRequest{}); err != nil || len(got.GetContainers()) != 0 {
-		t.Errorf("containers %v, %v are left", got, err)
-	}
+	c.checkSteady()
+	c.checkFinished()
+	c.removeAll()
 	d.kill()
-	d.start() // a start sweeps
-	for what, pattern := range map[string]string{
-		"records": d.dir + "/state/wasm/*/*", "addresses": d.dir + "/ipam/*/10.*", "cgroups": "/sys/fs/cgroup/*/coracle-test-" + filepath.Base(d.dir) + "/pod*",
-	} {
-		if left, _ := filepath.Glob(pattern); len(left) != 0 {
-			t.Errorf("%s are left: %v", what, left)
-		}
-	}
-	if left, _ := lab.MountsBelow(d.dir); len(left) != 0 {
-		t.Errorf("mounts are left: %v", left)
-	}
-	if left := processesWith(d.dir); len(left) != 1 {
-		t.Errorf("processes are left besides crishim: %d", left)
-	}
-}
-
-// churn is a short life of a pod.
-func (d *daemon) churn(ctx context.Context, i int) error {
-	cfg := sandboxConfig(fmt.Sprintf("churn%d", i))
-	cfg.LogDirectory = filepath.Join(d.dir, "logs")
-	sb, err := d.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: cfg})
-	if err != nil {
-		return err
-	}
-	c := containerConfig("example.org/probe:1", "sleep")
-	c.LogPath = cfg.GetMetadata().GetName() + ".log"
-	made, err := d.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: sb.GetPodSandboxId(), Config: c, SandboxConfig: cfg})
-	if err != nil {
-		return err
-	}
-	if _, err := d.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()}); err != nil {
-		return err
-	}
-	if i%3 == 0 {
-		return nil // it stays for the end
-	}
-	_, err = d.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sb.GetPodSandboxId()})
-	return err
-}
-
-func writeBridge(t *testing.T, dir string) {
-	t.Helper()
-	if _, err := os.Stat("/usr/lib/cni/bridge"); err != nil {
-		return
-	}
-	conf := fmt.Sprintf(`{"cniVersion":"1.0.0","name":"kill","plugins":[{"type":"bridge","bridge":"cor-kill","isGateway":true,
-		"ipam":{"type":"host-local","ranges":[[{"subnet":"10.231.9.0/24"}]],"dataDir":%q}}]}`, dir+"/ipam")
-	if err := os.MkdirAll(dir+"/cni", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(dir+"/cni/10-kill.conflist", []byte(conf), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	d.args = append(d.args, "--keep-partial=-1s") // what is kept for a resumed pull isn't left
+	d.start()                                     // a start sweeps
+	c.checkNothingLeft()
 }
 
 // processesWith lists the processes that name a folder on their command line,

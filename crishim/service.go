@@ -57,6 +57,15 @@ type Config struct {
 	CNIBinDirs []string
 	// RegistryHosts is a registry hosts directory as containerd's certs.d.
 	RegistryHosts string
+	// MaxParallelPulls of Wasm images; others wait. Zero: 2. containerd has a
+	// limit of its own for the layers of OCI images.
+	MaxParallelPulls int
+	// PullStall ends a pull in which the registry said nothing for so long.
+	// Zero: 90 s.
+	PullStall time.Duration
+	// KeepPartial is how long what an interrupted pull left is kept for the next
+	// try. Zero: 24 h. Negative: not at all.
+	KeepPartial time.Duration
 	// CgroupParent for pods that name none. Empty: /coracle.
 	CgroupParent string
 	// Limits for Wasm modules; zero: those of this board.
@@ -133,7 +142,7 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 	s.store, err = images.Open(images.Options{
 		Dir: filepath.Join(cfg.StateDir, "images"), HostsDir: cfg.RegistryHosts, Logger: cfg.Logger, Now: cfg.Now,
 		Prepare: func(ctx context.Context, m images.Module) error { return rt.Compile(ctx, m.Path, m.Digest.String()) },
-		InUse:   s.imageInUse,
+		InUse:   s.imageInUse, MaxParallel: cfg.MaxParallelPulls, Stall: cfg.PullStall, KeepPartial: cfg.KeepPartial,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("crishim: %w", err)
@@ -177,6 +186,7 @@ func (s *Service) Close() error {
 	s.stop()
 	s.events.close()
 	s.wg.Wait()
+	s.store.Close()
 	err := s.wasm.Close()
 	if s.oci != nil {
 		err = errors.Join(err, s.oci.Close())

@@ -39,6 +39,9 @@ func run(args []string) error {
 	cniConf := fs.String("cni-conf-dir", "/etc/cni/net.d", "CNI configuration; without one Wasm pods use the host's network")
 	cniBin := fs.String("cni-bin-dir", "", "comma list of folders with CNI plugins; default: /opt/cni/bin,/usr/lib/cni")
 	hosts := fs.String("registry-hosts", "/etc/containerd/certs.d", "registry hosts directory (hosts.toml)")
+	pulls := fs.Int("max-parallel-pulls", 2, "pulls of Wasm images at a time")
+	stall := fs.Duration("pull-stall", 90*time.Second, "give a pull up when the registry says nothing for so long")
+	keep := fs.Duration("keep-partial", 24*time.Hour, "keep what an interrupted pull left for so long, so that the next one resumes it; negative: not at all")
 	cgroup := fs.String("cgroup-parent", "", "cgroup of pods that name none; default: /coracle")
 	verbose := fs.Bool("v", false, "log what is done")
 	show := fs.Bool("version", false, "print the version and end")
@@ -69,7 +72,7 @@ func run(args []string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	cfg := crishim.Config{
 		StateDir: *state, RunnerPath: *runner, ContainerdSocket: *containerd, CNIConfDir: *cniConf,
-		RegistryHosts: *hosts, CgroupParent: *cgroup, Version: version.Semantic(), Logger: log,
+		RegistryHosts: *hosts, MaxParallelPulls: *pulls, PullStall: *stall, KeepPartial: *keep, CgroupParent: *cgroup, Version: version.Semantic(), Logger: log,
 	}
 	if *cniBin != "" {
 		cfg.CNIBinDirs = strings.Split(*cniBin, ",")

@@ -161,6 +161,27 @@ func isWasmPlatform(p *ocispec.Platform) bool {
 	return p != nil && (isWasmArch(p.Architecture) || strings.HasPrefix(p.OS, "wasi"))
 }
 
+// isWasmEntry says the same of an entry of an index, which may name no platform.
+func isWasmEntry(d *ocispec.Descriptor) bool {
+	return isWasmPlatform(d.Platform) || d.ArtifactType == mediaTypeWasmConfig || d.ArtifactType == mediaTypeWasm || wasmVariant(d.Annotations) != ""
+}
+
+// wasmRank orders the Wasm entries of an index: preview 1 is what runs here,
+// preview 2 is components.
+func wasmRank(p *ocispec.Platform) int {
+	switch {
+	case p == nil:
+		return 1
+	case p.OS == "wasip1":
+		return 3
+	case p.OS == "wasi":
+		return 2
+	case p.OS == "wasip2":
+		return 0
+	}
+	return 1
+}
+
 var wasmMagic = []byte("\x00asm")
 
 func isWasmBytes(head []byte) bool { return bytes.HasPrefix(head, wasmMagic) }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 var (
@@ -53,6 +55,9 @@ func wrapRemote(ref string, err error) error {
 			return err
 		}
 	}
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("image %q: %w: it became full while the image was written: %w", ref, ErrNoSpace, err)
+	}
 	var status remoteerrors.ErrUnexpectedStatus
 	if errors.As(err, &status) {
 		switch status.StatusCode {
@@ -62,6 +67,10 @@ func wrapRemote(ref string, err error) error {
 			return fmt.Errorf("image %q: %w: %w", ref, ErrNotFound, err)
 		}
 		return fmt.Errorf("image %q: %w: %w", ref, ErrRegistry, err)
+	}
+	var throttled *throttledError
+	if errors.As(err, &throttled) {
+		return fmt.Errorf("image %q: %w: %w", ref, ErrRegistry, throttled)
 	}
 	var unknownCA x509.UnknownAuthorityError
 	var wrongName x509.HostnameError
@@ -75,7 +84,7 @@ func wrapRemote(ref string, err error) error {
 		return fmt.Errorf("image %q: %w: %w", ref, ErrNotFound, err)
 	case errors.As(err, &unknownCA), errors.As(err, &wrongName):
 		return fmt.Errorf("image %q: %w: %w; name the registry's CA in hosts.toml", ref, ErrRegistry, err)
-	case errors.As(err, &netErr):
+	case errors.As(err, &netErr), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return fmt.Errorf("image %q: %w: %w", ref, ErrRegistry, err)
 	case errdefs.IsFailedPrecondition(err) && strings.Contains(err.Error(), "unexpected commit"):
 		return fmt.Errorf("image %q: %w: a registry sent other bytes than the digest says: %w", ref, ErrInvalidImage, err)

@@ -40,21 +40,27 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, oci OCITarg
 func (s *Store) importArchive(ctx context.Context, r io.Reader, ref string, oci OCITarget) ([]string, error) {
 	s.importing.Lock() // both would write the same ingests
 	defer s.importing.Unlock()
-	rec := &recordingStore{Store: s.content}
-	defer func() { s.deleteNew(context.WithoutCancel(ctx), rec.digests) }()
+	t := s.beginTransfer(ref)
+	rec := &recordingStore{Store: s.content, t: t}
+	// Whatever came with the archive goes unless an image of the index has it.
+	defer func() {
+		ctx := context.WithoutCancel(ctx)
+		t.end(ctx, t.held, nil)
+		s.abortArchive(ctx)
+	}()
 	idxDesc, err := archive.ImportIndex(ctx, rec, r)
 	if err != nil {
 		return nil, fmt.Errorf("image archive: %w: %w", ErrInvalidImage, err)
 	}
 	var idx ocispec.Index
-	here := func(ctx context.Context, desc ocispec.Descriptor) error {
+	t.get = func(ctx context.Context, desc ocispec.Descriptor) error {
 		_, err := s.content.Info(ctx, desc.Digest)
 		if err != nil {
 			return fmt.Errorf("%w: the archive lacks %s %s", ErrInvalidImage, desc.MediaType, desc.Digest)
 		}
 		return nil
 	}
-	if err := s.readJSON(ctx, idxDesc, here, &idx); err != nil {
+	if err := s.readJSON(ctx, t, idxDesc, &idx); err != nil {
 		return nil, fmt.Errorf("image archive: %w", err)
 	}
 	if len(idx.Manifests) == 0 {
@@ -86,7 +92,8 @@ func (s *Store) importArchive(ctx context.Context, r io.Reader, ref string, oci 
 		if err != nil {
 			return names, fmt.Errorf("image %q: %w: %w", name, ErrInvalidReference, err)
 		}
-		res, err := s.take(ctx, named, desc, "", here)
+		t.ref = named.String()
+		res, err := s.take(ctx, t, named, desc, "")
 		if err != nil {
 			return names, err
 		}
@@ -119,10 +126,10 @@ func archiveName(desc ocispec.Descriptor) string {
 	return ""
 }
 
-// recordingStore remembers which blobs are new.
+// recordingStore has what is written held by a transfer.
 type recordingStore struct {
 	content.Store
-	digests []digest.Digest
+	t *transfer
 }
 
 func (r *recordingStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
@@ -130,33 +137,26 @@ func (r *recordingStore) Writer(ctx context.Context, opts ...content.WriterOpt) 
 	if err != nil {
 		return nil, err
 	}
-	return &recordingWriter{Writer: w, store: r}, nil
+	return &recordingWriter{Writer: w, t: r.t}, nil
 }
 
 type recordingWriter struct {
 	content.Writer
-	store *recordingStore
+	t *transfer
 }
 
 func (w *recordingWriter) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
-	d := w.Digest()
-	err := w.Writer.Commit(ctx, size, expected, opts...)
-	if err == nil {
-		w.store.digests = append(w.store.digests, d)
-	}
-	return err
+	w.t.hold(w.Digest())
+	return w.Writer.Commit(ctx, size, expected, opts...)
 }
 
-// deleteNew deletes what an import brought and no image of the index needs,
-// unless a pull is under way that may have come to rely on it.
-func (s *Store) deleteNew(ctx context.Context, digests []digest.Digest) {
-	if statuses, err := s.content.ListStatuses(ctx, "ref~=^tar-"); err == nil {
-		for _, st := range statuses {
-			_ = s.content.Abort(ctx, st.Ref)
-		}
-	}
-	if s.flights.count() > 1 {
+// abortArchive removes what a broken archive left half-written.
+func (s *Store) abortArchive(ctx context.Context) {
+	statuses, err := s.content.ListStatuses(ctx, "ref~=^tar-")
+	if err != nil {
 		return
 	}
-	s.deleteUnnamed(ctx, digests...)
+	for _, st := range statuses {
+		_ = s.content.Abort(ctx, st.Ref)
+	}
 }

@@ -7,10 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/url"
+	"net/http"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -18,12 +16,14 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // maxMetadata bounds manifests, indexes and configurations, which are parsed
@@ -57,7 +57,7 @@ type Result struct {
 	Why string
 	// Image is set for KindWasm. For KindOCI nothing was stored.
 	Image *Image
-	// unused blobs, for KindOCI.
+	// unused blobs, unless the index names them.
 	unused []digest.Digest
 }
 
@@ -82,25 +82,36 @@ func (s *Store) Pull(ctx context.Context, req PullRequest) (Result, error) {
 		case <-ctx.Done():
 			return Result{}, ctx.Err()
 		}
-		res, err := s.pull(log.WithLogger(ctx, s.quiet), named, req)
-		return res, wrapRemote(req.Ref, err)
+		t := s.beginTransfer(named.String())
+		defer t.tell(tellEvery)()
+		res, err := s.pull(log.WithLogger(ctx, s.quiet), t, named, req)
+		err = wrapRemote(req.Ref, err)
+		t.end(context.WithoutCancel(ctx), res.unused, err)
+		return res, err
 	})
 	s.Collect()
 	return res, err
 }
 
-func (s *Store) pull(ctx context.Context, named reference.Named, req PullRequest) (Result, error) {
-	start := s.opts.Now()
+// tellEvery is how often the log says how far a pull is.
+const tellEvery = 10 * time.Second
+
+func (s *Store) pull(ctx context.Context, t *transfer, named reference.Named, req PullRequest) (Result, error) {
 	creds, err := credentialsFunc(req.Credentials)
 	if err != nil {
 		return Result{}, fmt.Errorf("image %q: %w: %w", req.Ref, ErrUnauthorized, err)
 	}
-	host := config.HostOptions{Credentials: creds}
+	host := config.HostOptions{Credentials: creds, UpdateClient: t.traffic.wrap(s.opts.Now)}
 	if s.opts.HostsDir != "" {
 		host.HostDir = config.HostDirFromRoot(s.opts.HostsDir)
 	}
-	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: config.ConfigureHosts(ctx, host)})
-	name, target, err := resolver.Resolve(ctx, named.String())
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: withRegistryToken(config.ConfigureHosts(ctx, host), req.Credentials)})
+	var name string
+	var target ocispec.Descriptor
+	err = t.watch(ctx, "an answer for "+named.String(), func(ctx context.Context) (err error) {
+		name, target, err = resolver.Resolve(ctx, named.String())
+		return err
+	})
 	if err != nil {
 		return Result{}, err
 	}
@@ -108,38 +119,36 @@ func (s *Store) pull(ctx context.Context, named reference.Named, req PullRequest
 	if err != nil {
 		return Result{}, err
 	}
-	fetch := func(ctx context.Context, desc ocispec.Descriptor) error {
-		return s.fetch(ctx, fetcher, desc)
+	t.get = func(ctx context.Context, desc ocispec.Descriptor) error {
+		return s.fetch(ctx, t, fetcher, desc)
 	}
-	res, err := s.take(ctx, named, target, req.Handler, fetch)
-	s.deleteUnnamed(ctx, res.unused...)
+	res, err := s.take(ctx, t, named, target, req.Handler)
 	if err == nil && res.Kind == KindWasm {
 		s.log.Info("image pulled", "image", named.String(), "id", res.Image.ID, "why", res.Why,
-			"bytes", res.Image.Size, "took", s.opts.Now().Sub(start).Round(time.Millisecond))
+			"bytes", res.Image.Size, "took", s.opts.Now().Sub(t.since).Round(time.Millisecond))
 	}
 	return res, err
 }
 
-// take classifies the image behind target and stores it if it is Wasm. fetch
-// makes sure that a blob is in the content store.
-func (s *Store) take(ctx context.Context, named reference.Named, target ocispec.Descriptor, handler string, fetch func(context.Context, ocispec.Descriptor) error) (Result, error) {
+// take classifies the image behind target and stores it if it is Wasm.
+func (s *Store) take(ctx context.Context, t *transfer, named reference.Named, target ocispec.Descriptor, handler string) (Result, error) {
 	ref := named.String()
-	desc, m, err := s.manifest(ctx, ref, target, handler, fetch)
+	desc, m, unused, err := s.manifest(ctx, t, ref, target, handler)
 	if err != nil {
 		return Result{}, err
 	}
 	cfg := &imageConfig{}
 	if m.Config.Size > 2 { // {} and nothing are configurations too
-		if err := s.readJSON(ctx, m.Config, fetch, cfg); err != nil {
+		if err := s.readJSON(ctx, t, m.Config, cfg); err != nil {
 			return Result{}, fmt.Errorf("image %q: configuration: %w", ref, err)
 		}
 	} else if m.Config.Size > 0 {
-		if err := fetch(ctx, m.Config); err != nil {
+		if err := t.fetch(ctx, m.Config); err != nil {
 			return Result{}, err
 		}
 	}
 	v := classify(handler, desc, m, cfg)
-	unused := []digest.Digest{target.Digest, desc.Digest, m.Config.Digest}
+	unused = append(unused, m.Config.Digest)
 	if v.kind == KindOCI {
 		return Result{Kind: KindOCI, Why: v.why, unused: unused}, nil
 	}
@@ -155,20 +164,23 @@ func (s *Store) take(ctx context.Context, named reference.Named, target ocispec.
 	if target.Digest != desc.Digest {
 		img.Blobs = append(img.Blobs, target.Digest)
 	}
+	for _, l := range m.Layers {
+		t.total.Add(max(0, l.Size))
+	}
 	if m.Config.Size > 0 {
 		img.Blobs = append(img.Blobs, m.Config.Digest)
 	}
 	switch v.shape {
 	case ShapeArtifact:
-		err = s.takeArtifact(ctx, ref, img, m.Layers[v.layer], fetch)
+		err = s.takeArtifact(ctx, t, img, m.Layers[v.layer])
 	case ShapeCompat:
-		err = s.takeCompat(ctx, ref, img, m, cfg, fetch)
+		err = s.takeCompat(ctx, t, img, m, cfg)
+	}
+	for _, l := range m.Layers {
+		unused = append(unused, l.Digest) // the index names those that are kept
 	}
 	switch {
 	case errors.Is(err, ErrNotWasm) && v.look:
-		for _, l := range m.Layers {
-			unused = append(unused, l.Digest)
-		}
 		return Result{Kind: KindOCI, Why: err.Error(), unused: unused}, nil
 	case err != nil:
 		return Result{}, err
@@ -187,39 +199,50 @@ func (s *Store) take(ctx context.Context, named reference.Named, target ocispec.
 	if err != nil {
 		return Result{}, err
 	}
-	return Result{Kind: KindWasm, Why: v.why, Image: stored}, nil
+	return Result{Kind: KindWasm, Why: v.why, Image: stored, unused: unused}, nil
 }
 
-// manifest follows an index to the manifest for this board.
-func (s *Store) manifest(ctx context.Context, ref string, target ocispec.Descriptor, handler string, fetch func(context.Context, ocispec.Descriptor) error) (ocispec.Descriptor, *ocispec.Manifest, error) {
-	desc := target
+// manifest follows an index to the manifest for this board. blobs are what it
+// read on the way.
+func (s *Store) manifest(ctx context.Context, t *transfer, ref string, target ocispec.Descriptor, handler string) (desc ocispec.Descriptor, m *ocispec.Manifest, blobs []digest.Digest, err error) {
+	desc = target
 	for depth := 0; images.IsIndexType(desc.MediaType); depth++ {
 		if depth == 3 {
-			return desc, nil, fmt.Errorf("image %q: %w: indexes within indexes", ref, ErrInvalidImage)
+			return desc, nil, nil, fmt.Errorf("image %q: %w: indexes within indexes", ref, ErrInvalidImage)
 		}
+		blobs = append(blobs, desc.Digest)
 		var idx ocispec.Index
-		if err := s.readJSON(ctx, desc, fetch, &idx); err != nil {
-			return desc, nil, fmt.Errorf("image %q: index: %w", ref, err)
+		if err := s.readJSON(ctx, t, desc, &idx); err != nil {
+			return desc, nil, nil, fmt.Errorf("image %q: index: %w", ref, err)
 		}
 		next, err := choose(idx.Manifests, handler)
 		if err != nil {
-			return desc, nil, fmt.Errorf("image %q: %w", ref, err)
+			return desc, nil, nil, fmt.Errorf("image %q: %w", ref, err)
 		}
 		desc = next
 	}
 	if !images.IsManifestType(desc.MediaType) {
-		return desc, nil, fmt.Errorf("image %q: %w: media type %q is neither a manifest nor an index", ref, ErrInvalidImage, desc.MediaType)
+		return desc, nil, nil, fmt.Errorf("image %q: %w: media type %q is neither a manifest nor an index", ref, ErrInvalidImage, desc.MediaType)
 	}
-	m := &ocispec.Manifest{}
-	if err := s.readJSON(ctx, desc, fetch, m); err != nil {
-		return desc, nil, fmt.Errorf("image %q: manifest: %w", ref, err)
+	blobs = append(blobs, desc.Digest)
+	m = &ocispec.Manifest{}
+	if err := s.readJSON(ctx, t, desc, m); err != nil {
+		return desc, nil, nil, fmt.Errorf("image %q: manifest: %w", ref, err)
 	}
+	return desc, m, blobs, checkManifest(ref, m)
+}
+
+// checkManifest refuses what nobody could fetch.
+func checkManifest(ref string, m *ocispec.Manifest) error {
 	for _, d := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
 		if err := d.Digest.Validate(); err != nil {
-			return desc, nil, fmt.Errorf("image %q: %w: manifest names %q: %w", ref, ErrInvalidImage, d.Digest, err)
+			return fmt.Errorf("image %q: %w: manifest names %q: %w", ref, ErrInvalidImage, d.Digest, err)
+		}
+		if d.Size < 0 {
+			return fmt.Errorf("image %q: %w: manifest says that %s has %d bytes", ref, ErrInvalidImage, d.Digest, d.Size)
 		}
 	}
-	return desc, m, nil
+	return nil
 }
 
 // choose picks the entry of an index: with the wasm handler the Wasm one if
@@ -234,21 +257,23 @@ func choose(entries []ocispec.Descriptor, handler string) (ocispec.Descriptor, e
 			continue
 		}
 		switch {
+		case isWasmEntry(e):
+			if wasm == nil || wasmRank(e.Platform) > wasmRank(wasm.Platform) {
+				wasm = e
+			}
 		case e.Platform == nil || e.Platform.OS == "" && e.Platform.Architecture == "":
 			if untold == nil {
 				untold = e
 			}
 			continue
-		case isWasmPlatform(e.Platform):
-			if wasm == nil {
-				wasm = e
-			}
 		case host.Match(*e.Platform):
 			if native == nil || host.Less(*e.Platform, *native.Platform) {
 				native = e
 			}
 		}
-		have = append(have, platforms.Format(*e.Platform))
+		if e.Platform != nil {
+			have = append(have, platforms.Format(*e.Platform))
+		}
 	}
 	order := []*ocispec.Descriptor{native, wasm, untold}
 	if handler == HandlerWasm {
@@ -263,11 +288,11 @@ func choose(entries []ocispec.Descriptor, handler string) (ocispec.Descriptor, e
 		ErrNotFound, platforms.DefaultString(), strings.Join(have, ", "))
 }
 
-func (s *Store) readJSON(ctx context.Context, desc ocispec.Descriptor, fetch func(context.Context, ocispec.Descriptor) error, into any) error {
+func (s *Store) readJSON(ctx context.Context, t *transfer, desc ocispec.Descriptor, into any) error {
 	if desc.Size > maxMetadata {
 		return fmt.Errorf("%w: %s has %d bytes, at most %d are read", ErrInvalidImage, desc.MediaType, desc.Size, maxMetadata)
 	}
-	if err := fetch(ctx, desc); err != nil {
+	if err := t.fetch(ctx, desc); err != nil {
 		return err
 	}
 	raw, err := content.ReadBlob(ctx, s.content, desc)
@@ -282,28 +307,42 @@ func (s *Store) readJSON(ctx context.Context, desc ocispec.Descriptor, fetch fun
 
 // fetch gets a blob into the content store, which verifies size and digest.
 // A transfer that breaks or stalls is resumed where it ended.
-func (s *Store) fetch(ctx context.Context, fetcher remotes.Fetcher, desc ocispec.Descriptor) error {
+func (s *Store) fetch(ctx context.Context, t *transfer, fetcher remotes.Fetcher, desc ocispec.Descriptor) error {
+	layer := t.total.Load() > 0 // they come last
+	desc.Annotations = nil      // part of the name of what is half-written
 	if _, err := s.content.Info(ctx, desc.Digest); err == nil {
+		if layer {
+			t.done.Add(desc.Size)
+		}
 		return nil
 	}
+	from := &measured{Fetcher: fetcher, t: t, layer: layer}
+	ref := remotes.MakeRefKey(ctx, desc)
 	var err error
 	for try := 1; try <= attempts; try++ {
-		err = s.fetchOnce(ctx, fetcher, desc)
+		st, serr := s.content.Status(ctx, ref)
+		resumed := serr == nil && st.Offset > 0
+		err = t.watch(ctx, desc.Digest.String(), func(ctx context.Context) error {
+			return remotes.Fetch(ctx, s.content, from, desc)
+		})
 		if err == nil || errdefs.IsAlreadyExists(err) {
 			return nil
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if errdefs.IsNotFound(err) || errors.Is(err, docker.ErrInvalidAuthorization) || errdefs.IsInvalidArgument(err) {
+		if errdefs.IsFailedPrecondition(err) || errors.Is(err, ErrInvalidImage) {
+			// Other bytes than promised: what is there is worth nothing. Those of an
+			// earlier try may have been torn by a power cut.
+			_ = s.content.Abort(ctx, ref)
+			if !resumed {
+				return err
+			}
+		}
+		if final(err) {
 			return err
 		}
-		if errdefs.IsFailedPrecondition(err) {
-			// Other bytes than promised: what is there is worth nothing.
-			_ = s.content.Abort(ctx, remotes.MakeRefKey(ctx, desc))
-			return err
-		}
-		s.log.Warn("fetching a blob failed", "blob", desc.Digest, "try", try, "err", err)
+		s.log.Warn("fetching a blob failed", "image", t.ref, "blob", desc.Digest, "try", try, "err", err)
 		select {
 		case <-time.After(time.Duration(try) * 500 * time.Millisecond):
 		case <-ctx.Done():
@@ -313,84 +352,15 @@ func (s *Store) fetch(ctx context.Context, fetcher remotes.Fetcher, desc ocispec
 	return err
 }
 
-func (s *Store) fetchOnce(ctx context.Context, fetcher remotes.Fetcher, desc ocispec.Descriptor) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	w := &watchedFetcher{fetcher: fetcher}
-	stop := make(chan struct{})
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		t := time.NewTicker(s.opts.Stall)
-		defer t.Stop()
-		for last := int64(0); ; {
-			select {
-			case <-t.C:
-				now := w.n.Load()
-				if now == last {
-					cancel(fmt.Errorf("%w: no byte of %s for %v", ErrRegistry, desc.Digest, s.opts.Stall))
-					return
-				}
-				last = now
-			case <-stop:
-				return
-			}
-		}
-	}()
-	err := remotes.Fetch(ctx, s.content, w, desc)
-	close(stop)
-	<-ended
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return cause
+// final errors are those that asking again doesn't change.
+func final(err error) bool {
+	var status remoteerrors.ErrUnexpectedStatus
+	if errors.As(err, &status) && status.StatusCode < 500 && status.StatusCode != http.StatusRequestTimeout && status.StatusCode != http.StatusRequestedRangeNotSatisfiable {
+		return true
 	}
-	return err
-}
-
-// watchedFetcher counts the bytes that come in.
-type watchedFetcher struct {
-	fetcher remotes.Fetcher
-	n       atomic.Int64
-}
-
-func (w *watchedFetcher) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	rc, err := w.fetcher.Fetch(ctx, desc)
-	if err != nil {
-		return nil, err
-	}
-	r := &watchedReader{ReadCloser: rc, n: &w.n}
-	if seeker, ok := rc.(io.Seeker); ok {
-		return &watchedSeeker{watchedReader: r, Seeker: seeker}, nil
-	}
-	return r, nil
-}
-
-type watchedReader struct {
-	io.ReadCloser
-	n *atomic.Int64
-}
-
-func (r *watchedReader) Read(p []byte) (int, error) {
-	n, err := r.ReadCloser.Read(p)
-	r.n.Add(int64(n))
-	return n, err
-}
-
-// watchedSeeker keeps the ability to resume.
-type watchedSeeker struct {
-	*watchedReader
-	io.Seeker
-}
-
-// deleteUnnamed deletes blobs that no image of the index has.
-func (s *Store) deleteUnnamed(ctx context.Context, digests ...digest.Digest) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	named, _ := s.neededLocked()
-	for _, d := range digests {
-		if d != "" && !named[d] {
-			s.deleteBlob(ctx, d)
-		}
-	}
+	var throttled *throttledError
+	return errdefs.IsNotFound(err) || errors.Is(err, docker.ErrInvalidAuthorization) || errdefs.IsInvalidArgument(err) ||
+		errors.Is(err, unix.ENOSPC) || errors.As(err, &throttled)
 }
 
 // credentialsFunc reads CRI's AuthConfig as containerd does.
@@ -400,36 +370,25 @@ func credentialsFunc(c *Credentials) (func(host string) (string, string, error),
 	}
 	user, secret := c.Username, c.Password
 	switch {
-	case c.IdentityToken != "":
-		user, secret = "", c.IdentityToken
 	case user != "":
+	case c.IdentityToken != "":
+		secret = c.IdentityToken
 	case c.Auth != "":
 		plain, err := base64.StdEncoding.DecodeString(c.Auth)
 		if err != nil {
-			return nil, fmt.Errorf("auth is not base64: %w", err)
+			return nil, fmt.Errorf("%w: %w", errBadAuth, err)
 		}
 		var ok bool
 		if user, secret, ok = strings.Cut(string(plain), ":"); !ok {
-			return nil, errors.New("auth is not the base64 of USER:PASSWORD")
+			return nil, errBadAuth
 		}
 		secret = strings.Trim(secret, "\x00")
-	case c.RegistryToken != "":
-		return nil, errors.New("a registry token is not supported: give user name and password, or an identity token")
 	default:
-		return nil, nil
+		return nil, nil // a registry token, or none
 	}
 	return func(host string) (string, string, error) {
-		if c.ServerAddress != "" {
-			want := c.ServerAddress
-			if u, err := url.Parse(want); err == nil && u.Host != "" {
-				want = u.Host
-			}
-			if want == "index.docker.io" || want == "docker.io" {
-				want = "registry-1.docker.io"
-			}
-			if host != want {
-				return "", "", nil
-			}
+		if !c.isFor(host) {
+			return "", "", nil
 		}
 		return user, secret, nil
 	}, nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -127,6 +129,11 @@ type Store struct {
 	images []*Image
 	sweep  bool   // files may be left over: look when no pull is under way
 	writes uint64 // of the index, for metrics and tests
+	// transfers under way, and how many of them hold a blob.
+	transfers map[*transfer]struct{}
+	holds     map[digest.Digest]int
+	later     *time.Timer // sweeps when what is kept for a next try is too old
+	closed    bool
 }
 
 // Open makes or opens the store in opts.Dir, and removes what an interrupted
@@ -171,7 +178,8 @@ func Open(opts Options) (*Store, error) {
 	quiet := logrus.New()
 	quiet.SetOutput(io.Discard)
 	quiet.SetLevel(logrus.PanicLevel)
-	s := &Store{opts: opts, log: opts.Logger, quiet: logrus.NewEntry(quiet), content: cs, slots: make(chan struct{}, opts.MaxParallel)}
+	s := &Store{opts: opts, log: opts.Logger, quiet: logrus.NewEntry(quiet), content: cs, slots: make(chan struct{}, opts.MaxParallel),
+		transfers: map[*transfer]struct{}{}, holds: map[digest.Digest]int{}}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
@@ -183,6 +191,16 @@ func Open(opts Options) (*Store, error) {
 	s.dropUnusedLocked()
 	s.sweepLocked(context.Background())
 	return s, nil
+}
+
+// Close ends what the store does by itself. Pulls go by their callers' contexts.
+func (s *Store) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	if s.later != nil {
+		s.later.Stop()
+	}
 }
 
 // load reads the index. An index that can't be parsed is set aside, not
@@ -446,7 +464,7 @@ func (s *Store) deleteFilesLocked(dropped []*Image) {
 	blobs, files := s.neededLocked()
 	for _, img := range dropped {
 		for _, b := range img.Blobs {
-			if !blobs[b] {
+			if !blobs[b] && s.holds[b] == 0 {
 				s.deleteBlob(context.Background(), b)
 			}
 		}
@@ -458,29 +476,66 @@ func (s *Store) deleteFilesLocked(dropped []*Image) {
 	}
 }
 
+// sweepWhenIdle has files looked for that no image has.
+func (s *Store) sweepWhenIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sweep = true
+}
+
+// sweepLaterLocked sweeps when what was left half-made is too old.
+func (s *Store) sweepLaterLocked() {
+	if s.closed || s.opts.KeepPartial < 0 {
+		return
+	}
+	if s.later != nil {
+		s.later.Stop()
+	}
+	s.later = time.AfterFunc(s.opts.KeepPartial+time.Second, func() {
+		s.sweepWhenIdle()
+		s.Collect() // with a pull under way its end does
+	})
+}
+
 // sweepLocked deletes everything that no image of the index names. What a pull
 // left half-made is kept for KeepPartial, so that the next try resumes it.
 func (s *Store) sweepLocked(ctx context.Context) {
 	s.sweep = false
 	blobs, files := s.neededLocked()
 	now := s.opts.Now()
-	stale := func(t time.Time) bool { return now.Sub(t) > s.opts.KeepPartial }
-	if statuses, err := s.content.ListStatuses(ctx); err == nil {
-		for _, st := range statuses {
-			if stale(st.UpdatedAt) {
-				_ = s.content.Abort(ctx, st.Ref)
+	kept := false
+	stale := func(t time.Time) bool {
+		old := s.opts.KeepPartial < 0 || now.Sub(t) > s.opts.KeepPartial
+		kept = kept || !old
+		return old
+	}
+	// Not by the content store's list: it fails at the first one that a kill left
+	// without its files.
+	ingests, _ := os.ReadDir(s.path("content", "ingest"))
+	for _, e := range ingests {
+		dir := s.path("content", "ingest", e.Name())
+		fi, err := os.Stat(filepath.Join(dir, "data"))
+		if err != nil {
+			fi, err = os.Stat(filepath.Join(dir, "ref"))
+		}
+		if err != nil || stale(fi.ModTime()) {
+			if err := os.RemoveAll(dir); err != nil {
+				s.log.Warn("what an interrupted pull left can't be removed", "dir", dir, "err", err)
 			}
 		}
 	}
 	var old []digest.Digest
 	_ = s.content.Walk(ctx, func(info content.Info) error {
-		if !blobs[info.Digest] && stale(info.CreatedAt) {
+		if !blobs[info.Digest] && s.holds[info.Digest] == 0 && stale(info.CreatedAt) {
 			old = append(old, info.Digest)
 		}
 		return nil
 	})
 	for _, d := range old {
 		s.deleteBlob(ctx, d)
+	}
+	if kept {
+		s.sweepLaterLocked()
 	}
 	for _, dir := range []string{"modules", "rootfs"} {
 		entries, err := os.ReadDir(s.path(dir))
@@ -548,26 +603,46 @@ func blobPath(d digest.Digest) string {
 	return filepath.Join("content", "blobs", d.Algorithm().String(), d.Encoded())
 }
 
-// checkSpace compares what is still to be fetched with what is free.
-func (s *Store) checkSpace(ctx context.Context, ref string, descs []ocispec.Descriptor, factor int64) error {
+// checkSpace compares what is still to be fetched, by this transfer and by the
+// others under way, with what is free. factor is how much of it a byte needs.
+func (s *Store) checkSpace(ctx context.Context, t *transfer, descs []ocispec.Descriptor, factor int64) error {
 	var need int64
 	for _, d := range descs {
-		if d.Size < 0 {
-			return fmt.Errorf("image %q: %w: a layer of %d bytes", ref, ErrInvalidImage, d.Size)
+		if d.Size > math.MaxInt64/4/factor-need {
+			return fmt.Errorf("image %q: %w: a layer of %d bytes", t.ref, ErrInvalidImage, d.Size)
 		}
-		if _, err := s.content.Info(ctx, d.Digest); err != nil {
-			need += d.Size * factor
+		if _, err := s.content.Info(ctx, d.Digest); err == nil {
+			need += d.Size * (factor - 1)
+			continue
+		}
+		need += d.Size * factor
+		d.Annotations = nil // as fetch calls it
+		if st, err := s.content.Status(ctx, remotes.MakeRefKey(ctx, d)); err == nil {
+			need -= min(st.Offset, d.Size)
 		}
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.opts.Dir, &st); err != nil {
-		return fmt.Errorf("image %q: statfs %s: %w", ref, s.opts.Dir, err)
+		return fmt.Errorf("image %q: statfs %s: %w", t.ref, s.opts.Dir, err)
 	}
 	free := int64(st.Bavail) * int64(st.Bsize) // Bsize is an int32 on 32-bit ARM
-	if free-need < s.opts.MinFree {
-		return fmt.Errorf("image %q: %w: it needs %d bytes, %s has %d free, of which %d are kept: remove images or files there",
-			ref, ErrNoSpace, need, s.opts.Dir, free, s.opts.MinFree)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var promised int64
+	for other := range s.transfers {
+		if other != t {
+			promised += max(0, other.need.Load()-other.done.Load())
+		}
 	}
+	if free-promised-need < s.opts.MinFree {
+		others := ""
+		if promised > 0 {
+			others = fmt.Sprintf(", pulls under way need %d of them", promised)
+		}
+		return fmt.Errorf("image %q: %w: it needs %d bytes, %s has %d free%s, of which %d are kept: remove images or files there",
+			t.ref, ErrNoSpace, need, s.opts.Dir, free, others, s.opts.MinFree)
+	}
+	t.need.Store(need)
 	return nil
 }
 

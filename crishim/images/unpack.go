@@ -22,15 +22,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-type fetchFunc = func(context.Context, ocispec.Descriptor) error
-
 // takeArtifact stores an image whose module is the bytes of a layer. The blob
 // itself is the module's file, unless the layer is compressed.
-func (s *Store) takeArtifact(ctx context.Context, ref string, img *Image, layer ocispec.Descriptor, fetch fetchFunc) error {
-	if err := s.checkSpace(ctx, ref, []ocispec.Descriptor{layer}, 1); err != nil {
+func (s *Store) takeArtifact(ctx context.Context, t *transfer, img *Image, layer ocispec.Descriptor) error {
+	ref := t.ref
+	if err := s.checkSpace(ctx, t, []ocispec.Descriptor{layer}, 1); err != nil {
 		return err
 	}
-	if err := fetch(ctx, layer); err != nil {
+	if err := t.fetch(ctx, layer); err != nil {
 		return err
 	}
 	img.Module = Module{Name: moduleName(ref, layer), Digest: layer.Digest, Size: layer.Size, Path: blobPath(layer.Digest)}
@@ -57,7 +56,6 @@ func (s *Store) takeArtifact(ctx context.Context, ref string, img *Image, layer 
 	if err != nil {
 		return fmt.Errorf("image %q: layer %s: %w", ref, layer.Digest, err)
 	}
-	s.deleteUnnamed(ctx, layer.Digest)
 	return nil
 }
 
@@ -91,14 +89,15 @@ func (s *Store) storeModule(img *Image, r io.Reader) error {
 
 // takeCompat unpacks an image's layers into a root folder; the module is the
 // file at its entrypoint. The layers' blobs aren't kept: flash is small.
-func (s *Store) takeCompat(ctx context.Context, ref string, img *Image, m *ocispec.Manifest, cfg *imageConfig, fetch fetchFunc) error {
+func (s *Store) takeCompat(ctx context.Context, t *transfer, img *Image, m *ocispec.Manifest, cfg *imageConfig) error {
+	ref := t.ref
 	if len(m.Layers) != len(cfg.RootFS.DiffIDs) && len(cfg.RootFS.DiffIDs) > 0 {
 		return fmt.Errorf("image %q: %w: %d layers, %d diff IDs", ref, ErrInvalidImage, len(m.Layers), len(cfg.RootFS.DiffIDs))
 	}
 	rel := filepath.Join("rootfs", img.ID.Encoded())
 	root := s.path(rel)
 	if _, err := os.Stat(root); errors.Is(err, fs.ErrNotExist) {
-		if err := s.checkSpace(ctx, ref, m.Layers, 3); err != nil { // the blob, and twice of it unpacked
+		if err := s.checkSpace(ctx, t, m.Layers, 3); err != nil { // the blob, and twice of it unpacked
 			return err
 		}
 		tmp, err := os.MkdirTemp(s.path("tmp"), "rootfs-*")
@@ -114,7 +113,7 @@ func (s *Store) takeCompat(ctx context.Context, ref string, img *Image, m *ocisp
 			if !images.IsLayerType(layer.MediaType) {
 				return fmt.Errorf("image %q: %w: layer %d has media type %q", ref, ErrInvalidImage, i, layer.MediaType)
 			}
-			if err := fetch(ctx, layer); err != nil {
+			if err := t.fetch(ctx, layer); err != nil {
 				return err
 			}
 			var want digest.Digest
@@ -141,13 +140,14 @@ func (s *Store) takeCompat(ctx context.Context, ref string, img *Image, m *ocisp
 		img.Module, err = moduleFile(root, rel, module)
 	}
 	if err != nil {
-		s.deletePath(rel)
+		if s.flights.count() <= 1 { // else another pull may have come to the same
+			s.deletePath(rel)
+		} else {
+			s.sweepWhenIdle()
+		}
 		return fmt.Errorf("image %q: %w", ref, err)
 	}
 	img.Size = dirSize(root)
-	for _, l := range m.Layers {
-		s.deleteUnnamed(ctx, l.Digest)
-	}
 	return nil
 }
 

@@ -77,11 +77,17 @@ func (r *Registry) Stop() {
 // Push uploads an image under NAME:TAG and returns the full reference.
 func (r *Registry) Push(t testing.TB, name string, img *Image) string {
 	t.Helper()
-	ref := RegistryName + "/" + name
-	if err := r.push(ref, img); err != nil {
+	ref, err := r.TryPush(name, img)
+	if err != nil {
 		t.Fatalf("push %s: %v", ref, err)
 	}
 	return ref
+}
+
+// TryPush is Push for goroutines, which mustn't end a test.
+func (r *Registry) TryPush(name string, img *Image) (string, error) {
+	ref := RegistryName + "/" + name
+	return ref, r.push(ref, img)
 }
 
 func (r *Registry) push(ref string, img *Image) error {
