@@ -438,7 +438,7 @@ func (c *churn) checkNothingLeft() {
 	places := map[string]string{
 		"records and bundles": state + "/wasm/{sandboxes,containers,netns}/*", "cgroups": "/sys/fs/cgroup/*" + c.cgroupParent() + "/pod*",
 		"containers' cgroups": "/sys/fs/cgroup/*" + c.kubeletsCgroup() + "/pod*/*/cgroup.procs",
-		"modules and roots": state + "/images/{modules,rootfs,tmp}/*", "blobs": state + "/images/content/{blobs/sha256,ingest}/*",
+		"modules and roots":   state + "/images/{modules,rootfs,tmp}/*", "blobs": state + "/images/content/{blobs/sha256,ingest}/*",
 		"half-compiled modules": state + "/compiled/tmp-*",
 	}
 	if c.ctd != nil {

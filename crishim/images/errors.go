@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -52,6 +53,9 @@ func wrapRemote(ref string, err error) error {
 	}
 	for _, known := range []error{ErrNotFound, ErrUnauthorized, ErrRegistry, ErrInvalidReference, ErrInvalidImage, ErrNoSpace, ErrNotWasm} {
 		if errors.Is(err, known) {
+			if !strings.Contains(err.Error(), ref) {
+				err = fmt.Errorf("image %q: %w", ref, err)
+			}
 			return err
 		}
 	}
@@ -74,7 +78,8 @@ func wrapRemote(ref string, err error) error {
 	}
 	var unknownCA x509.UnknownAuthorityError
 	var wrongName x509.HostnameError
-	var netErr net.Error
+	var urlErr *url.Error // not net.Error: that is any errno, too
+	var netErr *net.OpError
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("image %q: %w", ref, err)
@@ -84,7 +89,7 @@ func wrapRemote(ref string, err error) error {
 		return fmt.Errorf("image %q: %w: %w", ref, ErrNotFound, err)
 	case errors.As(err, &unknownCA), errors.As(err, &wrongName):
 		return fmt.Errorf("image %q: %w: %w; name the registry's CA in hosts.toml", ref, ErrRegistry, err)
-	case errors.As(err, &netErr), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+	case errors.As(err, &urlErr), errors.As(err, &netErr), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return fmt.Errorf("image %q: %w: %w", ref, ErrRegistry, err)
 	case errdefs.IsFailedPrecondition(err) && strings.Contains(err.Error(), "unexpected commit"):
 		return fmt.Errorf("image %q: %w: a registry sent other bytes than the digest says: %w", ref, ErrInvalidImage, err)

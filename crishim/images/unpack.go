@@ -127,7 +127,8 @@ func (s *Store) takeCompat(ctx context.Context, t *transfer, img *Image, m *ocis
 		if err := syncFS(tmp); err != nil {
 			return fmt.Errorf("image %q: %w", ref, err)
 		}
-		if err := os.Rename(tmp, root); err != nil {
+		// Another pull of the same image, by another name, may have been faster.
+		if err := os.Rename(tmp, root); err != nil && !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
 			return fmt.Errorf("image %q: %w", ref, err)
 		}
 		if err := syncDir(s.path("rootfs")); err != nil {
@@ -140,11 +141,7 @@ func (s *Store) takeCompat(ctx context.Context, t *transfer, img *Image, m *ocis
 		img.Module, err = moduleFile(root, rel, module)
 	}
 	if err != nil {
-		if s.flights.count() <= 1 { // else another pull may have come to the same
-			s.deletePath(rel)
-		} else {
-			s.sweepWhenIdle()
-		}
+		s.sweepWhenIdle() // another pull may have come to the same folder
 		return fmt.Errorf("image %q: %w", ref, err)
 	}
 	img.Size = dirSize(root)
