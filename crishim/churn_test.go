@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -97,6 +98,7 @@ func startChurn(t *testing.T, seed uint64) *churn {
 		lives["mixed pods"] = c.mixedPod
 		lives["OCI pods"] = c.ociPod
 		lives["pulls and removals"] = c.pullAndRemove
+		lives["imports"] = c.importAndRemove
 	}
 	for i, what := range sortedKeys(lives) {
 		c.wg.Go(func() { c.live(ctx, what, rand.New(rand.NewPCG(seed, uint64(i+1))), lives[what]) })
@@ -287,6 +289,21 @@ func (c *churn) pullAndRemove(ctx context.Context, random *rand.Rand, name strin
 		return err
 	}
 	return c.leave(ctx, random, sb)
+}
+
+// importAndRemove has an image that nobody has seen imported into containerd.
+func (c *churn) importAndRemove(ctx context.Context, random *rand.Rand, name string) error {
+	data := make([]byte, 1+random.IntN(4<<20))
+	for i := 0; i < len(data); i += 512 {
+		data[i] = byte(random.Uint32())
+	}
+	img := lab.OCI(ocispec.ImageConfig{Entrypoint: []string{"/x"}}, nil, []lab.File{{Path: "x", Mode: 0o755, Data: data}})
+	ref := "example.org/" + name + ":1"
+	if err := c.tryImport(ctx, img, ref); err != nil {
+		return err
+	}
+	_, err := c.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	return err
 }
 
 // withCustomSection makes a module of its own digest, larger by some bytes.

@@ -2,13 +2,17 @@ package crishim
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
 	"syscall"
 
+	"github.com/distribution/reference"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/coracle-edge/coracle/crishim/images"
 	"github.com/coracle-edge/coracle/crishim/oci"
@@ -28,22 +32,52 @@ func (s *Service) PullImage(ctx context.Context, req *runtimeapi.PullImageReques
 	}
 	res, err := s.store.Pull(ctx, pull)
 	if err != nil {
-		return nil, rpcError(err)
+		return nil, pullError(err)
 	}
 	if res.Kind == images.KindWasm {
+		s.takeFromContainerd(ctx, ref)
 		return &runtimeapi.PullImageResponse{ImageRef: res.Image.ID.String()}, nil
 	}
 	if s.oci == nil {
 		return nil, status.Errorf(codes.FailedPrecondition, "image %q is an OCI image: %s", ref, noContainerd)
 	}
-	if err := s.store.Disown(ref); err != nil {
-		return nil, rpcError(err)
-	}
 	resp, err := s.oci.Images.PullImage(ctx, req)
 	if status.Code(err) == codes.Unavailable {
 		return nil, status.Errorf(codes.Unavailable, "image %q is an OCI image: %s", ref, status.Convert(err).Message())
 	}
-	return resp, err
+	if err == nil {
+		// Only now: what the name meant before is not lost with a pull that fails.
+		err = rpcError(s.store.Disown(ref))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// takeFromContainerd has a name mean the Wasm image from now on, where a tag
+// has changed its kind. Lookups find that first, so it can wait if containerd
+// doesn't answer.
+func (s *Service) takeFromContainerd(ctx context.Context, ref string) {
+	if s.oci == nil {
+		return
+	}
+	named, err := reference.ParseDockerRef(ref)
+	if err == nil {
+		err = s.oci.Untag(ctx, named.String())
+	}
+	if err != nil && status.Code(err) != codes.Unavailable {
+		s.log.Warn("containerd keeps the name of an image that is Wasm now", "image", ref, "err", err)
+	}
+}
+
+// pullError gives a registry that can't be reached the word that kubelets look
+// for at the beginning of a message; they see it with this code only.
+func pullError(err error) error {
+	if errors.Is(err, images.ErrRegistry) {
+		return &codedError{err: fmt.Errorf("%w: %w", crierrors.ErrRegistryUnavailable, err), code: codes.Unknown}
+	}
+	return rpcError(err)
 }
 
 // ImageStatus of one image; an absent one is no error. Info always says the

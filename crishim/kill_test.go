@@ -19,7 +19,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/test/lab"
@@ -97,20 +99,32 @@ func (d *daemon) kill() {
 	_ = d.cmd.Wait()
 }
 
-// importImage goes by the admin socket, as `coracle image import` does.
 func (d *daemon) importImage(img *lab.Image, ref string) {
 	d.t.Helper()
-	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", d.dir+"/admin.sock")
-	}}}
-	resp, err := client.Post("http://crishim/v1/images/import?ref="+url.QueryEscape(ref), "application/x-tar", bytes.NewReader(lab.Archive(img, "")))
-	if err != nil {
+	if err := d.tryImport(d.t.Context(), img, ref); err != nil {
 		d.t.Fatal(err)
 	}
-	defer resp.Body.Close()
-	if b, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK || !strings.Contains(string(b), ref) {
-		d.t.Fatalf("import: %s %s", resp.Status, b)
+}
+
+// tryImport goes by the admin socket, as `coracle image import` does.
+func (d *daemon) tryImport(ctx context.Context, img *lab.Image, ref string) error {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", d.dir+"/admin.sock")
+	}}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://crishim/v1/images/import?ref="+url.QueryEscape(ref), bytes.NewReader(lab.Archive(img, "")))
+	if err != nil {
+		return err
 	}
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(b), ref) {
+		return fmt.Errorf("import: %s %s: %w", resp.Status, b, err)
+	}
+	return nil
 }
 
 // TestKilledAtAnyMoment kills crishim with SIGKILL again and again while pods of

@@ -2,6 +2,8 @@ package crishim
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -92,10 +94,11 @@ type Service struct {
 	last   *lastKnown
 	events *hub
 
-	lock *os.File        // held while it lives
-	done <-chan struct{} // of the Service
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	swept chan struct{}   // closed when containerd is
+	lock  *os.File        // held while it lives
+	done  <-chan struct{} // of the Service
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
 }
 
 var (
@@ -124,7 +127,7 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 	if len(cfg.CNIBinDirs) == 0 {
 		cfg.CNIBinDirs = []string{"/opt/cni/bin", "/usr/lib/cni"}
 	}
-	s := &Service{cfg: cfg, log: cfg.Logger, now: cfg.Now, events: newHub()}
+	s := &Service{cfg: cfg, log: cfg.Logger, now: cfg.Now, events: newHub(), swept: make(chan struct{})}
 	if s.lock, err = lockDir(cfg.StateDir); err != nil {
 		return nil, fmt.Errorf("crishim: %w", err)
 	}
@@ -158,6 +161,8 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 		if s.oci, err = oci.New(cfg.ContainerdSocket, cfg.Logger); err != nil {
 			return nil, fmt.Errorf("crishim: %w", err)
 		}
+		sum := sha256.Sum256([]byte(cfg.StateDir))
+		s.oci.Owner = hex.EncodeToString(sum[:8])
 		opts.ForeignSandbox = s.foreignSandbox
 	}
 	s.last = openLastKnown(filepath.Join(cfg.StateDir, "oci-last.json"), cfg.Logger, cfg.Now)
@@ -174,6 +179,7 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 		s.wg.Add(1)
 		go func() {
 			defer s.wg.Done()
+			s.sweepContainerd(run)
 			s.followContainerd(run)
 		}()
 	}
@@ -221,6 +227,17 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// sweepContainerd removes what a killed process left there half-imported. Imports
+// wait for it, or it would take theirs.
+func (s *Service) sweepContainerd(ctx context.Context) {
+	defer close(s.swept)
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := s.oci.SweepImports(ctx); err != nil {
+		s.log.Debug("what a former process imported by half is left in containerd until it expires", "err", err)
+	}
+}
+
 // Import stores the images of an OCI or docker archive: Wasm ones here, others
 // in containerd. ref names the image of an archive with one; empty means the
 // archive's own names. It returns the full names.
@@ -228,6 +245,11 @@ func (s *Service) Import(ctx context.Context, archive io.Reader, ref string) ([]
 	var target images.OCITarget
 	if s.oci != nil {
 		target = s.oci
+		select {
+		case <-s.swept:
+		case <-ctx.Done():
+			return nil, rpcError(ctx.Err())
+		}
 	}
 	names, err := s.store.Import(ctx, archive, ref, target)
 	return names, rpcError(err)

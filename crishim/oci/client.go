@@ -36,6 +36,9 @@ const maxMessage = 16 << 20
 type Client struct {
 	runtimeapi.RuntimeServiceClient
 	Images runtimeapi.ImageServiceClient
+	// Owner tells what this client's former process began in containerd from what
+	// others did. It is set before the first use. Empty: nothing is told apart.
+	Owner string
 
 	socket string
 	conn   *grpc.ClientConn

@@ -2,7 +2,9 @@ package oci
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
@@ -23,6 +25,9 @@ const (
 	labelManaged = "io.cri-containerd.image"
 	labelPinned  = "io.cri-containerd.pinned"
 )
+
+// labelOwner on a lease says whose import it is for.
+const labelOwner = "coracle.dev/owner"
 
 // inNamespace addresses the CRI plugin's namespace.
 func inNamespace(ctx context.Context, lease string) context.Context {
@@ -47,8 +52,10 @@ func (c *Client) importImage(ctx context.Context, name string, desc ocispec.Desc
 	// the blobs.
 	leases := leasesapi.NewLeasesClient(c.conn)
 	lease, err := leases.Create(inNamespace(ctx, ""), &leasesapi.CreateRequest{
-		ID:     fmt.Sprintf("coracle-import-%d", time.Now().UnixNano()),
-		Labels: map[string]string{"containerd.io/gc.expire": time.Now().Add(time.Hour).UTC().Format(time.RFC3339)},
+		ID: fmt.Sprintf("coracle-import-%d", time.Now().UnixNano()),
+		Labels: map[string]string{
+			"containerd.io/gc.expire": time.Now().Add(time.Hour).UTC().Format(time.RFC3339), labelOwner: c.Owner,
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("containerd: lease: %w", c.unavailable(err))
@@ -68,7 +75,7 @@ func (c *Client) importImage(ctx context.Context, name string, desc ocispec.Desc
 			return nil, err
 		}
 		defer ra.Close()
-		err = content.WriteBlob(ctx, dst, "coracle-"+d.Digest.String(), content.NewReader(ra), d)
+		err = content.WriteBlob(ctx, dst, c.ingestPrefix()+d.Digest.String(), content.NewReader(ra), d)
 		if err != nil && !errdefs.IsAlreadyExists(err) {
 			return nil, fmt.Errorf("blob %s: %w", d.Digest, err)
 		}
@@ -97,6 +104,51 @@ func (c *Client) importImage(ctx context.Context, name string, desc ocispec.Desc
 		return fmt.Errorf("containerd: image %s: %w", name, c.unavailable(err))
 	}
 	return c.awaitImage(ctx, name)
+}
+
+// ingestPrefix begins the names of what this client writes.
+func (c *Client) ingestPrefix() string { return "coracle-" + c.Owner + "-" }
+
+// SweepImports removes what imports of a former process of the same owner left
+// in containerd because it was killed: leases, which would keep blobs for an
+// hour, and half-written blobs, which would be kept for a day. It is for the
+// time before the first import of this one.
+func (c *Client) SweepImports(ctx context.Context) error {
+	if c.Owner == "" {
+		return nil
+	}
+	ctx = inNamespace(ctx, "")
+	leases := leasesapi.NewLeasesClient(c.conn)
+	list, err := leases.List(ctx, &leasesapi.ListRequest{Filters: []string{fmt.Sprintf("labels.%q==%q", labelOwner, c.Owner)}})
+	if err != nil {
+		return fmt.Errorf("containerd: leases: %w", c.unavailable(err))
+	}
+	dst := proxy.NewContentStore(c.conn)
+	statuses, err := dst.ListStatuses(ctx)
+	if err != nil {
+		return fmt.Errorf("containerd: ingests: %w", c.unavailable(err))
+	}
+	var errs []error
+	for _, st := range statuses {
+		if strings.HasPrefix(st.Ref, c.ingestPrefix()) {
+			errs = append(errs, dst.Abort(ctx, st.Ref))
+		}
+	}
+	for _, l := range list.GetLeases() {
+		_, err := leases.Delete(ctx, &leasesapi.DeleteRequest{ID: l.GetID()})
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Untag takes a name from an image; containerd collects what has no name any
+// more. An absent one is no error.
+func (c *Client) Untag(ctx context.Context, name string) error {
+	_, err := imagesapi.NewImagesClient(c.conn).Delete(inNamespace(ctx, ""), &imagesapi.DeleteImageRequest{Name: name})
+	if err != nil && status.Code(err) != codes.NotFound {
+		return fmt.Errorf("containerd: image %s: %w", name, c.unavailable(err))
+	}
+	return nil
 }
 
 // awaitImage waits until the CRI plugin has heard of an image: it learns of it
