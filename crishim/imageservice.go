@@ -126,18 +126,31 @@ func (s *Service) ListImages(ctx context.Context, req *runtimeapi.ListImagesRequ
 	if s.oci == nil {
 		return out, nil
 	}
-	resp, err := s.oci.Images.ListImages(ctx, req)
+	list, err := s.listOCI(ctx, req)
 	if err != nil {
 		if status.Code(err) == codes.Unavailable {
 			return out, nil
 		}
 		return nil, err
 	}
-	for _, img := range resp.GetImages() {
+	for _, img := range list {
 		s.markOCI(img)
 		out.Images = append(out.Images, img)
 	}
 	return out, nil
+}
+
+// listOCI asks for one image by its status: containerd ignores the filter.
+func (s *Service) listOCI(ctx context.Context, req *runtimeapi.ListImagesRequest) ([]*runtimeapi.Image, error) {
+	if want := req.GetFilter().GetImage(); want.GetImage() != "" {
+		resp, err := s.oci.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: want})
+		if err != nil || resp.GetImage() == nil {
+			return nil, err
+		}
+		return []*runtimeapi.Image{resp.GetImage()}, nil
+	}
+	resp, err := s.oci.Images.ListImages(ctx, req)
+	return resp.GetImages(), err
 }
 
 // RemoveImage from whichever store has it; an absent one is no error.

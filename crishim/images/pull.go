@@ -299,11 +299,14 @@ func (s *Store) readJSON(ctx context.Context, t *transfer, desc ocispec.Descript
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(raw, into); err != nil {
+	if err := decode(raw, into); err != nil {
 		return fmt.Errorf("%w: %s: %w", ErrInvalidImage, desc.MediaType, err)
 	}
 	return nil
 }
+
+// decode reads a manifest, an index or a configuration.
+func decode(raw []byte, into any) error { return json.Unmarshal(raw, into) }
 
 // fetch gets a blob into the content store, which verifies size and digest.
 // A transfer that breaks or stalls is resumed where it ended.

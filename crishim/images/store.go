@@ -214,19 +214,16 @@ func (s *Store) load() error {
 	if err != nil {
 		return fmt.Errorf("image store: %w", err)
 	}
-	var idx indexFile
-	if err := json.Unmarshal(raw, &idx); err != nil {
+	images, err := parseIndex(raw)
+	if errors.Is(err, errNewerIndex) {
+		return fmt.Errorf("image store: %s: %w", path, err)
+	}
+	if err != nil {
 		aside := path + ".broken"
 		s.log.Error("image index can't be read, starting with an empty one", "index", path, "setAside", aside, "err", err)
 		return os.Rename(path, aside)
 	}
-	if idx.Version > indexVersion {
-		return fmt.Errorf("image store: %s has schema version %d, this program knows %d: use the newer program", path, idx.Version, indexVersion)
-	}
-	for _, img := range idx.Images {
-		if img == nil || img.ID.Validate() != nil || !filepath.IsLocal(img.Module.Path) {
-			continue
-		}
+	for _, img := range images {
 		if fi, err := os.Stat(s.path(img.Module.Path)); err != nil || fi.Size() != img.Module.Size {
 			s.log.Warn("image is dropped: its module is gone or has another size", "image", img.ID, "module", img.Module.Path)
 			continue
@@ -234,6 +231,34 @@ func (s *Store) load() error {
 		s.images = append(s.images, img)
 	}
 	return nil
+}
+
+var errNewerIndex = errors.New("index of a newer program")
+
+// parseIndex leaves out images that name what isn't the store's.
+func parseIndex(raw []byte) ([]*Image, error) {
+	var idx indexFile
+	if err := json.Unmarshal(raw, &idx); err != nil {
+		return nil, err
+	}
+	if idx.Version > indexVersion {
+		return nil, fmt.Errorf("%w: it has schema version %d, this program knows %d: use the newer program", errNewerIndex, idx.Version, indexVersion)
+	}
+	seen := map[digest.Digest]bool{}
+	return slices.DeleteFunc(idx.Images, func(img *Image) bool {
+		if img == nil || img.ID.Validate() != nil || seen[img.ID] || !within(img.Module.Path, "content", "modules", "rootfs") ||
+			img.Rootfs != "" && !within(img.Rootfs, "rootfs") || slices.ContainsFunc(img.Blobs, func(d digest.Digest) bool { return d.Validate() != nil }) {
+			return true
+		}
+		seen[img.ID] = true
+		return false
+	}), nil
+}
+
+// within says whether a path is below one of the store's folders.
+func within(rel string, dirs ...string) bool {
+	top, rest, _ := strings.Cut(rel, string(filepath.Separator))
+	return filepath.IsLocal(rel) && rel == filepath.Clean(rel) && rest != "" && slices.Contains(dirs, top)
 }
 
 // saveLocked replaces the index durably.

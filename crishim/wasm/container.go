@@ -113,8 +113,23 @@ func (m *Manager) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	m.mu.Lock()
 	m.containers[c.id] = c
 	m.mu.Unlock()
+	// From here on the image stays while the container does. It may have gone
+	// while the module was compiled.
+	if now, err := m.opts.Image(imageRef); err != nil || now.ID != img.ID {
+		if _, serr := os.Stat(spec.Module); serr != nil {
+			m.forget(c)
+			return "", errors.Join(fmt.Errorf("container %q: image %q was removed meanwhile: %w", name, imageRef, ErrNotFound), os.RemoveAll(m.containerDir(c.id)))
+		}
+	}
 	m.emit(c, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return c.id, nil
+}
+
+func (m *Manager) forget(c *container) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.containers, c.id)
+	delete(m.names, c.name)
 }
 
 // makeContainerDir makes the container's folder under another name and renames
@@ -401,10 +416,7 @@ func (m *Manager) remove(ctx context.Context, c *container) error {
 		c.mu.Unlock()
 		return fmt.Errorf("container %q: remove: %w", c.id, err)
 	}
-	m.mu.Lock()
-	delete(m.containers, c.id)
-	delete(m.names, c.name)
-	m.mu.Unlock()
+	m.forget(c)
 	m.emit(c, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil
 }
