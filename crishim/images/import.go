@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -40,13 +43,15 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, oci OCITarg
 func (s *Store) importArchive(ctx context.Context, r io.Reader, ref string, oci OCITarget) ([]string, error) {
 	s.importing.Lock() // both would write the same ingests
 	defer s.importing.Unlock()
+	// What a killed import left half-written would be gone on with, whatever this
+	// archive has under that name.
+	s.abortArchive()
 	t := s.beginTransfer(ref)
 	rec := &recordingStore{Store: s.content, t: t}
 	// Whatever came with the archive goes unless an image of the index has it.
 	defer func() {
-		ctx := context.WithoutCancel(ctx)
-		t.end(ctx, t.held, nil)
-		s.abortArchive(ctx)
+		t.end(context.WithoutCancel(ctx), t.held, nil)
+		s.abortArchive()
 	}()
 	idxDesc, err := archive.ImportIndex(ctx, rec, r)
 	if err != nil {
@@ -150,13 +155,15 @@ func (w *recordingWriter) Commit(ctx context.Context, size int64, expected diges
 	return w.Writer.Commit(ctx, size, expected, opts...)
 }
 
-// abortArchive removes what a broken archive left half-written.
-func (s *Store) abortArchive(ctx context.Context) {
-	statuses, err := s.content.ListStatuses(ctx, "ref~=^tar-")
-	if err != nil {
-		return
-	}
-	for _, st := range statuses {
-		_ = s.content.Abort(ctx, st.Ref)
+// abortArchive removes what an import left half-written. The content store's own
+// list fails at the first one that a kill left without its files.
+func (s *Store) abortArchive() {
+	refs, _ := filepath.Glob(s.path("content", "ingest", "*", "ref"))
+	for _, file := range refs {
+		if ref, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(ref), "tar-") {
+			if err := os.RemoveAll(filepath.Dir(file)); err != nil {
+				s.log.Warn("what an interrupted import left can't be removed", "dir", filepath.Dir(file), "err", err)
+			}
+		}
 	}
 }

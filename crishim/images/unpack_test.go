@@ -173,6 +173,26 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// An import goes on with nothing that a killed one left: all archives call their
+// index by the same name.
+func TestImportAfterAKilledOne(t *testing.T) {
+	s := open(t, Options{})
+	w, err := s.content.Writer(t.Context(), content.WithRef("tar-index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("of another archive")); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if err := os.MkdirAll(s.path("content", "ingest", "torn"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Import(t.Context(), bytes.NewReader(lab.Archive(lab.CNCF(module), "")), "x", nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestRemovedImageStaysWhileUsed(t *testing.T) {
 	used := true
 	s := open(t, Options{InUse: func(digest.Digest) bool { return used }})

@@ -43,6 +43,11 @@ func (m *Manager) recoverSandboxes(ctx context.Context) error {
 		}
 		s.name = sandboxName(s.config.GetMetadata())
 		if s.rec.Making {
+			if n, ok := m.opts.Network.(interface {
+				EndAbandoned(ctx context.Context, id string)
+			}); ok {
+				n.EndAbandoned(ctx, s.id)
+			}
 			if err := m.disconnect(ctx, s); err == nil {
 				os.Remove(path)
 				continue
