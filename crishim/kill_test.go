@@ -121,8 +121,12 @@ func (d *daemon) tryImport(ctx context.Context, img *lab.Image, ref string) erro
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	defer resp.Body.Close()
-	if b, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(b), ref) {
-		return fmt.Errorf("import: %s %s: %w", resp.Status, b, err)
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	if resp.StatusCode != http.StatusOK || !strings.Contains(string(b), ref) {
+		return fmt.Errorf("import: %s %s", resp.Status, b)
 	}
 	return nil
 }

@@ -66,6 +66,7 @@ func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		if out.Info == nil {
 			out.Info = map[string]string{}
 		}
+		out.Info["pulls"] = wasm.JSON(s.store.Pulls())
 		out.Info["config"] = wasm.JSON(map[string]any{
 			"stateDir": s.cfg.StateDir, "containerd": s.cfg.ContainerdSocket, "cniConfDir": s.cfg.CNIConfDir, "registryHosts": s.cfg.RegistryHosts,
 		})

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -125,7 +126,29 @@ func (c *Client) Sandbox(ctx context.Context, id string) (*Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Sandbox{Status: resp.GetStatus()}
+	s, err := parseSandbox(resp.GetInfo()["info"])
+	if err != nil {
+		return nil, fmt.Errorf("pod sandbox %q: containerd's verbose status: %w", id, err)
+	}
+	s.Status = resp.GetStatus()
+	if s.Config.Metadata == nil {
+		s.Config.Metadata = resp.GetStatus().GetMetadata()
+	}
+	if resp.GetStatus().GetLinux().GetNamespaces().GetOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE {
+		s.NetNS = ""
+		return s, nil
+	}
+	if s.NetNS == "" && s.PID > 0 {
+		s.NetNS = fmt.Sprintf("/proc/%d/ns/net", s.PID)
+	}
+	if s.NetNS == "" && resp.GetStatus().GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
+		return nil, fmt.Errorf("pod sandbox %q: containerd doesn't say which network namespace it has", id)
+	}
+	return s, nil
+}
+
+// parseSandbox reads what containerd says of a sandbox in its verbose status.
+func parseSandbox(raw string) (*Sandbox, error) {
 	var info struct {
 		PID         int `json:"pid"`
 		Config      json.RawMessage
@@ -135,24 +158,16 @@ func (c *Client) Sandbox(ctx context.Context, id string) (*Sandbox, error) {
 			} `json:"linux"`
 		} `json:"runtimeSpec"`
 	}
-	if err := json.Unmarshal([]byte(resp.GetInfo()["info"]), &info); err != nil {
-		return nil, fmt.Errorf("pod sandbox %q: containerd's verbose status: %w", id, err)
+	if err := json.Unmarshal([]byte(raw), &info); err != nil {
+		return nil, err
 	}
-	s.PID = info.PID
-	s.Config = &runtimeapi.PodSandboxConfig{}
+	s := &Sandbox{PID: info.PID, Config: &runtimeapi.PodSandboxConfig{}}
 	if len(info.Config) > 0 {
 		// containerd prints its generated struct with encoding/json; what of it
 		// doesn't fit another version's is left out.
-		if err := json.Unmarshal(info.Config, s.Config); err != nil {
-			c.log.Debug("sandbox configuration isn't understood", "sandbox", id, "err", err)
+		if err := json.Unmarshal(info.Config, s.Config); err != nil || bytes.Equal(info.Config, []byte("null")) {
 			s.Config = &runtimeapi.PodSandboxConfig{}
 		}
-	}
-	if s.Config.Metadata == nil {
-		s.Config.Metadata = resp.GetStatus().GetMetadata()
-	}
-	if resp.GetStatus().GetLinux().GetNamespaces().GetOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE {
-		return s, nil
 	}
 	if info.RuntimeSpec != nil {
 		for _, ns := range info.RuntimeSpec.Linux.Namespaces {
@@ -160,12 +175,6 @@ func (c *Client) Sandbox(ctx context.Context, id string) (*Sandbox, error) {
 				s.NetNS = ns.Path
 			}
 		}
-	}
-	if s.NetNS == "" && s.PID > 0 {
-		s.NetNS = fmt.Sprintf("/proc/%d/ns/net", s.PID)
-	}
-	if s.NetNS == "" && resp.GetStatus().GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
-		return nil, fmt.Errorf("pod sandbox %q: containerd doesn't say which network namespace it has", id)
 	}
 	return s, nil
 }
