@@ -28,7 +28,7 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build programs boards up down test test-link unit integration arm lint bench bench-link bench-fleet generate clean help
+.PHONY: build programs boards up down test test-link test-slow unit integration arm lint bench bench-link bench-fleet generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -67,6 +67,9 @@ lint unit integration arm:
 
 test-link: ## the fleet link's machines explored to the full depth, in minutes
 	@test/link.sh
+
+test-slow: ## tests that take longer than five minutes (test/slow.sh NAME runs one)
+	@test/slow.sh
 
 bench: programs ## this system's figures beside its peers', into .coracle/bench/bench.jsonl
 	@$(GO) run ./test/bench --bin bin --go $(abspath $(GO))

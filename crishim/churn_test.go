@@ -460,6 +460,12 @@ func (c *churn) checkNothingLeft() {
 	}
 	if c.ctd != nil {
 		dir := filepath.Dir(c.ctd.CNIConfDir())
+		raw, err := os.ReadFile(c.ctd.CNIConfDir() + "/10-coracle.conflist")
+		var conf struct{ Name string }
+		if err = errors.Join(err, json.Unmarshal(raw, &conf)); err != nil || conf.Name == "" {
+			c.t.Fatal(err)
+		}
+		places["CNI's results"] = "/var/lib/cni/results/" + conf.Name + "-*"
 		places["addresses"] = dir + "/ipam/*/10.*"
 		places["containerd's namespaces"] = "/run/netns/*"
 		places["containerd's tasks"] = dir + "/state/io.containerd.runtime.v2.task/k8s.io/*"

@@ -401,6 +401,9 @@ func (m *Manager) remove(ctx context.Context, c *container) error {
 			if err := proc.Delete(ctx); err != nil {
 				return err
 			}
+		} else if rec := c.record(); rec.Exit == nil {
+			// A start that this process's predecessor didn't live to finish.
+			m.removeCgroup(rec.Spec.Cgroup)
 		}
 		// Renamed first, so that a kill in the middle leaves nothing that
 		// looks like a container.
