@@ -470,7 +470,7 @@ func (c *churn) checkNothingLeft() {
 		places["containerd's namespaces"] = "/run/netns/*"
 		places["containerd's tasks"] = dir + "/state/io.containerd.runtime.v2.task/k8s.io/*"
 	}
-	within(c.t, time.Minute, func() string { // what containerd does in the background, and shims that end
+	within(c.t, 2*time.Minute, func() string { // what containerd does in the background, and shims that end
 		var left []string
 		for _, what := range sortedKeys(places) {
 			if found := globAll(places[what]); len(found) > 0 {

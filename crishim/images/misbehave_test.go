@@ -141,17 +141,17 @@ func TestPullFromARegistryThatMisbehaves(t *testing.T) {
 			_, _ = w.Write(big)
 			return true
 		}},
-		{name: "slow, but it moves", on: isLayer, opts: Options{Stall: 300 * time.Millisecond}, do: func(w http.ResponseWriter, r *http.Request, _ int) bool {
+		{name: "slow, but it moves", on: isLayer, opts: Options{Stall: 2 * time.Second}, do: func(w http.ResponseWriter, r *http.Request, _ int) bool {
 			w.Header().Set("Content-Length", strconv.Itoa(len(big)))
 			for piece := range slices.Chunk(big, len(big)/10+1) {
 				_, _ = w.Write(piece)
 				_ = http.NewResponseController(w).Flush()
-				time.Sleep(100 * time.Millisecond)
+				time.Sleep(250 * time.Millisecond)
 			}
 			return true
 		}},
-		{name: "it stalls", on: isManifest, do: stall, opts: Options{Stall: 100 * time.Millisecond}, want: ErrRegistry, text: "no byte of an answer"},
-		{name: "a blob stalls", on: isLayer, do: stall, opts: Options{Stall: 100 * time.Millisecond}, want: ErrRegistry, text: "no byte of " + layer, keeps: true},
+		{name: "it stalls", on: isManifest, do: stall, opts: Options{Stall: time.Second}, want: ErrRegistry, text: "no byte of an answer"},
+		{name: "a blob stalls", on: isLayer, do: stall, opts: Options{Stall: time.Second}, want: ErrRegistry, text: "no byte of " + layer, keeps: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -208,6 +208,7 @@ func TestPullGoesOnAfterACutAtAnyByte(t *testing.T) {
 				t.Parallel()
 				var mu sync.Mutex
 				var ranges []string
+				var s *Store
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				hosts := proxy(t, reg, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -222,7 +223,9 @@ func TestPullGoesOnAfterACutAtAnyByte(t *testing.T) {
 							_ = http.NewResponseController(w).Flush()
 							if restart {
 								// Until it has it all; then its caller dies.
-								time.Sleep(100 * time.Millisecond)
+								for p := s.Pulls(); len(p) == 1 && p[0].Done < int64(cut); p = s.Pulls() {
+									time.Sleep(time.Millisecond)
+								}
 								cancel()
 							}
 							panic(http.ErrAbortHandler)
@@ -230,7 +233,7 @@ func TestPullGoesOnAfterACutAtAnyByte(t *testing.T) {
 					}
 					next.ServeHTTP(w, r)
 				})
-				s := open(t, Options{HostsDir: hosts})
+				s = open(t, Options{HostsDir: hosts})
 				res, err := s.Pull(ctx, PullRequest{Ref: ref})
 				if restart {
 					if !errors.Is(err, context.Canceled) {

@@ -299,7 +299,7 @@ func TestPullResumesAndVerifies(t *testing.T) {
 			}
 			next.ServeHTTP(w, r)
 		})
-		s := open(t, Options{HostsDir: hosts, Stall: 50 * time.Millisecond})
+		s := open(t, Options{HostsDir: hosts, Stall: time.Second})
 		_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
 		if !errors.Is(err, ErrRegistry) || !strings.Contains(err.Error(), "no byte") {
 			t.Errorf("got %v", err)
