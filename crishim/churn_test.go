@@ -44,7 +44,8 @@ type churn struct {
 	wg   sync.WaitGroup
 
 	mu       sync.Mutex
-	finished []guest // started; they end by themselves
+	finished []guest  // started; they end by themselves
+	joined   []string // Wasm containers of mixed pods
 	done     map[string]int
 }
 
@@ -243,7 +244,13 @@ func (c *churn) mixedPod(ctx context.Context, random *rand.Rand, name string) er
 	if err != nil {
 		return err
 	}
-	if _, err := start(containerConfig(c.wasm, "sleep")); err != nil {
+	id, err := start(containerConfig(c.wasm, "sleep"))
+	if id != "" { // created at least
+		c.mu.Lock()
+		c.joined = append(c.joined, id)
+		c.mu.Unlock()
+	}
+	if err != nil {
 		return err
 	}
 	other := shell(c.shell, "sleep 1000")
@@ -367,7 +374,7 @@ func (c *churn) checkSteady() {
 	for _, g := range c.steady {
 		st, err := c.ContainerStatus(c.t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: g.id})
 		if err != nil || st.GetStatus().GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
-			c.t.Errorf("%s: %v, %v", g.name, st, err)
+			c.t.Errorf("%s: %v, %v\ncontainerd says of it:\n%s", g.name, st, err, c.containerdSaid(g.id))
 			continue
 		}
 		if now := c.pidOf(g.id); now != g.pid {
@@ -380,6 +387,21 @@ func (c *churn) checkSteady() {
 			c.t.Errorf("%s: %d lines only", g.name, k)
 		}
 	}
+}
+
+// containerdSaid are the last lines of containerd's log that name a container.
+func (c *churn) containerdSaid(id string) string {
+	if c.ctd == nil {
+		return ""
+	}
+	raw, _ := os.ReadFile(filepath.Join(filepath.Dir(c.ctd.CNIConfDir()), "containerd.log"))
+	var lines []string
+	for line := range strings.Lines(string(raw)) {
+		if strings.Contains(line, id) {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-8):], "")
 }
 
 // checkFinished: every guest that was started has ended as it said, and its log
@@ -454,8 +476,7 @@ func (c *churn) checkNothingLeft() {
 	state := c.dir + "/state"
 	places := map[string]string{
 		"records and bundles": state + "/wasm/{sandboxes,containers,netns}/*", "cgroups": "/sys/fs/cgroup/*" + c.cgroupParent() + "/pod*",
-		"containers' cgroups": "/sys/fs/cgroup/*" + c.kubeletsCgroup() + "/pod*/*/cgroup.procs",
-		"modules and roots":   state + "/images/{modules,rootfs,tmp}/*", "blobs": state + "/images/content/{blobs/sha256,ingest}/*",
+		"modules and roots": state + "/images/{modules,rootfs,tmp}/*", "blobs": state + "/images/content/{blobs/sha256,ingest}/*",
 		"half-compiled modules": state + "/compiled/tmp-*",
 	}
 	if c.ctd != nil {
@@ -477,6 +498,7 @@ func (c *churn) checkNothingLeft() {
 				left = append(left, fmt.Sprintf("%d %s: %v", len(found), what, found))
 			}
 		}
+		left = append(left, c.cgroupsLeft()...)
 		if mounts, _ := lab.MountsBelow(c.dir); len(mounts) > 0 {
 			left = append(left, fmt.Sprintf("mounts: %v", mounts))
 		}
@@ -488,6 +510,21 @@ func (c *churn) checkNothingLeft() {
 		}
 		return strings.Join(left, "\n")
 	})
+}
+
+// cgroupsLeft are cgroups in those of the kubelet's pods: of Wasm containers, or
+// with something running in them. containerd leaves empty ones where it was cut
+// off; kubelets remove them with the pod's.
+func (c *churn) cgroupsLeft() (left []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, procs := range globAll("/sys/fs/cgroup/*" + c.kubeletsCgroup() + "/pod*/*/cgroup.procs") {
+		dir := filepath.Dir(procs)
+		if slices.Contains(c.joined, filepath.Base(dir)) || os.Remove(dir) != nil {
+			left = append(left, "cgroup "+dir)
+		}
+	}
+	return left
 }
 
 // kernelLeft are interfaces, rules and containerd's own records.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/task"
 	"golang.org/x/sys/unix"
@@ -14,11 +15,19 @@ import (
 )
 
 // RemovePodSandbox has containerd remove a sandbox, and first, where that is
-// refused, what runs in it without containerd's CRI knowing.
+// refused, what runs in it without containerd's CRI knowing. Afterwards it looks
+// whether the sandbox's own process is gone: containerd forgets it where the
+// caller of RunPodSandbox died at the wrong moment.
 func (c *Client) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest, opts ...grpc.CallOption) (*runtimeapi.RemovePodSandboxResponse, error) {
 	resp, err := c.RuntimeServiceClient.RemovePodSandbox(ctx, req, opts...)
 	if c.endStrays(ctx, err, &runtimeapi.ContainerFilter{PodSandboxId: req.GetPodSandboxId()}) {
-		return c.RuntimeServiceClient.RemovePodSandbox(ctx, req, opts...)
+		resp, err = c.RuntimeServiceClient.RemovePodSandbox(ctx, req, opts...)
+	}
+	if err == nil && c.endTask(ctx, req.GetPodSandboxId()) {
+		_, derr := containersapi.NewContainersClient(c.conn).Delete(inNamespace(ctx, ""), &containersapi.DeleteContainerRequest{ID: req.GetPodSandboxId()})
+		if derr != nil && status.Code(derr) != codes.NotFound {
+			c.log.Warn("containerd keeps the container of a removed pod sandbox", "sandbox", req.GetPodSandboxId(), "err", derr)
+		}
 	}
 	return resp, err
 }
@@ -63,19 +72,19 @@ func (c *Client) endTask(ctx context.Context, id string) bool {
 	}
 	if got.GetProcess().GetStatus() != task.Status_STOPPED {
 		if _, err := tasks.Kill(ctx, &tasksapi.KillRequest{ContainerID: id, Signal: uint32(unix.SIGKILL), All: true}); err != nil && status.Code(err) != codes.NotFound {
-			c.log.Warn("a stray task of an exited container can't be killed", "container", id, "err", err)
+			c.log.Warn("a stray task of containerd can't be killed", "container", id, "err", err)
 			return false
 		}
 	}
 	for wait := 5 * time.Millisecond; ; wait *= 2 {
 		_, err := tasks.Delete(ctx, &tasksapi.DeleteTaskRequest{ContainerID: id})
 		if err == nil || status.Code(err) == codes.NotFound {
-			c.log.Info("ended a stray task of an exited container", "container", id)
+			c.log.Info("ended a stray task of containerd", "container", id)
 			return true
 		}
 		select {
 		case <-ctx.Done():
-			c.log.Warn("a stray task of an exited container can't be deleted", "container", id, "err", err)
+			c.log.Warn("a stray task of containerd can't be deleted", "container", id, "err", err)
 			return false
 		case <-time.After(wait):
 		}
