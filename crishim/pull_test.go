@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -19,8 +20,8 @@ import (
 // TestPullErrorsAreTheKubeletsWords: a kubelet makes the reason of a container's
 // waiting out of the beginning of the message, if the code is Unknown.
 func TestPullErrorsAreTheKubeletsWords(t *testing.T) {
-	answer := 0
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(answer) }))
+	var answer atomic.Int32
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(answer.Load())) }))
 	defer srv.Close()
 	gone := httptest.NewServer(nil)
 	gone.Close()
@@ -36,7 +37,7 @@ func TestPullErrorsAreTheKubeletsWords(t *testing.T) {
 	n := newNode(t, func(c *crishim.Config) { c.RegistryHosts = hosts })
 	for _, c := range []struct {
 		ref    string
-		answer int
+		answer int32
 		code   codes.Code
 		begins string
 	}{
@@ -49,7 +50,7 @@ func TestPullErrorsAreTheKubeletsWords(t *testing.T) {
 		{"there.example/X:1", 0, codes.InvalidArgument, "image "},
 		{"", 0, codes.InvalidArgument, "image "},
 	} {
-		answer = c.answer
+		answer.Store(c.answer)
 		_, err := n.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: c.ref}})
 		if status.Code(err) != c.code || !strings.HasPrefix(status.Convert(err).Message(), c.begins) || !strings.Contains(err.Error(), c.ref) {
 			t.Errorf("%q answering %d: %v", c.ref, c.answer, err)

@@ -153,7 +153,9 @@ func TestHostsToml(t *testing.T) {
 		{name: "no client certificate", toml: server(mutual.URL) + "skip_verify = true\n", want: ErrRegistry, text: ref},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			mu.Lock()
 			seen = nil
+			mu.Unlock()
 			s := open(t, Options{HostsDir: hostsDir(t, c.toml)})
 			_, err := s.Pull(t.Context(), PullRequest{Ref: ref})
 			switch {
@@ -162,6 +164,8 @@ func TestHostsToml(t *testing.T) {
 			case c.want != nil && (!errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text)):
 				t.Fatalf("got %v, want %v with %q", err, c.want, c.text)
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			for _, want := range c.seen {
 				if !slices.Contains(seen, want) {
 					t.Errorf("%q isn't among %q", want, seen)

@@ -97,7 +97,7 @@ func (s *Store) importArchive(ctx context.Context, r io.Reader, ref string, oci 
 		if err != nil {
 			return names, fmt.Errorf("image %q: %w: %w", name, ErrInvalidReference, err)
 		}
-		t.ref = named.String()
+		t.rename(named.String())
 		res, err := s.take(ctx, t, named, desc, "")
 		if err != nil {
 			return names, err

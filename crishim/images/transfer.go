@@ -18,7 +18,7 @@ import (
 // are held: nobody else deletes them meanwhile.
 type transfer struct {
 	store *Store
-	ref   string
+	ref   string // changed with store.mu held
 	since time.Time
 	// get brings a blob into the content store.
 	get func(ctx context.Context, desc ocispec.Descriptor) error
@@ -59,6 +59,13 @@ func (s *Store) beginTransfer(ref string) *transfer {
 	defer s.mu.Unlock()
 	s.transfers[t] = struct{}{}
 	return t
+}
+
+// rename is for an import that comes to its next image.
+func (t *transfer) rename(ref string) {
+	t.store.mu.Lock()
+	defer t.store.mu.Unlock()
+	t.ref = ref
 }
 
 // fetch makes sure that a blob is in the content store, and stays there until

@@ -33,8 +33,6 @@ type logPump struct {
 	scratch *logScratch
 	fifos   []*logFIFO
 	wg      sync.WaitGroup
-	// dies, in tests, ends the pump between two steps as a SIGKILL does.
-	dies func(step string) bool
 
 	mu   sync.Mutex // guards what follows, and orders the lines of both streams
 	file *os.File
@@ -54,6 +52,8 @@ type logScratch struct {
 	out  []byte
 
 	inflight inflight
+	// dies, in tests, ends a pump between two steps as a SIGKILL does.
+	dies func(p *logPump, step string) bool
 }
 
 const scratchSize = 64 << 10 // a pipe's capacity
@@ -241,7 +241,7 @@ func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
 	return got == taken
 }
 
-func (p *logPump) isDead(step string) bool { return p.dies != nil && p.dies(step) }
+func (p *logPump) isDead(step string) bool { return p.scratch.dies != nil && p.scratch.dies(p, step) }
 
 // write appends the finished lines of data, and pieces of a line that is too
 // long, and returns how many bytes of data that was. The caller holds the

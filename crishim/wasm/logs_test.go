@@ -30,10 +30,16 @@ func guestOf(t *testing.T, dir string) *os.File {
 
 func pumpFor(t *testing.T, dir string, takeover bool) *logPump {
 	t.Helper()
+	return mortalPumpFor(t, dir, takeover, nil)
+}
+
+func mortalPumpFor(t *testing.T, dir string, takeover bool, dies func(p *logPump, step string) bool) *logPump {
+	t.Helper()
 	m := &Manager{log: slog.New(slog.DiscardHandler), opts: Options{Now: time.Now, Dir: dir}}
 	if err := m.scratch.open(); err != nil {
 		t.Fatal(err)
 	}
+	m.scratch.dies = dies
 	rec := containerRecord{ID: "c", LogPath: filepath.Join(dir, "log", "0.log"), Spec: wasmruntime.Spec{Dir: dir}}
 	if err := errors.Join(os.MkdirAll(m.containerDir("c"), 0o700), writeRecord(filepath.Join(m.containerDir("c"), recordFile), &rec, false)); err != nil {
 		t.Fatal(err)
@@ -170,10 +176,9 @@ func TestLogPumpTakesTheRest(t *testing.T) {
 // mustn't be in the log twice.
 func TestLogPumpAndRunnerTakeTheSame(t *testing.T) {
 	dir := t.TempDir()
-	p := pumpFor(t, dir, false)
-	guest := guestOf(t, dir)
+	var guest *os.File
 	var rest []byte
-	p.dies = func(step string) bool {
+	p := mortalPumpFor(t, dir, false, func(_ *logPump, step string) bool {
 		if step == "written" && rest == nil {
 			rest = make([]byte, 1<<16)
 			n, err := guest.Read(rest)
@@ -183,12 +188,13 @@ func TestLogPumpAndRunnerTakeTheSame(t *testing.T) {
 			rest = rest[:n]
 		}
 		return false
-	}
+	})
+	p.stop() // all is moved below
+	p.wg.Wait()
+	guest = guestOf(t, dir)
 	if _, err := guest.WriteString("a\nb\n"); err != nil {
 		t.Fatal(err)
 	}
-	p.stop()
-	p.wg.Wait()
 	p.drain(nil, nil)
 	p.writeRest(rest, nil)
 	p.wait()
@@ -202,17 +208,8 @@ func TestLogPumpKilledAtEveryStep(t *testing.T) {
 	for _, step := range []string{"seen", "begun", "written", "taken"} {
 		t.Run(step, func(t *testing.T) {
 			dir := t.TempDir()
-			p := pumpFor(t, dir, false)
-			guest := guestOf(t, dir)
-			say := func(s string) {
-				t.Helper()
-				if _, err := guest.WriteString(s); err != nil {
-					t.Fatal(err)
-				}
-			}
 			dead := make(chan struct{})
-			p.mu.Lock()
-			p.dies = func(at string) bool {
+			p := mortalPumpFor(t, dir, false, func(p *logPump, at string) bool {
 				select {
 				case <-dead: // and stays so
 					return true
@@ -225,8 +222,14 @@ func TestLogPumpKilledAtEveryStep(t *testing.T) {
 					}
 				}
 				return false
+			})
+			guest := guestOf(t, dir)
+			say := func(s string) {
+				t.Helper()
+				if _, err := guest.WriteString(s); err != nil {
+					t.Fatal(err)
+				}
 			}
-			p.mu.Unlock()
 			// The same line again and again: content can't tell which is which.
 			said := 2
 			for alive := true; alive; {
