@@ -153,7 +153,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	began := time.Now()
 	for range kills {
 		// Mostly so soon that little is done, often enough so late that all is.
-		time.Sleep(time.Duration(random.IntN([]int{200, 500, 2500}[random.IntN(3)])) * time.Millisecond)
+		time.Sleep(time.Duration(random.IntN([]int{200, 500, 500, 2000, 5000}[random.IntN(5)])) * time.Millisecond)
 		d.kill()
 		d.start()
 	}
