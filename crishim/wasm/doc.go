@@ -14,7 +14,9 @@
 // dead anyway; a torn record is then swept away and edgelet makes the pod
 // again. Guests outlive this process: Recover takes them over by what their
 // runners left (pid, start time, boot), with their output, which waits in
-// FIFOs that the guests themselves hold open.
+// FIFOs that the guests themselves hold open. A line is in a log once, whatever
+// dies when (inflight), but for what is still in the FIFO of a guest that is
+// killed, by SIGKILL, together with this process.
 //
 // The package knows CRI, CNI and wasmruntime; it imports no Kubernetes API
 // types and doesn't know containerd. Its caller is crishim.
