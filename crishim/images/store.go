@@ -142,10 +142,10 @@ func Open(opts Options) (*Store, error) {
 	if opts.MinFree == 0 {
 		opts.MinFree = 32 << 20
 	}
-	if opts.MaxParallel == 0 {
+	if opts.MaxParallel <= 0 {
 		opts.MaxParallel = 2
 	}
-	if opts.Stall == 0 {
+	if opts.Stall <= 0 {
 		opts.Stall = 90 * time.Second
 	}
 	if opts.KeepPartial == 0 {
