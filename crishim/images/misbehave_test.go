@@ -414,6 +414,49 @@ func TestPullsShareBlobs(t *testing.T) {
 	}
 }
 
+// A pull that fails deletes what it fetched, but for what another one under way
+// has come to rely on.
+func TestFailedPullLeavesOthersTheirBlobs(t *testing.T) {
+	reg := lab.StartRegistry(t)
+	bad, good := lab.WasmToOCI(bigModule("bad")), lab.WasmToOCI(bigModule("good"))
+	badRef, goodRef := reg.Push(t, "share/bad:1", bad), reg.Push(t, "share/good:1", good)
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	hosts := proxy(t, reg, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		switch {
+		case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, good.Blobs[0].Desc.Digest.String()):
+			close(begun)
+			<-goOn
+		case r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, bad.Blobs[0].Desc.Digest.String()):
+			w = &spoilWriter{ResponseWriter: w}
+		}
+		next.ServeHTTP(w, r)
+	})
+	s := open(t, Options{HostsDir: hosts})
+	var res Result
+	ended := make(chan error)
+	go func() {
+		var err error
+		res, err = s.Pull(t.Context(), PullRequest{Ref: goodRef})
+		ended <- err
+	}()
+	<-begun
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: badRef}); !errors.Is(err, ErrInvalidImage) {
+		t.Errorf("bad: %v", err)
+	}
+	close(goOn)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range res.Image.Blobs {
+		if _, err := s.content.Info(t.Context(), d); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := blobs(t, s); n != len(res.Image.Blobs) {
+		t.Errorf("%d blobs, the image has %d", n, len(res.Image.Blobs))
+	}
+}
+
 func TestPartialIsNotKeptForEver(t *testing.T) {
 	reg := lab.StartRegistry(t)
 	img := lab.CNCF(bigModule("partial"))
