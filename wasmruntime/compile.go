@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
 	"github.com/coracle-edge/coracle/wasmruntime/internal/cache"
 )
@@ -38,11 +40,48 @@ func (r *Runtime) prepareCache() error {
 		return err
 	}
 	for _, dir := range left {
+		lock, err := lockStaging(dir)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			continue // another process compiles there
+		}
+		if lock != nil {
+			defer lock.Close()
+		}
 		if err := cache.Remove(dir); err != nil {
 			r.log.Warn("can't remove an interrupted compilation", "dir", dir, "err", err)
 		}
 	}
 	return nil
+}
+
+// makeStaging makes a directory to compile in. The lock on it keeps other
+// processes that share the cache from removing it as left over.
+func (r *Runtime) makeStaging() (dir string, lock *os.File, err error) {
+	for range 10 {
+		if dir, err = os.MkdirTemp(r.opts.CacheDir, stagingPrefix); err != nil {
+			return "", nil, err
+		}
+		if lock, err = lockStaging(dir); err != nil {
+			continue // it was taken for left over just now
+		}
+		if _, err = os.Stat(dir); err == nil {
+			return dir, lock, nil
+		}
+		lock.Close()
+	}
+	return "", nil, err
+}
+
+func lockStaging(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // Compile checks the module at modulePath and compiles it into the cache,
@@ -98,6 +137,7 @@ func (r *Runtime) entry(ctx context.Context, modulePath, digest, bad string) (st
 	dir := filepath.Join(r.opts.CacheDir, key)
 	if bad == "" {
 		if _, err := cache.Read(dir); err == nil {
+			r.touched(dir)
 			return dir, nil
 		}
 	}
@@ -163,6 +203,12 @@ func (r *Runtime) currentEngine(ctx context.Context, again bool) (cache.Engine, 
 	return e, nil
 }
 
+// Native says whether modules run as native code, or else are interpreted.
+func (r *Runtime) Native(ctx context.Context) (bool, error) {
+	e, err := r.currentEngine(ctx, false)
+	return e.Name == compilerEngine, err
+}
+
 // compile makes one entry.
 func (r *Runtime) compile(ctx context.Context, modulePath, digest string, engine cache.Engine, dir string) error {
 	index, err := r.admit(modulePath, digest)
@@ -176,17 +222,21 @@ func (r *Runtime) compile(ctx context.Context, modulePath, digest string, engine
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	staging, err := os.MkdirTemp(r.opts.CacheDir, stagingPrefix)
+	staging, lock, err := r.makeStaging()
 	if err != nil {
 		return fmt.Errorf("wasm code cache: %w", err)
 	}
+	defer lock.Close()
 	defer cache.Remove(staging)
 	began := time.Now()
-	if err := r.runCompiler(ctx, modulePath, staging); err != nil {
-		return err
-	}
-	if err := seal(staging, index); err != nil {
-		return fmt.Errorf("wasm code cache: %w", err)
+	adopted := r.adopt(digest, engine, staging)
+	if !adopted {
+		if err := r.runCompiler(ctx, modulePath, staging); err != nil {
+			return err
+		}
+		if err := seal(staging, index); err != nil {
+			return fmt.Errorf("wasm code cache: %w", err)
+		}
 	}
 	if err := os.Rename(staging, dir); err != nil {
 		if _, have := cache.Read(dir); have == nil {
@@ -194,8 +244,12 @@ func (r *Runtime) compile(ctx context.Context, modulePath, digest string, engine
 		}
 		return fmt.Errorf("wasm code cache: %w", err)
 	}
-	r.log.Info("compiled wasm module", "module", filepath.Base(modulePath), "digest", digest, "engine", engine.Name, "took", time.Since(began).Round(time.Millisecond))
-	return syncDir(r.opts.CacheDir)
+	if !adopted {
+		r.log.Info("compiled wasm module", "module", filepath.Base(modulePath), "digest", digest, "engine", engine.Name, "took", time.Since(began).Round(time.Millisecond))
+	}
+	err = syncDir(r.opts.CacheDir)
+	r.trim(filepath.Base(dir))
+	return err
 }
 
 // seal takes the directory from the compiler's user and writes the index.
@@ -247,7 +301,11 @@ func (r *Runtime) admit(modulePath, digest string) (cache.Index, error) {
 	}
 	index := cache.Index{Digest: digest, Go: info.Go, MemoryPages: info.MemoryPages}
 	for _, imp := range info.Imports {
-		index.Imports = append(index.Imports, imp.Name)
+		name := imp.Name
+		if imp.Signature != "" {
+			name += " " + string(imp.Signature)
+		}
+		index.Imports = append(index.Imports, name)
 	}
 	return index, nil
 }
@@ -261,10 +319,14 @@ func (r *Runtime) runCompiler(ctx context.Context, modulePath, staging string) e
 	}
 	wall, cancel := context.WithTimeout(ctx, r.opts.CompileWall)
 	defer cancel()
-	cmd := r.command(wall, "compile", "--module", modulePath, "--out", staging, "--status-fd", "3",
+	args := []string{"compile"}
+	if len(r.emulator) > 0 { // which has no seccomp, and can't execute its own file
+		args = append(args, "--no-exec")
+	}
+	cmd := r.command(wall, append(args, "--module", modulePath, "--out", staging, "--status-fd", "3",
 		"--memory", strconv.FormatInt(r.opts.CompileMemory, 10),
 		"--cpu", strconv.FormatInt(int64(r.opts.CompileCPU/time.Second)+1, 10),
-		"--uid", strconv.FormatUint(uint64(r.opts.CompileUID), 10), "--limits", string(limits))
+		"--uid", strconv.FormatUint(uint64(r.opts.CompileUID), 10), "--limits", string(limits))...)
 	var said bytes.Buffer
 	cmd.Stderr = &limited{to: &said, left: 4096}
 	status, err := r.runWithStatus(cmd)
@@ -294,6 +356,7 @@ func failure(st bundle.Status) error {
 		bundle.KindMalformed:   {ErrMalformedModule},
 		bundle.KindUnsupported: {ErrUnsupportedModule},
 		bundle.KindImport:      {ErrUnsupportedModule, ErrUnknownImport},
+		bundle.KindOutbound:    {ErrOutbound, ErrUnsupportedModule},
 		bundle.KindTooLarge:    {ErrModuleTooLarge},
 		bundle.KindCompile:     {ErrCompile},
 	}[st.Kind]

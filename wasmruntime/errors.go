@@ -21,6 +21,11 @@ var (
 	// doesn't offer. It is always wrapped together with ErrUnsupportedModule.
 	ErrUnknownImport = modcheck.ErrUnknownImport
 
+	// ErrOutbound is returned by Start when a module imports functions of the
+	// socket extension and Spec.Outbound doesn't allow them. It is always
+	// wrapped together with ErrUnsupportedModule.
+	ErrOutbound = errors.New("outbound sockets aren't allowed to this guest")
+
 	// ErrModuleTooLarge is returned when a module is over one of the Limits.
 	ErrModuleTooLarge = modcheck.ErrTooLarge
 

@@ -12,6 +12,9 @@ type Mount = bundle.Mount
 // Listen is a socket that the runner opens and hands to the guest.
 type Listen = bundle.Listen
 
+// Outbound lets a guest make connections of its own.
+type Outbound = bundle.Outbound
+
 // Resources are cgroup limits. Zero means no limit.
 type Resources = bundle.Resources
 

@@ -26,8 +26,14 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := root().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "coracle:", err)
-		os.Exit(1)
+		code, exit := 1, (*exitError)(nil)
+		if errors.As(err, &exit) {
+			code = exit.code
+		}
+		if exit == nil || exit.err != nil {
+			fmt.Fprintln(os.Stderr, "coracle:", err)
+		}
+		os.Exit(code)
 	}
 }
 
@@ -39,7 +45,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(upCommand(), downCommand(), imageCommand(), tokenCommand(), nodeCommand(), caCommand(), brokerCommand(), traceCommand(), trafficCommand(), doctorCommand(),
+	cmd.AddCommand(upCommand(), downCommand(), imageCommand(), wasmCommand(), tokenCommand(), nodeCommand(), caCommand(), brokerCommand(), traceCommand(), trafficCommand(), doctorCommand(),
 		snapshotCommand(), restoreCommand(),
 		&cobra.Command{Use: "kubectl", Short: "kubectl itself, for a machine that has none", DisableFlagParsing: true})
 	return cmd

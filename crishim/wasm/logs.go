@@ -33,6 +33,8 @@ type logPump struct {
 	scratch *logScratch
 	fifos   []*logFIFO
 	wg      sync.WaitGroup
+	ending  chan struct{} // closed by stop
+	endOnce sync.Once
 
 	mu   sync.Mutex // guards what follows, and orders the lines of both streams
 	file *os.File
@@ -42,6 +44,10 @@ type logPump struct {
 type logFIFO struct {
 	stream string
 	f      *os.File
+	// shown counts bytes at the start of the FIFO that those who are attached
+	// have: an unfinished line stays there, and they don't wait for its end.
+	shown int
+	taps  taps
 }
 
 // logScratch is a pipe and a buffer that all pumps share, one at a time.
@@ -79,7 +85,7 @@ func (s *logScratch) close() {
 // it is taken over. Both ends of the FIFOs are held open: they have no end of
 // file, and keep what a guest wrote after it has ended.
 func (m *Manager) openLogs(rec *containerRecord, takeover bool) (*logPump, error) {
-	p := &logPump{id: rec.ID, path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch}
+	p := &logPump{id: rec.ID, path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch, ending: make(chan struct{})}
 	if takeover && p.path != "" {
 		if err := cutTornLine(p.path); err != nil {
 			p.log.Warn("log can't be repaired", "log", p.path, "err", err)
@@ -120,6 +126,7 @@ func (p *logPump) follow(in *logFIFO) {
 	// wakes nobody until the guest adds to it.
 	_ = conn.Read(func(fd uintptr) bool {
 		for p.copy(in, int(fd), false) {
+			in.taps.awaitRoom(p.ending)
 		}
 		return false
 	})
@@ -127,6 +134,11 @@ func (p *logPump) follow(in *logFIFO) {
 
 // stop ends following. What is in the FIFOs stays there.
 func (p *logPump) stop() {
+	p.endOnce.Do(func() {
+		if p.ending != nil {
+			close(p.ending)
+		}
+	})
 	for _, in := range p.fifos {
 		_ = in.f.SetReadDeadline(time.Unix(1, 0))
 	}
@@ -137,6 +149,7 @@ func (p *logPump) wait() {
 	p.wg.Wait()
 	for _, in := range p.fifos {
 		in.f.Close()
+		in.taps.close()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -159,6 +172,7 @@ func (p *logPump) drain(rest ...[]byte) {
 				}
 			})
 		}
+		in.show(rest[i])
 	}
 }
 
@@ -201,6 +215,7 @@ func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
 	if err != nil || seen == 0 || p.isDead("seen") {
 		return false
 	}
+	in.show(s.buf[:seen])
 	p.mu.Lock() // until it is taken: the log's end must not become another's
 	defer p.mu.Unlock()
 	var before logMark
@@ -227,6 +242,7 @@ func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
 		return false
 	}
 	got, _ := s.inflight.take(fd, s.buf[:taken])
+	in.shown -= got
 	if p.isDead("taken") {
 		return false
 	}
@@ -239,6 +255,15 @@ func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
 	}
 	s.inflight.end()
 	return got == taken
+}
+
+// show gives what is new in data, which begins where the FIFO does, to those who
+// are attached.
+func (in *logFIFO) show(data []byte) {
+	if in.shown < len(data) {
+		in.taps.put(data[in.shown:])
+		in.shown = len(data)
+	}
 }
 
 func (p *logPump) isDead(step string) bool { return p.scratch.dies != nil && p.scratch.dies(p, step) }

@@ -3,6 +3,7 @@ package runner
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -24,6 +25,7 @@ import (
 type guestOrder struct {
 	Status, Exit int
 	Rest         [2]int // reading ends of stdout and stderr, or -1
+	StdinWriter  int    // 0: stdin never ends
 	Name         string
 	Entry        string // where the cache's entry is by now
 	MemoryPages  uint32
@@ -31,10 +33,13 @@ type guestOrder struct {
 	Args, Env    []string
 	Listeners    []wasi.Listener
 	Preopens     []wasi.Preopen
+	Outbound     *wasi.Outbound
 	NotifyTerm   bool
 	BootID       string
 	Walls        []string
 	Jailed       bool
+	// Starter is who the guest dies with; 0: nobody.
+	Starter int
 }
 
 func guestMain() int {
@@ -49,10 +54,20 @@ func guestMain() int {
 
 func guest(order guestOrder) int {
 	g := &guestRun{order: order}
+	if order.Starter != 0 {
+		// Only now: a change of user clears it (prctl(2), PR_SET_PDEATHSIG).
+		err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		if err != nil || os.Getppid() != order.Starter {
+			return g.failed(bundle.KindStart, fmt.Errorf("the starter is gone: %w", errors.Join(err, os.ErrProcessDone)))
+		}
+	}
 	sys := wasi.New(wasi.Config{
 		Args: order.Args, Env: order.Env, Stdin: 0, Stdout: 1, Stderr: 2,
-		Listeners: order.Listeners, Preopens: order.Preopens, Exit: g.exited,
+		Listeners: order.Listeners, Preopens: order.Preopens, Outbound: order.Outbound, Exit: g.exited,
 	})
+	if order.StdinWriter > 0 {
+		closeStdinWhenTold(order.StdinWriter)
+	}
 	if order.NotifyTerm {
 		if err := g.notifyTerm(sys); err != nil {
 			return g.failed(bundle.KindStart, err)
@@ -60,7 +75,7 @@ func guest(order guestOrder) int {
 	}
 	if order.Jailed {
 		wall := "seccomp"
-		if err := jail.Seccomp(); err != nil {
+		if err := jail.Seccomp(order.Outbound != nil); err != nil {
 			wall = "no seccomp: " + err.Error()
 		}
 		g.order.Walls = append(g.order.Walls, wall)
@@ -109,6 +124,11 @@ func (g *guestRun) load(ctx context.Context, sys *wasi.System) (start func(conte
 	if err != nil {
 		return nil, bundle.KindCache, err
 	}
+	if hasCompiler {
+		if err := layCode(g.order.Entry, compiled); err != nil {
+			return nil, bundle.KindCache, err
+		}
+	}
 	if err := sys.Instantiate(ctx, rt, g.order.Imports); err != nil {
 		return nil, bundle.KindImport, err
 	}
@@ -153,6 +173,17 @@ func (g *guestRun) notifyTerm(sys *wasi.System) error {
 		unix.Close(p[1])
 	}()
 	return nil
+}
+
+// closeStdinWhenTold gives up the writing end of the guest's stdin, so that it
+// ends when the last one who is attached has gone.
+func closeStdinWhenTold(writer int) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, bundle.SignalCloseStdin)
+	go func() { // ends with the process
+		<-c
+		unix.Close(writer)
+	}()
 }
 
 // failed reports that the guest never ran.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -17,8 +18,8 @@ import (
 func (s *stage) openMounts() error {
 	singles := map[string]int{} // guest directory of single files -> preopen
 	for _, m := range s.spec.Mounts {
-		if !path.IsAbs(m.Guest) && m.Guest != "." {
-			return fmt.Errorf("mount %s: guest path %q isn't absolute", m.Host, m.Guest)
+		if m.Guest == "" || strings.IndexByte(m.Guest, 0) >= 0 {
+			return fmt.Errorf("mount %s: %q can't be a path of the guest", m.Host, m.Guest)
 		}
 		// Links in the host's path are the host's own.
 		host, err := filepath.EvalSymlinks(m.Host)

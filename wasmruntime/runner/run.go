@@ -45,10 +45,16 @@ func runMain(args []string) int {
 		return failed(f.status, bundle.KindStart, fmt.Errorf("specification: %w", err))
 	}
 	s := &stage{flags: f, spec: spec, order: guestOrder{Status: f.status, Exit: -1, Rest: [2]int{-1, -1}, Name: spec.ModuleName(), NotifyTerm: spec.NotifyTerm}}
+	if spec.DieWithStarter {
+		s.order.Starter = os.Getppid()
+	}
 	if err := s.run(); err != nil {
 		kind := bundle.KindStart
-		if errors.Is(err, cache.ErrCorrupt) {
+		switch {
+		case errors.Is(err, cache.ErrCorrupt):
 			kind = bundle.KindCache
+		case errors.Is(err, errOutbound):
+			kind = bundle.KindOutbound
 		}
 		g := guestRun{order: s.order}
 		return g.failed(kind, err)
@@ -166,6 +172,9 @@ func (s *stage) openEntry() error {
 	s.index, s.chroot = index, fd
 	s.order.Entry, s.order.Imports = s.flags.entry, index.Imports
 	s.paths = append(s.paths, jail.Path{FD: fd, Dir: true})
+	if err := s.allowOutbound(); err != nil {
+		return err
+	}
 
 	limit := s.spec.MemoryBytes
 	if limit == 0 {
@@ -209,6 +218,18 @@ func (s *stage) openStdio() error {
 				return fmt.Errorf("open %s: %w", path, err)
 			}
 		}
+		if i == 0 && s.spec.Stdin && s.spec.StdinOnce {
+			// The guest's own end can't hold a writer then: another one is held,
+			// until it is told to close it.
+			reader, err := unix.Open(path, unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return fmt.Errorf("open %s: %w", path, err)
+			}
+			if s.order.StdinWriter, err = s.hold(fd); err != nil {
+				return fmt.Errorf("hold %s: %w", path, err)
+			}
+			fd = reader
+		}
 		if err := unix.Dup3(fd, i, 0); err != nil {
 			return err
 		}
@@ -239,7 +260,7 @@ func (s *stage) jailAndExec() error {
 	if err != nil {
 		return err
 	}
-	cfg := jail.Config{Chroot: -1, Files: guestFiles, Paths: append(s.paths, jail.Path{FD: exe, Exec: true})}
+	cfg := jail.Config{Chroot: -1, Files: guestFiles, Outbound: s.order.Outbound != nil, Paths: append(s.paths, jail.Path{FD: exe, Exec: true})}
 	if os.Geteuid() == 0 {
 		cfg.SetUser, cfg.Chroot = true, s.chroot
 		cfg.UID, cfg.GID, cfg.Groups = s.spec.UID, s.spec.GID, s.spec.Groups
@@ -265,7 +286,7 @@ func (s *stage) jailAndExec() error {
 		return err
 	}
 	procs := 1
-	if s.spec.NotifyTerm {
+	if s.spec.NotifyTerm || s.order.StdinWriter > 0 {
 		procs = 2 // the guest may never give the only one back
 	}
 	inherit(append(s.keep, s.order.Status)...)

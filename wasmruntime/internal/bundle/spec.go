@@ -1,6 +1,9 @@
 package bundle
 
-import "time"
+import (
+	"syscall"
+	"time"
+)
 
 // Names of the files in a bundle directory.
 const (
@@ -12,6 +15,9 @@ const (
 	StdoutFifo = "stdout"
 	StderrFifo = "stderr"
 )
+
+// SignalCloseStdin tells a runner to let its guest's stdin end.
+const SignalCloseStdin = syscall.SIGUSR1
 
 // Spec says what to run and within which walls.
 type Spec struct {
@@ -40,6 +46,10 @@ type Spec struct {
 	// Listen are opened in NetNS and handed over as fd 3, 4, ...; the
 	// preopened directories come after them.
 	Listen []Listen `json:"listen,omitempty"`
+	// Outbound lets the guest make sockets of its own, to connect to others
+	// and to look up names, by the functions of WasmEdge's socket extension.
+	// A module that imports them isn't started without it.
+	Outbound *Outbound `json:"outbound,omitempty"`
 	// NetNS is the path of a network namespace; empty means the starter's.
 	NetNS string `json:"netns,omitempty"`
 	// UID, GID and Groups are the guest's. A starter that isn't root can't
@@ -62,6 +72,8 @@ type Spec struct {
 	// Stdin makes the runner open the FIFO Dir/stdin; without it the guest
 	// reads end of file at once.
 	Stdin bool `json:"stdin,omitempty"`
+	// StdinOnce lets stdin end: see Process.CloseStdin. Else it never does.
+	StdinOnce bool `json:"stdinOnce,omitempty"`
 	// InheritStdio hands the starter's own stdin, stdout and stderr to the
 	// guest instead of FIFOs.
 	InheritStdio bool `json:"inheritStdio,omitempty"`
@@ -71,6 +83,9 @@ type Spec struct {
 	// descriptor in CORACLE_TERM_FD that becomes readable (end of file) on
 	// SIGTERM, and is ended by SIGKILL only.
 	NotifyTerm bool `json:"notifyTerm,omitempty"`
+	// DieWithStarter kills the guest when its starter dies, for a guest in the
+	// foreground. Others outlive it.
+	DieWithStarter bool `json:"dieWithStarter,omitempty"`
 	// ReadOnlyRoot etc. have no meaning here: a guest has no root file
 	// system but its Mounts.
 }
@@ -80,7 +95,9 @@ const DefaultUID = 65532
 
 // Mount makes a host directory or file visible to the guest as a preopen.
 type Mount struct {
-	Host     string `json:"host"`
+	Host string `json:"host"`
+	// Guest is absolute for a container's volumes. A relative one is the name
+	// of a preopen for programs that know no root.
 	Guest    string `json:"guest"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
@@ -94,6 +111,19 @@ type Listen struct {
 	// NonBlocking hands it over with the NONBLOCK flag set. Modules made by
 	// the Go toolchain always get it so: their runtime relies on it.
 	NonBlocking bool `json:"nonBlocking,omitempty"`
+}
+
+// Outbound is where names are looked up.
+type Outbound struct {
+	// Servers are the addresses of name servers, port 53 if there is none;
+	// Searches and Ndots are as in resolv.conf(5).
+	Servers  []string `json:"servers,omitempty"`
+	Searches []string `json:"searches,omitempty"`
+	Ndots    int      `json:"ndots,omitempty"`
+	// ResolvConf and Hosts are files of that name, or empty. They are read
+	// before the guest starts; what stands above goes before ResolvConf.
+	ResolvConf string `json:"resolvConf,omitempty"`
+	Hosts      string `json:"hosts,omitempty"`
 }
 
 // Resources are cgroup limits. Zero means no limit.

@@ -17,6 +17,7 @@ const (
 	KindMalformed   = "malformed"   // by the admission check
 	KindUnsupported = "unsupported" //
 	KindImport      = "import"      //
+	KindOutbound    = "outbound"    // it imports sockets and may not have them
 	KindTooLarge    = "toolarge"    //
 	KindCompile     = "compile"     // the engine refuses it
 )

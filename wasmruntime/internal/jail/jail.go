@@ -18,6 +18,8 @@ type Config struct {
 	Chroot int
 	// Paths are what landlock lets through.
 	Paths []Path
+	// Outbound leaves connecting to others to landlock's guest.
+	Outbound bool
 	// Files is RLIMIT_NOFILE, DataBytes RLIMIT_DATA, CPUSeconds RLIMIT_CPU,
 	// FileBytes RLIMIT_FSIZE; zero leaves it.
 	Files, DataBytes, CPUSeconds, FileBytes uint64
@@ -47,7 +49,7 @@ func Enter(cfg Config) (walls []string, err error) {
 	unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 	inNamespace := mappedNamespace() // while /proc is there
-	ruleset, err := newRuleset(cfg.Paths)
+	ruleset, err := newRuleset(cfg.Paths, cfg.Outbound)
 	if err != nil {
 		note("landlock", err)
 	}

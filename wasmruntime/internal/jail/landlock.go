@@ -36,7 +36,7 @@ type pathAttr struct {
 
 // newRuleset makes a ruleset of what this kernel knows. -1 with an error if
 // it has no landlock.
-func newRuleset(paths []Path) (int, error) {
+func newRuleset(paths []Path, outbound bool) (int, error) {
 	abi, _, e := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if e != 0 {
 		return -1, e
@@ -49,7 +49,10 @@ func newRuleset(paths []Path) (int, error) {
 		attr.fs |= unix.LANDLOCK_ACCESS_FS_TRUNCATE
 	}
 	if abi >= 4 {
-		attr.net = unix.LANDLOCK_ACCESS_NET_BIND_TCP | unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
+		attr.net = unix.LANDLOCK_ACCESS_NET_BIND_TCP
+		if !outbound {
+			attr.net |= unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
+		}
 	}
 	if abi >= 6 {
 		attr.scoped = unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL

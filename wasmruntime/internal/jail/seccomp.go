@@ -28,7 +28,7 @@ var common = []uint32{
 	unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_FALLOCATE,
 	unix.SYS_MKDIRAT, unix.SYS_UNLINKAT, unix.SYS_LINKAT, unix.SYS_SYMLINKAT, unix.SYS_READLINKAT,
 	unix.SYS_RENAMEAT2, unix.SYS_UTIMENSAT, unix.SYS_PPOLL,
-	// Sockets that were handed in; none can be made.
+	// Sockets that were handed in.
 	unix.SYS_ACCEPT4, unix.SYS_RECVMSG, unix.SYS_SENDMSG, unix.SYS_SHUTDOWN,
 	unix.SYS_RECVFROM, unix.SYS_SENDTO, unix.SYS_GETSOCKOPT,
 }
@@ -53,9 +53,15 @@ func jump(code uint16, k uint32, jt, jf uint8) unix.SockFilter {
 	return unix.SockFilter{Code: code, Jt: jt, Jf: jf, K: k}
 }
 
-// program lets the list through, one ioctl, clone for threads only, and
-// answers all else with EPERM. Another architecture's calls kill.
-func program(list []uint32) []unix.SockFilter {
+// outbound are the system calls of a guest that may connect, besides socket.
+var outbound = []uint32{
+	unix.SYS_CONNECT, unix.SYS_BIND, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME, unix.SYS_SETSOCKOPT,
+}
+
+// program lets the list through, one ioctl, clone for threads only, with
+// sockets those of IP for streams and datagrams, and answers all else with
+// EPERM. Another architecture's calls kill.
+func program(list []uint32, sockets bool) []unix.SockFilter {
 	const (
 		load  = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
 		equal = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
@@ -69,6 +75,20 @@ func program(list []uint32) []unix.SockFilter {
 	}
 	for _, nr := range list {
 		p = append(p, jump(equal, nr, 0, 1), stmt(ret, retAllow))
+	}
+	if sockets {
+		p = append(p,
+			jump(equal, unix.SYS_SOCKET, 0, 9),
+			stmt(load, dataArg0),
+			jump(equal, unix.AF_INET, 1, 0),
+			jump(equal, unix.AF_INET6, 0, 4),
+			stmt(load, dataArg1),
+			stmt(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xf), // without SOCK_CLOEXEC and the like
+			jump(equal, unix.SOCK_STREAM, 2, 0),
+			jump(equal, unix.SOCK_DGRAM, 1, 0),
+			stmt(ret, retErrno|uint32(unix.EPERM)),
+			stmt(ret, retAllow),
+		)
 	}
 	return append(p,
 		// How much there is to read; not what else terminals let one do.
@@ -88,11 +108,14 @@ func program(list []uint32) []unix.SockFilter {
 }
 
 // Seccomp installs the filter on all threads. no_new_privs must be set.
-// extra are further system calls to allow.
-func Seccomp(extra ...uint32) error {
-	list := make([]uint32, 0, len(common)+len(native)+len(extra))
-	list = append(append(append(list, common...), native...), extra...)
-	p := program(list)
+// sockets lets the guest make some of its own, to connect to others.
+func Seccomp(sockets bool) error {
+	list := make([]uint32, 0, len(common)+len(native)+len(outbound))
+	list = append(append(list, common...), native...)
+	if sockets {
+		list = append(list, outbound...)
+	}
+	p := program(list, sockets)
 	prog := unix.SockFprog{Len: uint16(len(p)), Filter: &p[0]}
 	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
 	if e != 0 {

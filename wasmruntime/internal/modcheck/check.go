@@ -21,6 +21,9 @@ type Import struct {
 	Module, Name string
 	// Kind is func, table, memory, global or tag.
 	Kind string
+	// Signature is that of a function of the socket extension, which has
+	// several of some; empty for preview 1's.
+	Signature Signature
 }
 
 // Info is what Check learned of a module.
@@ -278,7 +281,7 @@ func (c *checker) importSection() {
 			if r.err != nil {
 				return
 			}
-			why = unknownFunc(imp, c.types[t].signature)
+			why = c.function(&imp, c.types[t].signature)
 			c.imported++
 		case 1:
 			imp.Kind, why = "table", "the host has no tables to import"
@@ -311,21 +314,40 @@ func (c *checker) importSection() {
 	}
 }
 
-func unknownFunc(imp Import, sig Signature) string {
+// function says what is wrong with an imported function, if anything.
+func (c *checker) function(imp *Import, sig Signature) string {
 	switch imp.Module {
 	case HostModule:
 		want := HostSignature(imp.Name)
+		socket := SocketSignatures(imp.Name)
 		switch {
+		case want == sig:
+			return c.again(*imp)
+		case slices.Contains(socket, sig):
+			imp.Signature = sig
+			return c.again(*imp)
+		case want == "" && len(socket) > 0:
+			return fmt.Sprintf("its signature is %s, the socket extension has %s", sig.text(), socket[0].text())
 		case want == "":
 			return "no such function in WASI preview 1"
-		case want != sig:
+		default:
 			return fmt.Sprintf("its signature is %s, WASI preview 1 has %s", sig.text(), want.text())
 		}
-		return ""
 	case "wasi_unstable":
 		return "the preview 0 of 2019; build the module for wasm32-wasip1"
 	}
 	return "the host has only " + HostModule
+}
+
+// again says what is wrong with an import whose name was imported before: the
+// host can have but one function of a name.
+func (c *checker) again(imp Import) string {
+	for _, other := range c.info.Imports {
+		if other.Module == imp.Module && other.Name == imp.Name && other.Signature != imp.Signature {
+			return "it is imported with two signatures"
+		}
+	}
+	return ""
 }
 
 func (s Signature) text() string {

@@ -2,6 +2,52 @@ package modcheck
 
 import "strings"
 
+// SocketSignatures are the signatures under which the socket extension of
+// WasmEdge has a function: none if it hasn't. Its second version came with
+// other parameters, under the old names and under names that end in _v2.
+//
+// A guest gets them only if it is allowed to: that is asked when it starts,
+// not here, where nobody knows yet who will run the module.
+func SocketSignatures(name string) []Signature {
+	one, second := strings.CutSuffix(name, "_v2")
+	switch one {
+	case "sock_open", "sock_bind", "sock_connect":
+		return []Signature{"iii:i"}
+	case "sock_listen":
+		return []Signature{"ii:i"}
+	case "sock_send_to":
+		return []Signature{"iiiiiii:i"}
+	case "sock_recv_from":
+		if second {
+			return []Signature{"iiiiiiii:i"}
+		}
+		return []Signature{"iiiiiiii:i", "iiiiiii:i"}
+	case "sock_getlocaladdr", "sock_getpeeraddr":
+		if second {
+			return []Signature{"iii:i"}
+		}
+		return []Signature{"iiii:i", "iii:i"}
+	case "sock_accept":
+		if second {
+			return []Signature{"iii:i"}
+		}
+		return []Signature{"ii:i"} // preview 1's has one more
+	case "sock_recv", "sock_send":
+		if second {
+			return []Signature{HostSignature(one)}
+		}
+	case "sock_getaddrinfo":
+		if !second {
+			return []Signature{"iiiiiiii:i"}
+		}
+	case "sock_getsockopt", "sock_setsockopt":
+		if !second {
+			return []Signature{"iiiii:i"}
+		}
+	}
+	return nil
+}
+
 // HostModule is the only module that a guest may import from: WASI preview 1.
 // Its predecessor wasi_unstable (2019) has other layouts for the same names;
 // no toolchain of the last years emits it, and it is refused by name.

@@ -34,6 +34,18 @@ const (
 	eSpipe     errno = 70
 	eNotcap    errno = 76
 	eDestaddrq errno = 17
+
+	eAfnosupport errno = 5
+
+	// Those of the socket extension, for names: after preview 1's own.
+	eAiAgain    errno = 78
+	eAiBadflag  errno = 79
+	eAiFail     errno = 80
+	eAiFamily   errno = 81
+	eAiMemory   errno = 82
+	eAiNoname   errno = 84
+	eAiService  errno = 85
+	eAiSocktype errno = 86
 )
 
 // toErrno translates. What has no name of its own is EIO.
@@ -59,7 +71,7 @@ func toErrno(err error) errno {
 	case unix.EADDRNOTAVAIL:
 		return 4
 	case unix.EAFNOSUPPORT:
-		return 5
+		return eAfnosupport
 	case unix.EAGAIN:
 		return eAgain
 	case unix.EALREADY:

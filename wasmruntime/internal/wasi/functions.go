@@ -1,6 +1,8 @@
 package wasi
 
 import (
+	stdstrings "strings"
+
 	"github.com/tetratelabs/wazero/api"
 
 	"github.com/coracle-edge/coracle/wasmruntime/internal/modcheck"
@@ -8,7 +10,13 @@ import (
 
 // lookup finds a host function and its types.
 func lookup(name string) (hostFunc, []api.ValueType, []api.ValueType) {
-	sig := modcheck.HostSignature(name)
+	name, text, socket := stdstrings.Cut(name, " ")
+	sig, fn := modcheck.Signature(text), hostFunc(nil)
+	if socket {
+		fn = socketFunction(name, text)
+	} else {
+		sig, fn = modcheck.HostSignature(name), function(name)
+	}
 	if sig == "" {
 		return nil, nil, nil
 	}
@@ -22,7 +30,7 @@ func lookup(name string) (hostFunc, []api.ValueType, []api.ValueType) {
 		}
 		return out
 	}
-	return function(name), types(sig.Params()), types(sig.Results())
+	return fn, types(sig.Params()), types(sig.Results())
 }
 
 func function(name string) hostFunc {

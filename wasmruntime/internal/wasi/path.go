@@ -136,8 +136,8 @@ func pathLink(s *System, m memory, a []uint64) errno {
 	if from.readOnly || from.singles != nil {
 		return eRofs
 	}
-	if a[1]&lookupFollow != 0 {
-		return eInval // as other runtimes: a hard link is of the name itself
+	if a[1] != 0 {
+		return eInval // following too, as in other runtimes: a hard link is of the name itself
 	}
 	return s.inParent(from, fromPath, func(fromDir int, fromName string) error {
 		toDir, toName, err := s.parent(to.fd, toPath)
@@ -234,6 +234,9 @@ func pathFilestatGet(s *System, m memory, a []uint64) errno {
 	if e != ok {
 		return e
 	}
+	if a[1]&^lookupFollow != 0 {
+		return eInval
+	}
 	if f.singles != nil && path == "." {
 		return putStat(m, a[4], &unix.Stat_t{Mode: unix.S_IFDIR, Nlink: 1})
 	}
@@ -257,6 +260,9 @@ func pathFilestatSetTimes(s *System, m memory, a []uint64) errno {
 	ts, e := times(a[4], a[5], uint32(a[6]))
 	if e != ok {
 		return e
+	}
+	if a[1]&^lookupFollow != 0 {
+		return eInval
 	}
 	if a[1]&lookupFollow == 0 {
 		return s.inParent(f, path, func(dir int, name string) error {
@@ -305,8 +311,10 @@ func pathOpen(s *System, m memory, a []uint64) errno {
 		return eNotcap
 	}
 	read := base&(rightRead|rightReaddir) != 0
-	// Go asks for the right to set the size of files it only reads.
-	write := base&(rightWrite|rightAllocate) != 0 && oflags&openDirectory == 0
+	// Go asks for the right to set the size of files it only reads. Who asks
+	// for all rights of a directory means to list it; who wants to write, and
+	// not to list, learns from the kernel that it is a directory.
+	write := base&(rightWrite|rightAllocate) != 0 && (oflags&openDirectory == 0 || base&rightReaddir == 0)
 
 	flags := unix.O_NOCTTY
 	switch {
@@ -399,7 +407,7 @@ func (s *System) openForGuest(dir int, path string, flags int, readOnly bool) (i
 			}
 			flags &^= unix.O_CREAT
 		}
-		if flags&unix.O_ACCMODE == unix.O_RDWR {
+		if flags&unix.O_ACCMODE == unix.O_RDWR && flags&unix.O_DIRECTORY == 0 {
 			// Asking for all rights is how toolchains open for reading
 			// too, but a guest that means to write must hear of it.
 			fd, err := s.open(dir, path, unix.O_PATH|flags&unix.O_NOFOLLOW, 0)

@@ -64,16 +64,9 @@ func sockRecv(s *System, m memory, a []uint64) errno {
 	if e != ok {
 		return e
 	}
-	flags := 0
-	if a[3]&recvPeek != 0 {
-		flags |= unix.MSG_PEEK
-	}
-	if a[3]&recvWaitall != 0 {
-		flags |= unix.MSG_WAITALL
-	}
-	var truncated uint64
+	var truncated uint16
 	n, err := retry(func() (int, error) {
-		n, _, rflags, _, err := unix.RecvmsgBuffers(f.fd, iovs, nil, flags)
+		n, _, rflags, _, err := unix.RecvmsgBuffers(f.fd, iovs, nil, recvFlags(a[3]))
 		if rflags&unix.MSG_TRUNC != 0 {
 			truncated = 1
 		}
@@ -85,12 +78,17 @@ func sockRecv(s *System, m memory, a []uint64) errno {
 	if e := m.put32(a[4], uint32(n)); e != ok {
 		return e
 	}
-	b, in := m.bytes(a[5], 2)
-	if !in {
-		return eFault
+	return m.put16(a[5], truncated)
+}
+
+func recvFlags(of uint64) (flags int) {
+	if of&recvPeek != 0 {
+		flags |= unix.MSG_PEEK
 	}
-	le.PutUint16(b, uint16(truncated))
-	return ok
+	if of&recvWaitall != 0 {
+		flags |= unix.MSG_WAITALL
+	}
+	return flags
 }
 
 func sockSend(s *System, m memory, a []uint64) errno {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	stdstrings "strings"
 	"time"
 
 	"github.com/tetratelabs/wazero"
@@ -19,6 +20,8 @@ type Config struct {
 	Stderr    int
 	Listeners []Listener
 	Preopens  []Preopen
+	// Outbound lets the guest make sockets of its own; nil: it can't.
+	Outbound *Outbound
 	// Exit ends the process with the guest's exit code; it doesn't return.
 	Exit func(code uint32)
 }
@@ -131,6 +134,24 @@ func (m memory) put32(off uint64, v uint32) errno {
 	return ok
 }
 
+func (m memory) put16(off uint64, v uint16) errno {
+	if m.Memory == nil || off > 1<<32-1 || !m.WriteUint16Le(uint32(off), v) {
+		return eFault
+	}
+	return ok
+}
+
+func (m memory) get32(off uint64) (uint32, errno) {
+	if m.Memory == nil || off > 1<<32-1 {
+		return 0, eFault
+	}
+	v, in := m.ReadUint32Le(uint32(off))
+	if !in {
+		return 0, eFault
+	}
+	return v, ok
+}
+
 func (m memory) put64(off uint64, v uint64) errno {
 	if m.Memory == nil || off > 1<<32-1 || !m.WriteUint64Le(uint32(off), v) {
 		return eFault
@@ -142,7 +163,8 @@ func (m memory) put64(off uint64, v uint64) errno {
 const ModuleName = "wasi_snapshot_preview1"
 
 // Instantiate adds the host module, with the named functions only: each
-// costs a compiled trampoline.
+// costs a compiled trampoline. Those of the socket extension have their
+// signature after the name.
 func (s *System) Instantiate(ctx context.Context, r wazero.Runtime, names []string) error {
 	if len(names) == 0 {
 		return nil
@@ -150,6 +172,7 @@ func (s *System) Instantiate(ctx context.Context, r wazero.Runtime, names []stri
 	b := r.NewHostModuleBuilder(ModuleName)
 	for _, name := range names {
 		fn, params, results := lookup(name)
+		name, _, _ := stdstrings.Cut(name, " ")
 		if fn == nil {
 			return fmt.Errorf("unknown import: %s.%s", ModuleName, name)
 		}
