@@ -69,6 +69,17 @@ func startChurn(t *testing.T, seed uint64) *churn {
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { // after containerd's end: shims that it lost with their callers
+			lost := processesWith(dir)
+			for _, pid := range lost {
+				if proc, err := os.FindProcess(pid); err == nil {
+					_ = proc.Kill()
+				}
+			}
+			if len(lost) > 0 {
+				t.Logf("containerd left %d shims", len(lost))
+			}
+		})
 		c.ctd = lab.StartContainerdIn(t, dir, c.reg.HostsDir, true)
 		args = []string{
 			"--containerd", "unix://" + c.ctd.Socket(), "--registry-hosts", c.reg.HostsDir,
