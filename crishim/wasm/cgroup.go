@@ -92,6 +92,20 @@ func (m *Manager) cgroupExists(cg string) bool {
 	return false
 }
 
+// removeExecCgroups removes what executions that a former process didn't live to
+// clean up left below a container's cgroup. A busy one refuses.
+func (m *Manager) removeExecCgroups(cg string) {
+	if cg == "" || path.Clean(cg) == "/" {
+		return
+	}
+	for _, h := range m.hierarchies() {
+		children, _ := filepath.Glob(filepath.Join(h, cg, "*", "cgroup.procs"))
+		for _, procs := range children {
+			_ = os.Remove(filepath.Dir(procs))
+		}
+	}
+}
+
 // removeCgroup removes a pod's cgroup that wasn't there before the pod, and
 // those of its containers. A guest that was cut off in its start by the death of
 // an earlier process may take a moment to end.

@@ -421,6 +421,7 @@ func (m *Manager) remove(ctx context.Context, c *container) error {
 	}
 	err := func() error {
 		if proc != nil {
+			m.removeExecCgroups(c.record().Spec.Cgroup)
 			if err := proc.Delete(ctx); err != nil {
 				return err
 			}
