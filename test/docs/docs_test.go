@@ -2,6 +2,7 @@ package docs
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -106,6 +107,24 @@ func TestNamedPathsExist(t *testing.T) {
 			if _, err := os.Stat(root + "/" + path); err != nil {
 				t.Errorf("%s names %s: %v", name, m[1], err)
 			}
+		}
+	}
+}
+
+// A mark that a generator or a writer was to fill in is no text.
+func TestNothingIsLeftToFillIn(t *testing.T) {
+	mark := regexp.MustCompile(`@@\w+@@|\bTODO\b|\bTBD\b|\bFIXME\b`)
+	texts, err := filepath.Glob(root + "/docs/*.md")
+	if err != nil || len(texts) < 5 {
+		t.Fatalf("texts %v, %v", texts, err)
+	}
+	names := []string{"README.md", "RATIONALE.md", "CONTRIBUTING.md"}
+	for _, text := range texts {
+		names = append(names, "docs/"+filepath.Base(text))
+	}
+	for _, name := range names {
+		if found := mark.FindString(read(t, name)); found != "" {
+			t.Errorf("%s: %s", name, found)
 		}
 	}
 }
