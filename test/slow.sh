@@ -28,7 +28,7 @@ modules() {
   if [ "$(id -u)" = 0 ] && ! dpkg -s $packages >/dev/null 2>&1; then
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null || return 1
   fi
-  examples/modules/build.sh "$out/modules" && gotest modules ./test/wasi -run '^(TestLua|TestSQLite|TestRust|TestCPythonsOwnTests)$' -modules "$out/modules"
+  examples/modules/build.sh "$out/modules" && gotest modules ./test/wasi -run '^(TestLua|TestSQLite|TestQuickJS|TestQuickJSsOwnTests|TestRust|TestCPythonsOwnTests)$' -modules "$out/modules"
 }
 
 # crishim killed at 200 moments while pods of all kinds and images come and go.

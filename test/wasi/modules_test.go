@@ -83,6 +83,75 @@ insert into t values (1, 'again');
 	}
 }
 
+func TestQuickJS(t *testing.T) {
+	module, dir := built(t, "qjs.wasm"), openDir(t, os.Getuid())
+	for _, name := range []string{"features.js", "fib.js"} {
+		script, err := os.ReadFile("../../examples/modules/quickjs/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, dir+"/"+name, string(script))
+	}
+	r := guest(t, "line in\n", "--env", "K=V", "--dir", dir+"::/data", module, "-m", "/data/features.js", "one", "two")
+	want := `Savings(Ada,42) true 1 true
+RangeError -2 is no deposit true
+0,10,20 10,20,30
+closed
+0 1 40 {"value":"r","done":true}
+26.11.2026 and 02.01.1999
+naïve|𝒳 42 a,Bc
+{"a":[1,2500,{"b":"revived"}],"c":"é\n"}
+true
+30414093201713378043612608166064768844377641568960512000000000000 3235 9223372036854775807 -3
+0.30000000000000004 1e+21 5e-324 73 5 -1 1234.57
+400921fb54442d1800000000deadbeef
+1.100000023841858 0,255,2 1,2,3
+InternalError stack overflow true
+InternalError stack overflow true
+InternalError stack overflow true
+stack overflow
+2024-02-29T12:30:15.250Z 0 true NaN
+true
+1 2 <anything> 3 1,3
+6765 21891 function 4
+true 0
+00042 from JavaScript features.js,fib.js,out.txt null
+true V one,two line in
+TypeError fork error
+first,job,fast,bad,slow slow,fast,bad true
+6 two
+`
+	if r.code != 7 || r.stdout != want || r.stderr != "done\n" {
+		t.Errorf("%+v, want\n%s", r, want)
+	}
+	if out, err := os.ReadFile(dir + "/out.txt"); err != nil || string(out) != "00042 from JavaScript\n" {
+		t.Errorf("the file that it wrote has %q, %v", out, err)
+	}
+	r = guest(t, "", module, "--memory-limit", "16777216", "-e", "for (let a = []; ; ) a = [a, new Array(1000).fill(a)]")
+	if r.code != 1 || !strings.HasPrefix(r.stderr, "InternalError: out of memory\n") {
+		t.Errorf("without end: %+v", r)
+	}
+}
+
+// QuickJS runs its own tests, but for those of threads and shared libraries.
+func TestQuickJSsOwnTests(t *testing.T) {
+	module, dir := built(t, "qjs.wasm"), openDir(t, os.Getuid())
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join(*modules, "suite.js"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir+"/tmp", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"closure", "language", "builtin", "loop", "bigint", "std", "cyclic_import"} {
+		t.Run(name, func(t *testing.T) {
+			r := guest(t, "", "--dir", dir+"::/", module, "--std", "/test_"+name+".js")
+			if r.code != 0 || r.stderr != "" {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
 func TestRust(t *testing.T) {
 	dir := openDir(t, os.Getuid())
 	r := guest(t, "a B b\nA c", "--env", "K=V", "--dir", dir+"::/data", built(t, "words.wasm"), "x", "y z")

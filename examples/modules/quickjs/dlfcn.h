@@ -1,0 +1,1 @@
+/* wasi.h has what stands for it. */
