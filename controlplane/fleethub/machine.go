@@ -305,6 +305,7 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 	if out, ok := p.probed(u, session); ok {
 		return out, false
 	}
+	p.superseded(now, session, fleet.GrantFrom(u.GetGrant()))
 	if !p.open && now >= p.askAgain && !p.deposed {
 		// It speaks in a session that this hub never heard of, or has closed.
 		p.askAgain = now + confirmWithin
@@ -337,6 +338,25 @@ func (p *Peer) Up(now time.Duration, u *fleet.Up) (out []Output, accept bool) {
 	}
 	out = append(out, p.resend(now)...)
 	return append(out, p.plan(now)...), true
+}
+
+// superseded closes a session that the node has left without this hub's knowing: for
+// a later one, whose Hello was lost on its way here, or for a hub of a later epoch,
+// which may be of a past that etcd lost. Neither can be a recording of a session
+// before this one.
+func (p *Peer) superseded(now time.Duration, session fleet.SessionID, grant fleet.GrantID) {
+	later, followed := session.After(p.session), session == p.session && grant.Epoch > p.grant.Epoch
+	if !p.open || p.deposed || !later && !followed {
+		return
+	}
+	p.open, p.confirmed, p.sent = false, false, nil
+	p.reborn, p.asks = now+confirmWithin, 0
+	if followed {
+		// A hub that was deposed learns of it meanwhile, and asks for nothing.
+		p.reborn = now + max(confirmWithin, p.timing.silence()/3)
+		p.askAgain = p.reborn
+	}
+	p.awayAt, p.reason = max(p.awayAt, p.reborn+p.timing.silence()), "it went on without this hub"
 }
 
 func (p *Peer) hello(now time.Duration, session fleet.SessionID, seq uint64, h *fleet.Hello) ([]Output, bool) {

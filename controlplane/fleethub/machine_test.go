@@ -126,6 +126,57 @@ func TestOrderOfAnotherHubAfterTheHelloIsLearnt(t *testing.T) {
 	}
 }
 
+// A session that the node has left, for one that this hub never heard the Hello of or
+// for a hub of a later epoch, is over: the node is asked until it says Hello.
+func TestASessionThatTheNodeLeftIsOver(t *testing.T) {
+	for name, c := range map[string]struct {
+		said   func(*Peer) *fleet.Up
+		atOnce bool
+	}{
+		"a later session": {func(p *Peer) *fleet.Up { u := said(p, 2); u.Session = sessionNo(2).Proto(); return u }, true},
+		"a later hub": {func(p *Peer) *fleet.Up {
+			u := said(p, 3)
+			u.Grant = fleet.GrantID{Epoch: p.epoch.Number + 1, Hub: "x", Number: 1}.Proto()
+			return u
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := testPeer(false)
+			p.SetDesired(0, Desired{}, 1)
+			p.Up(0, hello(sessionNo(1), fleet.OrderVersion{}, nil))
+			p.Up(0, said(p, 2))
+			if !p.Confirmed() {
+				t.Fatal("not confirmed")
+			}
+			out, accept := p.Up(time.Minute, c.said(p))
+			if _, asks := has[SendRebirth](out); accept || p.Open() || asks != c.atOnce {
+				t.Errorf("accepted %v, open %v, %v", accept, p.Open(), out)
+			}
+			if n := asked(p, 10*time.Minute); n < 2 {
+				t.Errorf("asked %d times", n)
+			}
+			// The node may hear none of it: then it isn't there for this hub.
+			if p.Presence() != Away {
+				t.Errorf("presence %v", p.Presence())
+			}
+			if p.Up(11*time.Minute, hello(sessionNo(3), fleet.OrderVersion{}, nil)); !p.Open() {
+				t.Error("its Hello opened nothing")
+			}
+		})
+	}
+	// What is older closes nothing.
+	p := testPeer(false)
+	p.Up(0, hello(sessionNo(2), fleet.OrderVersion{}, nil))
+	u := said(p, 9)
+	u.Session = sessionNo(1).Proto()
+	p.Up(0, u)
+	u = said(p, 9)
+	u.Grant = fleet.GrantID{Epoch: p.epoch.Number - 1, Hub: "x", Number: 1}.Proto()
+	if p.Up(0, u); !p.Open() {
+		t.Error("an echo closed a session")
+	}
+}
+
 func TestDeposedHubLeavesTheNodeAlone(t *testing.T) {
 	p := testPeer(true)
 	p.SetDesired(0, Desired{}, 1)
