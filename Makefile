@@ -28,7 +28,7 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build programs boards up down test test-slow test-link unit integration arm lint bench bench-link bench-fleet generate clean help
+.PHONY: build programs boards up down test test-slow critest test-link unit integration arm lint bench bench-link bench-fleet bench-runtime generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -40,6 +40,13 @@ programs: ## the programs for this machine, into ./bin
 
 bin/tools/kubectl: # for machines that have none
 	@$(GO) build -ldflags '$(LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubectl
+
+# Upstream's kubelet of this module's versions, and its CRI client, for test/cri.
+bin/tools/kubelet:
+	@$(GO) build -ldflags '$(UPSTREAM_LDFLAGS)' -o $@ k8s.io/kubernetes/cmd/kubelet
+
+bin/tools/crictl:
+	@GOBIN=$(CURDIR)/bin/tools $(GO) install -ldflags '-s -w' sigs.k8s.io/cri-tools/cmd/crictl@v1.36.0
 
 # Where each program is meant to run.
 boards: ## static programs for boards and servers, into ./bin/OS-ARCH
@@ -68,6 +75,9 @@ lint unit integration arm:
 test-slow: ## what takes longer than five minutes (test/slow.sh STEP runs one)
 	@test/slow.sh
 
+critest: ## the CRI's own validation suite against crishim, with OCI and with Wasm images, beside containerd alone (ARGS=-focus='regexp' -runs=crishim,wasm -versions=v1.37.0)
+	@test/critest.sh $(ARGS)
+
 test-link: ## the fleet link's machines explored to the full depth, in minutes
 	@test/link.sh
 
@@ -79,6 +89,9 @@ bench-link: programs upstream ## bytes of the fleet link per class, idle, per po
 
 bench-fleet: programs ## a fleet (NODES=1000) that loses its broker for ten minutes, and boards that die, into .coracle/bench/bench-fleet.jsonl (ARGS=-outage=1m; -broker=network or controlplane loses something else)
 	@$(GO) run ./test/bench/fleet -bin bin -nodes $(if $(filter 1,$(NODES)),1000,$(NODES)) $(ARGS)
+
+bench-runtime: programs ## a Wasm container beside one of runc: start, memory, an idle server, computing, HTTP, as root, into .coracle/bench/bench-runtime.jsonl
+	@$(GO) run ./test/bench/runtime --bin bin --go $(abspath $(GO)) $(ARGS)
 
 # Upstream's own node and API server, of a module of their own.
 UPSTREAM := kubelet kube-proxy kube-apiserver

@@ -29,11 +29,32 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	case s.oci == nil:
 		return nil, notFound("pod sandbox", req.GetPodSandboxId())
 	}
+	if err := wholeCreate(req); err != nil {
+		return nil, err
+	}
 	resp, err := s.oci.CreateContainer(ctx, req)
 	if err == nil {
 		s.last.createdContainer(resp.GetContainerId(), req)
 	}
 	return resp, err
+}
+
+// wholeCreate refuses what containerd would die of: 1.6 follows pointers that
+// aren't there. Later versions say the same as this does.
+func wholeCreate(req *runtimeapi.CreateContainerRequest) error {
+	for _, f := range []struct {
+		missing bool
+		field   string
+	}{
+		{req.GetConfig().GetMetadata().GetName() == "", "config.metadata.name"},
+		{req.GetConfig().GetImage().GetImage() == "", "config.image.image"},
+		{req.GetSandboxConfig().GetMetadata() == nil, "sandbox_config.metadata (it is what RunPodSandbox was given)"},
+	} {
+		if f.missing {
+			return status.Errorf(codes.InvalidArgument, "container %q in pod sandbox %q: %s is missing", req.GetConfig().GetMetadata().GetName(), req.GetPodSandboxId(), f.field)
+		}
+	}
+	return nil
 }
 
 // StartContainer starts a created container.
@@ -140,7 +161,7 @@ func (s *Service) ListContainerStats(ctx context.Context, req *runtimeapi.ListCo
 	out := s.wasm.ListContainerStats(req.GetFilter())
 	if s.oci != nil {
 		resp, err := s.oci.ListContainerStats(ctx, req)
-		if err != nil && status.Code(err) != codes.Unavailable {
+		if err != nil && !hasNone(err) {
 			return nil, err
 		}
 		out = append(out, resp.GetStats()...)
@@ -148,37 +169,40 @@ func (s *Service) ListContainerStats(ctx context.Context, req *runtimeapi.ListCo
 	return &runtimeapi.ListContainerStatsResponse{Stats: out}, nil
 }
 
-// wasmExec is why nothing can be executed in a Wasm container.
-const wasmExec = "container %q is a Wasm container: it is one module in one process, and WASI has neither processes nor a shell. Use its logs, or add an OCI container with the tools to its pod"
-
-// ExecSync runs a command in an OCI container.
+// ExecSync runs a command. In a Wasm container it is a module of its image.
 func (s *Service) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
-	if err := s.refuse(req.GetContainerId(), wasmExec); err != nil {
-		return nil, err
+	if !s.ours(req.GetContainerId()) {
+		return s.oci.ExecSync(ctx, req)
 	}
-	return s.oci.ExecSync(ctx, req)
+	stdout, stderr, code, err := s.wasm.ExecSync(ctx, req.GetContainerId(), req.GetCmd(), time.Duration(req.GetTimeout())*time.Second)
+	if err != nil {
+		return nil, rpcError(err)
+	}
+	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(code)}, nil
 }
 
-// Exec returns containerd's streaming URL.
+// Exec returns containerd's streaming URL. For Wasm containers there is one when
+// the Service is served by gRPC: see Streams.
 func (s *Service) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
-	if err := s.refuse(req.GetContainerId(), wasmExec); err != nil {
+	if err := s.refuse(req.GetContainerId(), "container %q is a Wasm container: in this process there is no URL to execute something in it, call ExecContainer"); err != nil {
 		return nil, err
 	}
 	return s.oci.Exec(ctx, req)
 }
 
-// Attach returns containerd's streaming URL.
+// Attach returns containerd's streaming URL. For Wasm containers there is one
+// when the Service is served by gRPC: see Streams.
 func (s *Service) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*runtimeapi.AttachResponse, error) {
-	if err := s.refuse(req.GetContainerId(), "container %q is a Wasm container: attaching to it is not there yet, follow its log"); err != nil {
+	if err := s.refuse(req.GetContainerId(), "container %q is a Wasm container: in this process there is no URL to attach to it, call AttachContainer"); err != nil {
 		return nil, err
 	}
 	return s.oci.Attach(ctx, req)
 }
 
-// PortForward returns containerd's streaming URL.
+// PortForward returns containerd's streaming URL, as Attach does.
 func (s *Service) PortForward(ctx context.Context, req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
 	if s.wasm.HasSandbox(req.GetPodSandboxId()) {
-		return nil, status.Errorf(codes.Unimplemented, "pod sandbox %q is Wasm only: forwarding ports to it is not there yet, use its pod IP or a hostPort", req.GetPodSandboxId())
+		return nil, status.Errorf(codes.Unimplemented, "pod sandbox %q is Wasm only: in this process there is no URL for its ports, call DialPod", req.GetPodSandboxId())
 	}
 	if s.oci == nil {
 		return nil, notFound("pod sandbox", req.GetPodSandboxId())
@@ -196,10 +220,14 @@ func (s *Service) refuse(id, why string) error {
 	return nil
 }
 
-// CheckpointContainer is containerd's to do.
+// CheckpointContainer is containerd's to do, for its own containers.
 func (s *Service) CheckpointContainer(ctx context.Context, req *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
 	if err := s.refuse(req.GetContainerId(), "container %q is a Wasm container: its state can't be saved, start a new one"); err != nil {
 		return nil, err
 	}
-	return s.oci.CheckpointContainer(ctx, req)
+	resp, err := s.oci.CheckpointContainer(ctx, req)
+	if status.Code(err) == codes.Unimplemented {
+		return nil, status.Errorf(codes.Unimplemented, "container %q: containerd here can't save a container's state: use containerd 2 with CRIU, or start a new container", req.GetContainerId())
+	}
+	return resp, err
 }

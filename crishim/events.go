@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -125,6 +126,7 @@ func (s *Service) Events(ctx context.Context) <-chan *runtimeapi.ContainerEventR
 		defer s.wg.Done()
 		defer close(out)
 		_ = s.events.each(ctx, sub, func(ev *runtimeapi.ContainerEventResponse) error {
+			ev = s.complete(ctx, ev)
 			select {
 			case out <- ev:
 				return nil
@@ -138,9 +140,37 @@ func (s *Service) Events(ctx context.Context) <-chan *runtimeapi.ContainerEventR
 	return out
 }
 
+// complete adds containerd's part to an event that names no more of its sandbox
+// than the ID: of a Wasm container in a sandbox of containerd's, or of a container
+// that was removed. Kubelets take the statuses of an event for the whole pod's, and
+// ignore an event without a sandbox's status.
+func (s *Service) complete(ctx context.Context, ev *runtimeapi.ContainerEventResponse) *runtimeapi.ContainerEventResponse {
+	sb := ev.GetPodSandboxStatus()
+	if s.oci == nil || sb.GetId() == "" || sb.GetMetadata() != nil {
+		return ev
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	ev = proto.CloneOf(ev) // others have it, too
+	st, err := s.oci.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: sb.GetId()})
+	if err != nil {
+		ev.PodSandboxStatus = nil
+		return ev
+	}
+	ev.PodSandboxStatus = st.GetStatus()
+	ev.ContainersStatuses = append(s.oci.Statuses(ctx, sb.GetId()), ev.ContainersStatuses...)
+	if ev.GetContainerEventType() == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT {
+		// containerd tells of it before its CRI has forgotten it.
+		ev.ContainersStatuses = slices.DeleteFunc(ev.ContainersStatuses, func(st *runtimeapi.ContainerStatus) bool { return st.GetId() == ev.GetContainerId() })
+	}
+	return ev
+}
+
 // GetContainerEvents streams events to a kubelet.
 func (s *Service) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
-	return s.events.each(stream.Context(), s.events.subscribe(), stream.Send)
+	return s.events.each(stream.Context(), s.events.subscribe(), func(ev *runtimeapi.ContainerEventResponse) error {
+		return stream.Send(s.complete(stream.Context(), ev))
+	})
 }
 
 // followContainerd passes containerd's events on, and subscribes again when it
@@ -150,6 +180,13 @@ func (s *Service) followContainerd(ctx context.Context) {
 	for {
 		err := s.oci.Events(ctx, func() { wait = 100 * time.Millisecond }, func(ev *runtimeapi.ContainerEventResponse) {
 			s.last.sawEvent(ev)
+			if id := ev.GetPodSandboxStatus().GetId(); id != "" {
+				ev.ContainersStatuses = append(ev.ContainersStatuses, s.wasm.StatusesOf(id)...)
+			} else if id := s.last.sandboxOf(ev.GetContainerId()); id != "" {
+				// Removed: what is left of its pod is told when the event is given out.
+				ev.PodSandboxStatus = &runtimeapi.PodSandboxStatus{Id: id}
+				ev.ContainersStatuses = s.wasm.StatusesOf(id)
+			}
 			s.events.publish(ev)
 		})
 		if ctx.Err() != nil {

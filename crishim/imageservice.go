@@ -71,7 +71,7 @@ func (s *Service) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusRe
 		resp.Info = map[string]string{}
 	}
 	resp.Info[AnnotationKind] = string(images.KindOCI)
-	s.markOCI(resp.Image)
+	s.markOCI(resp.Image, s.sandboxImage(ctx))
 	return resp, nil
 }
 
@@ -99,8 +99,9 @@ func (s *Service) ListImages(ctx context.Context, req *runtimeapi.ListImagesRequ
 		}
 		return nil, err
 	}
+	sandboxes := s.sandboxImage(ctx)
 	for _, img := range resp.GetImages() {
-		s.markOCI(img)
+		s.markOCI(img, sandboxes)
 		out.Images = append(out.Images, img)
 	}
 	return out, nil
@@ -109,6 +110,9 @@ func (s *Service) ListImages(ctx context.Context, req *runtimeapi.ListImagesRequ
 // RemoveImage from whichever store has it; an absent one is no error.
 func (s *Service) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
 	ref := req.GetImage().GetImage()
+	if ref == "" {
+		return nil, status.Error(codes.InvalidArgument, "RemoveImage: image.image is empty: name the image")
+	}
 	err := s.store.Remove(ref)
 	if err == nil {
 		return &runtimeapi.RemoveImageResponse{}, nil
@@ -166,10 +170,16 @@ func criImage(img *images.Image) *runtimeapi.Image {
 		Id: img.ID.String(), RepoTags: img.Refs, RepoDigests: img.Digests, Size: uint64(max(img.Size, 1)),
 		Spec: &runtimeapi.ImageSpec{Image: img.ID.String(), Annotations: map[string]string{AnnotationKind: string(images.KindWasm)}},
 	}
-	// Who it runs as if the pod doesn't say; kubelets ask for runAsNonRoot.
+	// Who it runs as if the pod doesn't say; kubelets ask for runAsNonRoot, and
+	// don't trust a name.
 	uid := int64(wasm.Nonroot)
 	if u, _, _ := strings.Cut(img.User, ":"); u != "" {
-		if n, err := strconv.ParseUint(u, 10, 32); err == nil && n != 0 {
+		n, err := strconv.ParseUint(u, 10, 32)
+		if err != nil && img.Rootfs != "" {
+			out.Username = u
+			return out
+		}
+		if err == nil && n != 0 {
 			uid = int64(n)
 		}
 	}
@@ -177,7 +187,9 @@ func criImage(img *images.Image) *runtimeapi.Image {
 	return out
 }
 
-func (s *Service) markOCI(img *runtimeapi.Image) {
+// markOCI says of which kind an image is, and pins that of containerd's sandboxes,
+// because containerd 1.6 doesn't.
+func (s *Service) markOCI(img *runtimeapi.Image, sandboxes string) {
 	if img.Spec == nil {
 		img.Spec = &runtimeapi.ImageSpec{Image: img.GetId()}
 	}
@@ -185,9 +197,5 @@ func (s *Service) markOCI(img *runtimeapi.Image) {
 		img.Spec.Annotations = map[string]string{}
 	}
 	img.Spec.Annotations[AnnotationKind] = string(images.KindOCI)
-	for _, tag := range img.GetRepoTags() {
-		if tag == oci.PauseImage {
-			img.Pinned = true // containerd 1.6 doesn't know pinning
-		}
-	}
+	img.Pinned = img.Pinned || pinned(img, oci.PauseImage, sandboxes)
 }

@@ -232,6 +232,10 @@ func (d *daemon) churn(ctx context.Context, i int) error {
 	if _, err := d.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: made.GetContainerId()}); err != nil {
 		return err
 	}
+	if i%5 == 4 {
+		// Something is executed in it, often until the server dies.
+		_, _ = d.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: made.GetContainerId(), Cmd: []string{"probe.wasm", "sleep"}, Timeout: 1})
+	}
 	if i%3 == 0 {
 		return nil // it stays for the end
 	}

@@ -25,9 +25,12 @@ type lastKnown struct {
 	mu         sync.Mutex
 	sandboxes  []*runtimeapi.PodSandbox
 	containers []*runtimeapi.Container
+	gone       []*runtimeapi.Container // at most keepGone, not in the file
 	at         time.Time
 	key        string // of what is in the file
 }
+
+const keepGone = 32
 
 type lastKnownFile struct {
 	Boot       string    `json:"boot"`
@@ -127,8 +130,26 @@ func (l *lastKnown) removedSandbox(id string) {
 
 func (l *lastKnown) removedContainer(id string) {
 	l.change(func() {
-		l.containers = slices.DeleteFunc(l.containers, func(c *runtimeapi.Container) bool { return c.GetId() == id })
+		l.containers = slices.DeleteFunc(l.containers, func(c *runtimeapi.Container) bool {
+			if c.GetId() == id {
+				l.gone = append(l.gone[max(0, len(l.gone)-keepGone+1):], c)
+			}
+			return c.GetId() == id
+		})
 	})
+}
+
+// sandboxOf a container; the last ones that were removed are remembered for the
+// events that tell of it, which come after the answer to the call.
+func (l *lastKnown) sandboxOf(id string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range append(l.containers[:len(l.containers):len(l.containers)], l.gone...) {
+		if c.GetId() == id {
+			return c.GetPodSandboxId()
+		}
+	}
+	return ""
 }
 
 // sawEvent takes over the states that an event of containerd's carries.

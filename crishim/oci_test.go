@@ -3,8 +3,10 @@ package crishim_test
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,20 +79,11 @@ func TestOCIAndMixedPods(t *testing.T) {
 		if got := text(readLog(t, st.GetLogPath())); got != "hello from OCI\n" || st.GetExitCode() != 4 {
 			t.Errorf("log %q, exit code %d", got, st.GetExitCode())
 		}
-		eventually(t, func() string {
-			for {
-				select {
-				case ev := <-events:
-					if ev.GetContainerId() == id && ev.GetContainerEventType() == runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT {
-						if s := ev.GetContainersStatuses(); len(s) != 1 || s[0].GetExitCode() != 4 || ev.GetPodSandboxStatus().GetId() != sb {
-							t.Errorf("event %v", ev)
-						}
-						return ""
-					}
-				default:
-					return "no event of the container's end"
-				}
+		n.awaitEvent(events, id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, func(ev *runtimeapi.ContainerEventResponse) bool {
+			if s := ev.GetContainersStatuses(); len(s) != 1 || s[0].GetExitCode() != 4 || ev.GetPodSandboxStatus().GetId() != sb {
+				t.Errorf("event %v", ev)
 			}
+			return true
 		})
 	})
 
@@ -135,6 +128,7 @@ func TestOCIAndMixedPods(t *testing.T) {
 
 	t.Run("mixed pod", func(t *testing.T) {
 		n.in(t)
+		events := n.Events(t.Context())
 		sb, pod := n.sandbox("mixed", isOCI)
 		wcfg := containerConfig(wasm, "serve")
 		wcfg.Metadata.Name = "wasm"
@@ -150,6 +144,44 @@ func TestOCIAndMixedPods(t *testing.T) {
 		if err != nil || len(list.GetContainers()) != 2 {
 			t.Errorf("containers %v, %v", list, err)
 		}
+		metrics, err := n.ListPodSandboxMetrics(t.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+		if err != nil || !slices.ContainsFunc(metrics.GetPodMetrics(), func(p *runtimeapi.PodSandboxMetrics) bool {
+			return p.GetPodSandboxId() == sb && slices.ContainsFunc(p.GetContainerMetrics(), func(c *runtimeapi.ContainerMetrics) bool { return c.GetContainerId() == wid })
+		}) {
+			t.Errorf("no metrics of the Wasm container: %v, %v", metrics, err)
+		}
+		conn, err := n.DialPod(t.Context(), sb, 8080)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got, err := io.ReadAll(conn); string(got) != "served\n" {
+			t.Errorf("dialled: %q, %v", got, err)
+		}
+		// Events tell of the whole pod, whichever runtime's container they are of.
+		whole := func(what string) func(*runtimeapi.ContainerEventResponse) bool {
+			return func(ev *runtimeapi.ContainerEventResponse) bool {
+				var names []string
+				for _, st := range ev.GetContainersStatuses() {
+					names = append(names, st.GetMetadata().GetName())
+				}
+				slices.Sort(names)
+				if got := strings.Join(names, " "); got != what || ev.GetPodSandboxStatus().GetMetadata().GetName() != "mixed" {
+					t.Errorf("event %s of %q, sandbox %q; want those of %q", ev.GetContainerEventType(), got, ev.GetPodSandboxStatus().GetMetadata().GetName(), what)
+				}
+				return true
+			}
+		}
+		id := st.GetId()
+		n.awaitEvent(events, id, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, whole("oci wasm"))
+		if _, err := n.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: wid}); err != nil {
+			t.Fatal(err)
+		}
+		n.awaitEvent(events, wid, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT, whole("oci wasm"))
+		if _, err := n.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
+			t.Fatal(err)
+		}
+		n.awaitEvent(events, id, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT, whole("wasm"))
 		if _, err := n.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: sb}); err != nil {
 			t.Fatal(err)
 		}
@@ -161,6 +193,24 @@ func TestOCIAndMixedPods(t *testing.T) {
 		}
 		if _, err := n.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: wid}); status.Code(err) != codes.NotFound {
 			t.Errorf("after RemovePodSandbox: %v", err)
+		}
+	})
+
+	t.Run("every RPC", func(t *testing.T) {
+		n.in(t)
+		for ref, kind := range map[string]func(*runtimeapi.PodSandboxConfig){busybox: isOCI, wasm: isOCI} {
+			callAll(t, n, func(t *testing.T) map[string]string {
+				if _, err := n.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+					t.Fatal(err)
+				}
+				return things(t, n, ref, kind)
+			})
+			n.removeAll()
+		}
+		for _, ref := range []string{busybox, wasm} {
+			if _, err := n.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+				t.Fatal(err)
+			}
 		}
 	})
 
@@ -253,6 +303,25 @@ func removeCgroups(t *testing.T, parent string) {
 			_ = os.Remove(cg)
 		}
 	})
+}
+
+// awaitEvent reads events until one that is wanted.
+func (n *node) awaitEvent(events <-chan *runtimeapi.ContainerEventResponse, id string, what runtimeapi.ContainerEventType, wanted func(*runtimeapi.ContainerEventResponse) bool) {
+	n.t.Helper()
+	timeout := time.After(20 * time.Second)
+	for {
+		select {
+		case ev, open := <-events:
+			if !open {
+				n.t.Fatal("the events ended")
+			}
+			if ev.GetContainerId() == id && ev.GetContainerEventType() == what && wanted(ev) {
+				return
+			}
+		case <-timeout:
+			n.t.Fatalf("no event %s of %s", what, id)
+		}
+	}
 }
 
 func isOCI(c *runtimeapi.PodSandboxConfig) {

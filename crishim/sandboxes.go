@@ -37,6 +37,9 @@ func (s *Service) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 		return nil, status.Errorf(codes.FailedPrecondition, "pod sandbox %s/%s: %s",
 			req.GetConfig().GetMetadata().GetNamespace(), req.GetConfig().GetMetadata().GetName(), noContainerd)
 	}
+	if md := req.GetConfig().GetMetadata(); md.GetName() == "" || md.GetUid() == "" {
+		return nil, status.Error(codes.InvalidArgument, "pod sandbox: config.metadata needs name and uid")
+	}
 	if req.GetRuntimeHandler() == images.HandlerWasm {
 		// A mixed pod with RuntimeClass wasm: containerd has no such handler.
 		req = &runtimeapi.RunPodSandboxRequest{Config: req.GetConfig()}
@@ -54,6 +57,7 @@ func (s *Service) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSan
 	if s.wasm.HasSandbox(id) {
 		return &runtimeapi.StopPodSandboxResponse{}, ignoreNotFound(s.wasm.StopPodSandbox(ctx, id))
 	}
+	id = s.fullSandboxID(ctx, id)
 	if err := s.wasm.StopContainersOf(ctx, id); err != nil {
 		return nil, rpcError(err)
 	}
@@ -74,6 +78,7 @@ func (s *Service) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePo
 	if s.wasm.HasSandbox(id) {
 		return &runtimeapi.RemovePodSandboxResponse{}, ignoreNotFound(s.wasm.RemovePodSandbox(ctx, id))
 	}
+	id = s.fullSandboxID(ctx, id)
 	if err := s.wasm.RemoveContainersOf(ctx, id); err != nil {
 		return nil, rpcError(err)
 	}
@@ -86,6 +91,22 @@ func (s *Service) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePo
 	}
 	return resp, err
 }
+
+// fullSandboxID makes the ID of a sandbox of containerd's of the beginning of one,
+// which people type; kubelets give it in full. What can't be found stays as it is.
+func (s *Service) fullSandboxID(ctx context.Context, id string) string {
+	if s.oci == nil || id == "" || len(id) >= fullID {
+		return id
+	}
+	resp, err := s.oci.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
+	if err != nil {
+		return id
+	}
+	return resp.GetStatus().GetId()
+}
+
+// fullID is the length of containerd's IDs and of ours.
+const fullID = 64
 
 // ignoreNotFound is for calls that the CRI wants to be repeatable.
 func ignoreNotFound(err error) error {
@@ -107,7 +128,7 @@ func (s *Service) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandb
 	}
 	resp, err := s.oci.PodSandboxStatus(ctx, req)
 	if err == nil && len(resp.GetContainersStatuses()) > 0 {
-		resp.ContainersStatuses = append(resp.ContainersStatuses, s.wasm.StatusesOf(req.GetPodSandboxId())...)
+		resp.ContainersStatuses = append(resp.ContainersStatuses, s.wasm.StatusesOf(resp.GetStatus().GetId())...)
 	}
 	return resp, err
 }
@@ -169,7 +190,7 @@ func (s *Service) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListP
 	out := s.wasm.ListPodSandboxStats(req.GetFilter())
 	if s.oci != nil {
 		resp, err := s.oci.ListPodSandboxStats(ctx, req)
-		if err != nil && status.Code(err) != codes.Unavailable {
+		if err != nil && !hasNone(err) {
 			return nil, err
 		}
 		for _, st := range resp.GetStats() {
@@ -178,4 +199,17 @@ func (s *Service) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListP
 		}
 	}
 	return &runtimeapi.ListPodSandboxStatsResponse{Stats: out}, nil
+}
+
+// UpdatePodSandboxResources of a Wasm sandbox are noted, those of another are
+// containerd's to note.
+func (s *Service) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	if s.oci == nil || s.wasm.HasSandbox(req.GetPodSandboxId()) {
+		return &runtimeapi.UpdatePodSandboxResourcesResponse{}, rpcError(s.wasm.UpdatePodSandboxResources(req.GetPodSandboxId(), req.GetOverhead(), req.GetResources()))
+	}
+	resp, err := s.oci.UpdatePodSandboxResources(ctx, req)
+	if status.Code(err) == codes.Unimplemented {
+		return nil, status.Errorf(codes.Unimplemented, "pod sandbox %q: this containerd is too old to be told of a pod's resources; use UpdateContainerResources for each container, or a newer containerd", req.GetPodSandboxId())
+	}
+	return resp, err
 }

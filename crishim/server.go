@@ -20,10 +20,15 @@ import (
 const maxMessage = 16 << 20
 
 // Serve answers CRI calls on l until ctx ends, and then waits for those under
-// way, at most five seconds.
-func (s *Service) Serve(ctx context.Context, l net.Listener) error {
+// way, at most five seconds. streams makes the URLs of Wasm containers' streams;
+// without it Attach and PortForward are refused for them.
+func (s *Service) Serve(ctx context.Context, l net.Listener, streams Streams) error {
 	srv := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
-	runtimeapi.RegisterRuntimeServiceServer(srv, s)
+	if streams != nil {
+		runtimeapi.RegisterRuntimeServiceServer(srv, endpoint{s, streams})
+	} else {
+		runtimeapi.RegisterRuntimeServiceServer(srv, s)
+	}
 	runtimeapi.RegisterImageServiceServer(srv, s)
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(l) }()

@@ -53,6 +53,10 @@ type Config struct {
 	// CNIConfDir is where the CNI configuration is; empty, or a folder without
 	// one, means the host's network for Wasm pods.
 	CNIConfDir string
+	// RequireNetwork makes pods without hostNetwork wait for a CNI configuration,
+	// as a kubelet expects of its runtime, instead of giving Wasm pods the host's
+	// network.
+	RequireNetwork bool
 	// CNIBinDirs hold the CNI plugins. Empty: /opt/cni/bin and /usr/lib/cni.
 	CNIBinDirs []string
 	// RegistryHosts is a registry hosts directory as containerd's certs.d.
@@ -61,6 +65,11 @@ type Config struct {
 	CgroupParent string
 	// Limits for Wasm modules; zero: those of this board.
 	Limits wasmruntime.Limits
+	// WasmCacheBytes bounds compiled modules; zero: wasmruntime.DefaultCacheBytes.
+	WasmCacheBytes int64
+	// WasmArtifacts is a folder with modules that were compiled elsewhere, and
+	// WasmTrustedKeys one with the public keys that may have signed them.
+	WasmArtifacts, WasmTrustedKeys string
 	// Version is what the Version call says.
 	Version string
 	Logger  *slog.Logger
@@ -78,10 +87,12 @@ type Service struct {
 	log    *slog.Logger
 	now    func() time.Time
 	store  *images.Store
+	rt     *wasmruntime.Runtime
 	wasm   *wasm.Manager
 	oci    *oci.Client // nil without containerd
 	last   *lastKnown
 	events *hub
+	pause  sandboxImage
 
 	lock *os.File        // held while it lives
 	done <-chan struct{} // of the Service
@@ -126,10 +137,12 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 	}()
 	rt, err := wasmruntime.New(wasmruntime.Options{
 		RunnerPath: cfg.RunnerPath, CacheDir: filepath.Join(cfg.StateDir, "compiled"), Limits: cfg.Limits, Logger: cfg.Logger, Now: cfg.Now,
+		CacheBytes: cfg.WasmCacheBytes, ArtifactDir: cfg.WasmArtifacts, TrustedKeys: cfg.WasmTrustedKeys, InUse: s.moduleInUse,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("crishim: %w", err)
 	}
+	s.rt = rt
 	s.store, err = images.Open(images.Options{
 		Dir: filepath.Join(cfg.StateDir, "images"), HostsDir: cfg.RegistryHosts, Logger: cfg.Logger, Now: cfg.Now,
 		Prepare: func(ctx context.Context, m images.Module) error { return rt.Compile(ctx, m.Path, m.Digest.String()) },
@@ -140,7 +153,7 @@ func New(ctx context.Context, cfg Config) (_ *Service, err error) {
 	}
 	opts := wasm.Options{
 		Dir: filepath.Join(cfg.StateDir, "wasm"), Runtime: rt, Image: s.store.Lookup, Emit: s.events.publish,
-		CgroupParent: cfg.CgroupParent, Logger: cfg.Logger, Now: cfg.Now,
+		CgroupParent: cfg.CgroupParent, RequireNetwork: cfg.RequireNetwork, Logger: cfg.Logger, Now: cfg.Now,
 	}
 	if cfg.CNIConfDir != "" && os.Geteuid() == 0 {
 		opts.Network = &network.CNI{ConfDir: cfg.CNIConfDir, BinDirs: cfg.CNIBinDirs}
@@ -229,6 +242,11 @@ func (s *Service) imageInUse(id digest.Digest) bool {
 	return s.wasm == nil || s.wasm.UsesImage(id.String())
 }
 
+// moduleInUse is the same for compiled code.
+func (s *Service) moduleInUse(digest string) bool {
+	return s.wasm == nil || s.wasm.UsesModule(digest)
+}
+
 // foreignSandbox tells the wasm package of a sandbox of containerd's.
 func (s *Service) foreignSandbox(ctx context.Context, id string) (*wasm.ForeignSandbox, error) {
 	sb, err := s.oci.Sandbox(ctx, id)
@@ -236,7 +254,7 @@ func (s *Service) foreignSandbox(ctx context.Context, id string) (*wasm.ForeignS
 		return nil, err
 	}
 	return &wasm.ForeignSandbox{
-		Config: sb.Config, NetNS: sb.NetNS, CgroupParent: sb.Config.GetLinux().GetCgroupParent(),
+		ID: sb.Status.GetId(), Config: sb.Config, NetNS: sb.NetNS, CgroupParent: sb.Config.GetLinux().GetCgroupParent(),
 		Ready: sb.Status.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY,
 	}, nil
 }

@@ -2,6 +2,7 @@ package crishim
 
 import (
 	"context"
+	"runtime"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -16,6 +17,11 @@ import (
 // be run. Kubelets ignore conditions they don't know.
 const ConditionOCI = "coracle.dev/OCIReady"
 
+// ConditionWasmCompiler is the condition of Status that says whether modules run as
+// native code; if not, they are interpreted, on boards that the engine has no
+// compiler for.
+const ConditionWasmCompiler = "coracle.dev/WasmCompiler"
+
 // askTimeout bounds what Status waits for containerd.
 const askTimeout = time.Second
 
@@ -29,71 +35,122 @@ func (s *Service) Version(ctx context.Context, req *runtimeapi.VersionRequest) (
 }
 
 // Status is ready whether or not containerd answers: a condition of its own
-// says so.
+// says so. With RequireNetwork the network is ready when both runtimes' is.
 func (s *Service) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
-	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
-	if !s.wasm.NetworkConfigured() {
-		network.Reason, network.Message = "HostNetwork", "there is no CNI configuration: Wasm pods use the host's network"
-	}
+	theirs, theirErr := s.askContainerd(ctx, req.GetVerbose())
 	out := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
-			{Type: runtimeapi.RuntimeReady, Status: true}, network, s.ociCondition(ctx),
+			{Type: runtimeapi.RuntimeReady, Status: true}, s.networkCondition(theirs), s.ociCondition(theirs, theirErr), s.compilerCondition(ctx),
 		}},
 		RuntimeHandlers: []*runtimeapi.RuntimeHandler{
 			{Name: "", Features: &runtimeapi.RuntimeHandlerFeatures{}},
-			{Name: images.HandlerWasm, Features: &runtimeapi.RuntimeHandlerFeatures{}},
+			{Name: images.HandlerWasm, Features: &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: true}},
 		},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: false},
+		// What holds for the node has to hold for both kinds: Wasm containers know
+		// both policies.
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+	}
+	// A preopen that is read-only is so with all that is mounted below it; in a mixed
+	// pod it is containerd's default handler that runs the other containers.
+	out.RuntimeHandlers[1].Features.RecursiveReadOnlyMounts = s.oci == nil
+	for _, h := range theirs.GetRuntimeHandlers() {
+		if h.GetName() == "" {
+			out.RuntimeHandlers[0] = h
+			out.RuntimeHandlers[1].Features.RecursiveReadOnlyMounts = h.GetFeatures().GetRecursiveReadOnlyMounts()
+		} else if h.GetName() != images.HandlerWasm {
+			out.RuntimeHandlers = append(out.RuntimeHandlers, h)
+		}
 	}
 	if s.oci != nil {
-		ctx, cancel := context.WithTimeout(ctx, askTimeout)
-		defer cancel()
-		resp, err := s.oci.Status(ctx, &runtimeapi.StatusRequest{Verbose: req.GetVerbose()})
-		if err == nil {
-			for _, h := range resp.GetRuntimeHandlers() {
-				if h.GetName() == "" {
-					out.RuntimeHandlers[0] = h
-				} else if h.GetName() != images.HandlerWasm {
-					out.RuntimeHandlers = append(out.RuntimeHandlers, h)
-				}
-			}
-			if req.GetVerbose() {
-				out.Info = map[string]string{"containerd": wasm.JSON(resp.GetInfo())}
-			}
+		out.Features = &runtimeapi.RuntimeFeatures{
+			SupplementalGroupsPolicy:  theirs.GetFeatures().GetSupplementalGroupsPolicy(),
+			UserNamespacesHostNetwork: theirs.GetFeatures().GetUserNamespacesHostNetwork(),
+		}
+	}
+	// What else containerd says, such as that its configuration is deprecated.
+	for _, c := range theirs.GetStatus().GetConditions() {
+		if c.GetType() != runtimeapi.RuntimeReady && c.GetType() != runtimeapi.NetworkReady {
+			out.Status.Conditions = append(out.Status.Conditions, c)
 		}
 	}
 	if req.GetVerbose() {
-		if out.Info == nil {
-			out.Info = map[string]string{}
+		out.Info = map[string]string{"golang": wasm.JSON(runtime.Version()), "config": wasm.JSON(map[string]any{
+			"stateDir": s.cfg.StateDir, "containerd": s.cfg.ContainerdSocket, "cniConfDir": s.cfg.CNIConfDir, "cniBinDirs": s.cfg.CNIBinDirs,
+			"requireNetwork": s.cfg.RequireNetwork, "registryHosts": s.cfg.RegistryHosts, "cgroupParent": s.cfg.CgroupParent, "runner": s.cfg.RunnerPath,
+		})}
+		if theirs != nil {
+			out.Info["containerd"] = wasm.JSON(theirs.GetInfo())
 		}
-		out.Info["config"] = wasm.JSON(map[string]any{
-			"stateDir": s.cfg.StateDir, "containerd": s.cfg.ContainerdSocket, "cniConfDir": s.cfg.CNIConfDir, "registryHosts": s.cfg.RegistryHosts,
-		})
 	}
 	return out, nil
 }
 
-// OCIReady says whether OCI containers can be run; if not, a sentence says why.
-func (s *Service) OCIReady(ctx context.Context) (bool, string) {
-	c := s.ociCondition(ctx)
-	return c.GetStatus(), c.GetMessage()
+// networkCondition is false for the reason that containerd gives in the same
+// case, so that a kubelet waits with pods that aren't on the host's network.
+func (s *Service) networkCondition(theirs *runtimeapi.StatusResponse) *runtimeapi.RuntimeCondition {
+	c := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
+	if !s.cfg.RequireNetwork {
+		if !s.wasm.NetworkConfigured() {
+			c.Reason, c.Message = "HostNetwork", "there is no CNI configuration: Wasm pods use the host's network"
+		}
+		return c
+	}
+	if err := s.wasm.NetworkCheck(); err != nil {
+		c.Status, c.Reason = false, "NetworkPluginNotReady"
+		c.Message = "Network plugin returns error: cni plugin not initialized: " + err.Error()
+		return c
+	}
+	for _, their := range theirs.GetStatus().GetConditions() {
+		if their.GetType() == runtimeapi.NetworkReady && !their.GetStatus() {
+			c.Status, c.Reason, c.Message = false, their.GetReason(), "containerd: "+their.GetMessage()
+		}
+	}
+	return c
 }
 
-func (s *Service) ociCondition(ctx context.Context) *runtimeapi.RuntimeCondition {
-	c := &runtimeapi.RuntimeCondition{Type: ConditionOCI}
+func (s *Service) compilerCondition(ctx context.Context) *runtimeapi.RuntimeCondition {
+	c := &runtimeapi.RuntimeCondition{Type: ConditionWasmCompiler}
+	native, err := s.rt.Native(ctx)
+	switch {
+	case err != nil:
+		c.Reason, c.Message = "Unknown", err.Error()
+	case native:
+		c.Status = true
+	default:
+		c.Reason, c.Message = "NoCompiler", "there is no compiler for this architecture: modules are interpreted, some sixty to two hundred times slower, and may nest 2000 calls"
+	}
+	return c
+}
+
+// askContainerd for its status; nil and no error if there is none.
+func (s *Service) askContainerd(ctx context.Context, verbose bool) (*runtimeapi.StatusResponse, error) {
 	if s.oci == nil {
-		c.Reason, c.Message = "NoContainerd", noContainerd
-		return c
+		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	resp, err := s.oci.Status(ctx, &runtimeapi.StatusRequest{})
-	if err != nil {
+	return s.oci.Status(ctx, &runtimeapi.StatusRequest{Verbose: verbose})
+}
+
+// OCIReady says whether OCI containers can be run; if not, a sentence says why.
+func (s *Service) OCIReady(ctx context.Context) (bool, string) {
+	c := s.ociCondition(s.askContainerd(ctx, false))
+	return c.GetStatus(), c.GetMessage()
+}
+
+func (s *Service) ociCondition(theirs *runtimeapi.StatusResponse, err error) *runtimeapi.RuntimeCondition {
+	c := &runtimeapi.RuntimeCondition{Type: ConditionOCI}
+	switch {
+	case s.oci == nil:
+		c.Reason, c.Message = "NoContainerd", noContainerd
+		return c
+	case err != nil:
 		c.Reason, c.Message = "ContainerdUnavailable", status.Convert(err).Message()
 		return c
 	}
-	for _, cond := range resp.GetStatus().GetConditions() {
-		if !cond.GetStatus() {
+	for _, cond := range theirs.GetStatus().GetConditions() {
+		// Others, such as containerd's of deprecated configuration, stop nothing.
+		if (cond.GetType() == runtimeapi.RuntimeReady || cond.GetType() == runtimeapi.NetworkReady) && !cond.GetStatus() {
 			c.Reason, c.Message = cond.GetReason(), "containerd: "+cond.GetType()+" is false: "+cond.GetMessage()
 			return c
 		}
@@ -103,16 +160,31 @@ func (s *Service) ociCondition(ctx context.Context) *runtimeapi.RuntimeCondition
 }
 
 // RuntimeConfig says which cgroup driver is used: containerd's, so that the
-// pods of both kinds lie in one tree; else cgroupfs.
+// pods of both kinds lie in one tree; cgroupfs without one. A kubelet asks once,
+// when it starts, so nothing is guessed while containerd doesn't answer.
 func (s *Service) RuntimeConfig(ctx context.Context, req *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
-	if s.oci != nil {
-		ctx, cancel := context.WithTimeout(ctx, askTimeout)
-		defer cancel()
-		if resp, err := s.oci.RuntimeConfig(ctx, req); err == nil {
-			return resp, nil
-		}
+	if s.oci == nil {
+		return cgroupDriver(runtimeapi.CgroupDriver_CGROUPFS), nil
 	}
-	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: runtimeapi.CgroupDriver_CGROUPFS}}, nil
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	resp, err := s.oci.RuntimeConfig(ctx, req)
+	if status.Code(err) != codes.Unimplemented {
+		return resp, err
+	}
+	// containerd 1.6 tells it by its configuration only.
+	st, err := s.oci.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil {
+		return nil, err
+	}
+	if parsePluginConfig(st.GetInfo()["config"]).systemdCgroups() {
+		return cgroupDriver(runtimeapi.CgroupDriver_SYSTEMD), nil
+	}
+	return cgroupDriver(runtimeapi.CgroupDriver_CGROUPFS), nil
+}
+
+func cgroupDriver(d runtimeapi.CgroupDriver) *runtimeapi.RuntimeConfigResponse {
+	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: d}}
 }
 
 // UpdateRuntimeConfig tells containerd the node's pod CIDR; nothing here needs
@@ -125,14 +197,4 @@ func (s *Service) UpdateRuntimeConfig(ctx context.Context, req *runtimeapi.Updat
 		}
 	}
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
-}
-
-// ListMetricDescriptors is not there yet.
-func (s *Service) ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "metric descriptors are not there yet: use ListPodSandboxStats")
-}
-
-// ListPodSandboxMetrics is not there yet.
-func (s *Service) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "pod sandbox metrics are not there yet: use ListPodSandboxStats")
 }

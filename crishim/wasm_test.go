@@ -487,11 +487,19 @@ func TestWasmEventsAndStats(t *testing.T) {
 		if got := n.status(id).GetResources().GetLinux().GetCpuQuota(); got != 20000 {
 			t.Errorf("CPU quota %d", got)
 		}
+		// In the kernel, too.
+		quota := ""
+		for _, cg := range cgroupsNamed(n.cfg.CgroupParent) {
+			for _, file := range []string{"cpu.max", "cpu.cfs_quota_us"} {
+				b, _ := os.ReadFile(filepath.Join(cg, id, file))
+				quota += strings.TrimSpace(string(b))
+			}
+		}
+		if quota != "20000" && quota != "20000 100000" {
+			t.Errorf("the cgroup's quota is %q", quota)
+		}
 	} else if err == nil {
 		t.Error("an ordinary user has no cgroup, and isn't told")
-	}
-	if _, err := n.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id}); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "WASI") {
-		t.Errorf("exec: %v", err)
 	}
 	if _, err := n.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: sb}); err != nil {
 		t.Fatal(err)
@@ -513,6 +521,21 @@ func TestWasmEventsAndStats(t *testing.T) {
 	// A slow reader gets the latest of each; so only order is certain.
 	if len(seen) == 0 || seen[len(seen)-2] != "container DELETED" {
 		t.Errorf("events %q", seen)
+	}
+}
+
+func TestWasmUserNamespace(t *testing.T) {
+	n := newNode(t, nil)
+	for mode, want := range map[runtimeapi.NamespaceMode]codes.Code{
+		runtimeapi.NamespaceMode_NODE: codes.OK, runtimeapi.NamespaceMode_POD: codes.Unimplemented,
+		runtimeapi.NamespaceMode_CONTAINER: codes.Unimplemented, runtimeapi.NamespaceMode_TARGET: codes.Unimplemented,
+	} {
+		cfg := sandboxConfig("userns-" + mode.String())
+		hostNetwork(cfg)
+		cfg.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: mode}
+		if _, err := n.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: cfg}); status.Code(err) != want {
+			t.Errorf("%s: %v", mode, err)
+		}
 	}
 }
 

@@ -34,3 +34,5 @@ fi
 if ! command -v kubectl >/dev/null && ! [ -x bin/tools/kubectl ]; then
   make -s bin/tools/kubectl
 fi
+# And test/cri the real crictl and the stock kubelet.
+make -s bin/tools/crictl bin/tools/kubelet

@@ -9,7 +9,7 @@ export CGO_ENABLED=0 GOFLAGS="-trimpath -tags=grpcnotrace -buildvcs=false"
 out=$(mktemp -d)
 trap 'chmod -R u+w "$out"; rm -rf "$out"' EXIT
 steps=("$@")
-[ $# -gt 0 ] || steps=(modules)
+[ $# -gt 0 ] || steps=(modules critest)
 failed_steps=()
 
 gotest() { # NAME go-test-arguments...
@@ -31,6 +31,7 @@ modules() {
 for s in "${steps[@]}"; do
   case $s in
     modules) modules || failed_steps+=("$s") ;;
+    critest) REPORT=$out/critest.json test/critest.sh || failed_steps+=("$s") ;;
     *) echo "slow.sh: no step $s" >&2; exit 2 ;;
   esac
 done

@@ -137,6 +137,7 @@ func (r *Runtime) entry(ctx context.Context, modulePath, digest, bad string) (st
 	dir := filepath.Join(r.opts.CacheDir, key)
 	if bad == "" {
 		if _, err := cache.Read(dir); err == nil {
+			r.touched(dir)
 			return dir, nil
 		}
 	}
@@ -202,6 +203,12 @@ func (r *Runtime) currentEngine(ctx context.Context, again bool) (cache.Engine, 
 	return e, nil
 }
 
+// Native says whether modules run as native code, or else are interpreted.
+func (r *Runtime) Native(ctx context.Context) (bool, error) {
+	e, err := r.currentEngine(ctx, false)
+	return e.Name == compilerEngine, err
+}
+
 // compile makes one entry.
 func (r *Runtime) compile(ctx context.Context, modulePath, digest string, engine cache.Engine, dir string) error {
 	index, err := r.admit(modulePath, digest)
@@ -222,11 +229,14 @@ func (r *Runtime) compile(ctx context.Context, modulePath, digest string, engine
 	defer lock.Close()
 	defer cache.Remove(staging)
 	began := time.Now()
-	if err := r.runCompiler(ctx, modulePath, staging); err != nil {
-		return err
-	}
-	if err := seal(staging, index); err != nil {
-		return fmt.Errorf("wasm code cache: %w", err)
+	adopted := r.adopt(digest, engine, staging)
+	if !adopted {
+		if err := r.runCompiler(ctx, modulePath, staging); err != nil {
+			return err
+		}
+		if err := seal(staging, index); err != nil {
+			return fmt.Errorf("wasm code cache: %w", err)
+		}
 	}
 	if err := os.Rename(staging, dir); err != nil {
 		if _, have := cache.Read(dir); have == nil {
@@ -234,8 +244,12 @@ func (r *Runtime) compile(ctx context.Context, modulePath, digest string, engine
 		}
 		return fmt.Errorf("wasm code cache: %w", err)
 	}
-	r.log.Info("compiled wasm module", "module", filepath.Base(modulePath), "digest", digest, "engine", engine.Name, "took", time.Since(began).Round(time.Millisecond))
-	return syncDir(r.opts.CacheDir)
+	if !adopted {
+		r.log.Info("compiled wasm module", "module", filepath.Base(modulePath), "digest", digest, "engine", engine.Name, "took", time.Since(began).Round(time.Millisecond))
+	}
+	err = syncDir(r.opts.CacheDir)
+	r.trim(filepath.Base(dir))
+	return err
 }
 
 // seal takes the directory from the compiler's user and writes the index.
@@ -305,10 +319,14 @@ func (r *Runtime) runCompiler(ctx context.Context, modulePath, staging string) e
 	}
 	wall, cancel := context.WithTimeout(ctx, r.opts.CompileWall)
 	defer cancel()
-	cmd := r.command(wall, "compile", "--module", modulePath, "--out", staging, "--status-fd", "3",
+	args := []string{"compile"}
+	if len(r.emulator) > 0 { // which has no seccomp, and can't execute its own file
+		args = append(args, "--no-exec")
+	}
+	cmd := r.command(wall, append(args, "--module", modulePath, "--out", staging, "--status-fd", "3",
 		"--memory", strconv.FormatInt(r.opts.CompileMemory, 10),
 		"--cpu", strconv.FormatInt(int64(r.opts.CompileCPU/time.Second)+1, 10),
-		"--uid", strconv.FormatUint(uint64(r.opts.CompileUID), 10), "--limits", string(limits))
+		"--uid", strconv.FormatUint(uint64(r.opts.CompileUID), 10), "--limits", string(limits))...)
 	var said bytes.Buffer
 	cmd.Stderr = &limited{to: &said, left: 4096}
 	status, err := r.runWithStatus(cmd)

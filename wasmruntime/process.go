@@ -38,6 +38,8 @@ type Process struct {
 	ended bool
 	wait  *syscall.WaitStatus // what reaping said, if it was ours to reap
 
+	release func() // gives the cache's entry free, once it has ended; may be nil
+
 	done chan struct{}
 	exit ExitStatus
 
@@ -142,6 +144,21 @@ func (p *Process) Signal(sig syscall.Signal) error {
 		}
 	}
 	return p.send(sig)
+}
+
+// CloseStdin lets the guest read the end of its stdin, once nobody else has the
+// FIFO open for writing. Spec.StdinOnce must have been set. ErrExited if it has
+// ended.
+func (p *Process) CloseStdin() error {
+	if !p.spec.Stdin || !p.spec.StdinOnce {
+		return fmt.Errorf("guest %s was started without a stdin that can be closed", p.spec.ID)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return ErrExited
+	}
+	return p.send(bundle.SignalCloseStdin)
 }
 
 // send signals the process; p.mu is held or nobody else has the process.

@@ -49,6 +49,19 @@ type Options struct {
 	// CacheDir keeps compiled code. It is made with mode 0700: who can write
 	// it decides what runs.
 	CacheDir string
+	// CacheBytes bounds CacheDir. When something was compiled and it is exceeded,
+	// what was used longest ago goes, but nothing that a guest of this Runtime or,
+	// by InUse, anybody else uses. Zero: DefaultCacheBytes.
+	CacheBytes int64
+	// InUse says whether a module, by its digest, is still needed: by a container
+	// that doesn't run at the moment. May be nil.
+	InUse func(digest string) bool
+	// ArtifactDir holds modules that were compiled elsewhere, by Precompile, in files
+	// *.coracle-wasm. Those that a key in TrustedKeys has signed are taken instead of
+	// compiling; of others the log says why not. Empty: none.
+	ArtifactDir string
+	// TrustedKeys is a folder with public keys, *.pem, that only its owner may write.
+	TrustedKeys string
 	// Limits for Check before compiling. Zero: DefaultLimits of this board.
 	Limits Limits
 	// CompileMemory, CompileCPU and CompileWall bound the compiler child.
@@ -80,6 +93,11 @@ type Runtime struct {
 	mu        sync.Mutex
 	engine    cache.Engine // what the runner said; zero: not asked yet
 	compiling map[string]*compilation
+	used      map[string]int // module digest -> who has its code open
+
+	trimming sync.Mutex // held while the cache is brought within its bound; before mu
+
+	emulator []string // in front of the runner's command line
 
 	// compileSlot is held while a compiler child runs: one at a time, for
 	// each may take half of the board's memory.
@@ -115,13 +133,16 @@ func New(opts Options) (*Runtime, error) {
 	if opts.CompileUID == 0 {
 		opts.CompileUID = 65533
 	}
+	if opts.CacheBytes == 0 {
+		opts.CacheBytes = DefaultCacheBytes
+	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	r := &Runtime{opts: opts, log: opts.Logger, compiling: map[string]*compilation{}, compileSlot: make(chan struct{}, 1)}
+	r := &Runtime{opts: opts, log: opts.Logger, compiling: map[string]*compilation{}, used: map[string]int{}, compileSlot: make(chan struct{}, 1)}
 	r.userNamespaces.Store(mayHaveUserNamespace())
 	return r, r.prepareCache()
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
+	"github.com/coracle-edge/coracle/wasmruntime/internal/cache"
 	"github.com/coracle-edge/coracle/wasmruntime/internal/cgroup"
 )
 
@@ -21,24 +22,37 @@ import (
 //
 // Errors are those of Compile, ErrStart or ErrExists; the guest doesn't run
 // after an error, and the bundle can be started again.
-func (r *Runtime) Start(ctx context.Context, spec Spec) (*Process, error) {
+func (r *Runtime) Start(ctx context.Context, spec Spec) (p *Process, err error) {
 	if !filepath.IsAbs(spec.Dir) {
 		return nil, fmt.Errorf("%w: bundle directory %q isn't absolute", ErrStart, spec.Dir)
 	}
 	if _, err := os.Lstat(filepath.Join(spec.Dir, bundle.StateFile)); err == nil {
 		return nil, fmt.Errorf("%w: %s", ErrExists, spec.Dir)
 	}
+	if spec.Digest == "" {
+		var err error
+		if spec.Digest, err = cache.DigestFile(spec.Module); err != nil {
+			return nil, fmt.Errorf("wasm module: %w", err)
+		}
+	}
+	// From here on, so that the entry isn't removed before the guest has it.
+	release := r.use(spec.Digest)
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
 	entry, err := r.entry(ctx, spec.Module, spec.Digest, "")
 	if err != nil {
 		return nil, err
 	}
-	p, err := r.start(ctx, spec, entry)
+	p, err = r.start(ctx, spec, entry, release)
 	if errors.Is(err, errTorn) {
 		r.log.Warn("compiled wasm module is torn; compiling again", "module", spec.ModuleName(), "entry", entry, "err", err)
 		if entry, err = r.entry(ctx, spec.Module, spec.Digest, entry); err != nil {
 			return nil, err
 		}
-		p, err = r.start(ctx, spec, entry)
+		p, err = r.start(ctx, spec, entry, release)
 	}
 	if errors.Is(err, errTorn) {
 		err = fmt.Errorf("%w: %w", ErrStart, err)
@@ -46,7 +60,7 @@ func (r *Runtime) Start(ctx context.Context, spec Spec) (*Process, error) {
 	return p, err
 }
 
-func (r *Runtime) start(ctx context.Context, spec Spec, entry string) (p *Process, err error) {
+func (r *Runtime) start(ctx context.Context, spec Spec, entry string, release func()) (p *Process, err error) {
 	p = newProcess(r, spec)
 	defer func() {
 		if err != nil {
@@ -78,6 +92,7 @@ func (r *Runtime) start(ctx context.Context, spec Spec, entry string) (p *Proces
 	if err == nil && status.Kind == "" {
 		if err = bundle.ReadJSON(spec.Dir, bundle.StateFile, &p.state); err == nil {
 			p.walls = status.Walls
+			p.release = release
 			go p.watch()
 			return p, nil
 		}
@@ -202,6 +217,9 @@ func (r *Runtime) Attach(dir string) (*Process, error) {
 		if err := p.openOutput(); err != nil {
 			p.log.Warn("the guest's output can't be opened", "id", spec.ID, "err", err)
 		}
+	}
+	if spec.Digest != "" {
+		p.release = r.use(spec.Digest)
 	}
 	go p.watch()
 	return p, nil

@@ -18,6 +18,8 @@ type Stats struct {
 	// RSSBytes is anonymous memory.
 	RSSBytes                    uint64
 	PageFaults, MajorPageFaults uint64
+	// OOMKills is how often the kernel ended something in the cgroup.
+	OOMKills uint64
 }
 
 // Stats reads the guest's cgroup, or /proc without one. ErrExited if it ended.
@@ -32,6 +34,7 @@ func (p *Process) Stats() (Stats, error) {
 		if u, ok := p.cgroup.Usage(); ok {
 			st.CPUNanos, st.MemoryBytes, st.WorkingSetBytes, st.RSSBytes = u.CPUNanos, u.Memory, u.WorkingSet, u.RSS
 			st.PageFaults, st.MajorPageFaults = u.PageFaults, u.MajorPageFaults
+			st.OOMKills = uint64(max(p.cgroup.OOMKills(), 0))
 			return st, nil
 		}
 	}

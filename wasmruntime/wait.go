@@ -39,6 +39,9 @@ func (p *Process) watch() {
 	p.reap()
 	p.ended = true
 	p.mu.Unlock()
+	if p.release != nil {
+		p.release()
+	}
 	p.finish()
 }
 

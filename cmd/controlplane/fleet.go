@@ -157,6 +157,7 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		Factory:    server.Informers(),
 		Transport:  carried(transport, f.duty.active),
 		Keys:       f.keys,
+		Members:    f.records.Names,
 		Records:    noderecord.Store{Client: client},
 		Restored:   f.restored,
 		Key:        signer,

@@ -16,8 +16,9 @@ import (
 )
 
 func wasmCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "wasm", Short: "Run WebAssembly modules as a node does"}
+	cmd := &cobra.Command{Use: "wasm", Short: "Run WebAssembly modules as a node does, and compile them for boards"}
 	cmd.AddCommand(wasmRunCommand())
+	cmd.AddCommand(wasmCompileCommands()...)
 	return cmd
 }
 

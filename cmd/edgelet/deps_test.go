@@ -19,6 +19,7 @@ func TestAgentLinksNothingItMustNot(t *testing.T) {
 		"k8s.io/component-base": "metrics and feature gates",
 		"k8s.io/apimachinery/pkg/runtime/serializer/json":     "codecs",
 		"k8s.io/apimachinery/pkg/runtime/serializer/protobuf": "codecs",
+		"k8s.io/cri-streaming":                                "the streaming server: edgelet attaches and dials by function calls",
 		"github.com/prometheus":                               "a registry with defaults",
 		"go.etcd.io/etcd":                                     "etcd",
 		"github.com/tetratelabs":                              "the agent never decodes, compiles or runs a module (D6)",

@@ -22,6 +22,7 @@ import (
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/internal/version"
+	"github.com/coracle-edge/coracle/wasmruntime"
 )
 
 func main() {
@@ -45,6 +46,8 @@ type options struct {
 
 	runner, containerd, cniConfDir, cniBinDir, registryHosts string
 	runtimeEndpoint                                          string
+	wasmArtifacts, wasmTrusted                               string
+	wasmCache                                                int64
 
 	staticPods, resolvConf, clusterDNS, clusterDomain string
 	cgroupRoot, labels, linkClass                     string
@@ -74,6 +77,9 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	fs.StringVar(&o.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "CNI configuration; without one Wasm pods use the host's network")
 	fs.StringVar(&o.cniBinDir, "cni-bin-dir", "", "comma list of folders with CNI plugins; default: /opt/cni/bin,/usr/lib/cni")
 	fs.StringVar(&o.registryHosts, "registry-hosts", "/etc/containerd/certs.d", "registry hosts directory (hosts.toml)")
+	fs.Int64Var(&o.wasmCache, "wasm-cache-bytes", wasmruntime.DefaultCacheBytes, "bound of compiled Wasm modules; what was used longest ago goes first, and nothing that a container uses")
+	fs.StringVar(&o.wasmArtifacts, "wasm-artifacts", "", "folder with modules that `coracle wasm compile` made; empty: all are compiled here")
+	fs.StringVar(&o.wasmTrusted, "wasm-trusted-keys", "/etc/coracle/wasm-keys", "folder with public keys, *.pem, that may have signed them")
 	fs.StringVar(&o.runtimeEndpoint, "container-runtime-endpoint", "", "another CRI runtime's socket instead of the one inside")
 	fs.StringVar(&o.staticPods, "static-pods", "", "folder of pods that this node runs by itself")
 	fs.StringVar(&o.resolvConf, "resolv-conf", "/etc/resolv.conf", "the resolver configuration that pods get")

@@ -228,6 +228,7 @@ func (a *agent) openRuntime(ctx context.Context) (func() error, error) {
 	shim, err := crishim.New(ctx, crishim.Config{
 		StateDir: filepath.Join(a.o.dataDir, "crishim"), RunnerPath: a.o.runner, ContainerdSocket: a.o.containerd,
 		CNIConfDir: a.o.cniConfDir, CNIBinDirs: split(a.o.cniBinDir), RegistryHosts: a.o.registryHosts,
+		WasmCacheBytes: a.o.wasmCache, WasmArtifacts: a.o.wasmArtifacts, WasmTrustedKeys: a.o.wasmTrusted,
 		Version: version.Semantic(), Logger: a.log, Now: a.now,
 	})
 	if err != nil {

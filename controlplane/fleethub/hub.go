@@ -77,6 +77,10 @@ type Config struct {
 	// come with enrollment.ErrRevoked, ErrCloned or ErrRemoved are those of a node
 	// that is told so.
 	Keys func(ctx context.Context, node string) (NodeKeys, error)
+	// Members names all that have an identity, once they are known: each is asked for
+	// a Hello when the hub begins. Nil: those only that the API knows as a Node or
+	// by their pods.
+	Members func(ctx context.Context) ([]string, error)
 	// Records is where Keys come from; nil: nothing is kept of nodes that were removed or cloned.
 	// Restored says whether etcd was put back to an earlier time; nil: never. It is
 	// asked once, before the epoch is raised.
@@ -483,8 +487,8 @@ func (h *Hub) see(revision uint64) {
 	}
 }
 
-// expectNodes makes a peer of every node of ours that the API knows, as a Node or
-// because pods are bound to it: each is asked for a Hello, and has time to show
+// expectNodes makes a peer of every node of ours that the API knows, as a Node,
+// because pods are bound to it or because it joined: each is asked for a Hello, and has time to show
 // up before it is called away.
 func (h *Hub) expectNodes(ctx context.Context) {
 	h.mu.Lock()
@@ -498,7 +502,17 @@ func (h *Hub) expectNodes(ctx context.Context) {
 		}
 	}
 	h.mu.Unlock()
-	for _, name := range names {
+	if h.c.Members != nil {
+		// Etcd may know nothing of a node but that it joined: behind a broker of its own
+		// the node keeps its session with the hub before, and says nothing by itself.
+		members, err := h.c.Members(ctx)
+		if err != nil {
+			h.log.Warn("nodes that joined can't be listed; one that has no Node is heard when it connects again", "error", err)
+		}
+		names = append(names, members...)
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
 		h.expect(ctx, name)
 	}
 }

@@ -38,6 +38,25 @@ func (c *CNI) Configured() bool {
 	return false
 }
 
+// Check reads the configuration and says what is wrong with it, nil if it can be
+// used.
+func (c *CNI) Check() error {
+	if !c.Configured() {
+		return fmt.Errorf("there is no CNI configuration in %s", c.ConfDir)
+	}
+	if c.builtIn(nil) != nil {
+		return nil
+	}
+	n, err := c.load()
+	if err != nil {
+		return err
+	}
+	if err := n.Status(); err != nil {
+		return fmt.Errorf("CNI: %w", err)
+	}
+	return nil
+}
+
 func (c *CNI) load() (cni.CNI, error) {
 	n, err := cni.New(cni.WithPluginConfDir(c.ConfDir), cni.WithPluginDir(c.BinDirs), cni.WithMinNetworkCount(1), cni.WithInterfacePrefix("eth"))
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path"
 	"strings"
 	"time"
 
@@ -80,8 +81,36 @@ func (c *Client) explain(ctx context.Context, method string, req, reply any, con
 	if conn.GetState() == connectivity.TransientFailure {
 		conn.ResetConnectBackoff() // somebody asks, so look now
 	}
+	if err := named(method, req); err != nil {
+		return err
+	}
 	err := invoke(ctx, method, req, reply, conn, opts...)
 	return c.unavailable(err)
+}
+
+// named refuses a request that is about one object and names none. containerd
+// takes an empty name for the beginning of every one: where there is a single
+// image, RemoveImage of nothing removes that.
+func named(method string, req any) error {
+	missing := ""
+	switch r := req.(type) {
+	case interface{ GetContainerId() string }:
+		if r.GetContainerId() == "" {
+			missing = "container_id"
+		}
+	case interface{ GetPodSandboxId() string }:
+		if r.GetPodSandboxId() == "" {
+			missing = "pod_sandbox_id"
+		}
+	case *runtimeapi.PullImageRequest, *runtimeapi.ImageStatusRequest, *runtimeapi.RemoveImageRequest:
+		if r.(interface{ GetImage() *runtimeapi.ImageSpec }).GetImage().GetImage() == "" {
+			missing = "image.image"
+		}
+	}
+	if missing != "" {
+		return status.Errorf(codes.InvalidArgument, "%s: %s is empty: name what it is about", path.Base(method), missing)
+	}
+	return nil
 }
 
 func (c *Client) unavailable(err error) error {

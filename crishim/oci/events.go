@@ -80,7 +80,6 @@ func (c *Client) event(ctx context.Context, id string, t runtimeapi.ContainerEve
 	for wait := 2 * time.Millisecond; ; wait *= 2 {
 		settled := false
 		if st, err := c.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id}); err == nil {
-			ev.ContainersStatuses = []*runtimeapi.ContainerStatus{st.GetStatus()}
 			settled = settles(t, st.GetStatus().GetState())
 			if sandbox == id {
 				if list, err := c.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: id}}); err == nil && len(list.GetContainers()) == 1 {
@@ -96,6 +95,7 @@ func (c *Client) event(ctx context.Context, id string, t runtimeapi.ContainerEve
 			}
 		}
 		if settled || wait > 300*time.Millisecond {
+			ev.ContainersStatuses = c.Statuses(ctx, ev.GetPodSandboxStatus().GetId())
 			return ev
 		}
 		select {
@@ -104,6 +104,24 @@ func (c *Client) event(ctx context.Context, id string, t runtimeapi.ContainerEve
 		case <-time.After(wait):
 		}
 	}
+}
+
+// Statuses of all containers of a sandbox: kubelets take those of an event for
+// the whole pod's. One that goes meanwhile is left out.
+func (c *Client) Statuses(ctx context.Context, sandbox string) (out []*runtimeapi.ContainerStatus) {
+	if sandbox == "" {
+		return nil
+	}
+	list, err := c.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{PodSandboxId: sandbox}})
+	if err != nil {
+		return nil
+	}
+	for _, item := range list.GetContainers() {
+		if st, err := c.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: item.GetId()}); err == nil {
+			out = append(out, st.GetStatus())
+		}
+	}
+	return out
 }
 
 func settles(t runtimeapi.ContainerEventType, s runtimeapi.ContainerState) bool {

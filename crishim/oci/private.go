@@ -136,6 +136,10 @@ func (p *Private) prepare(ctx context.Context) error {
 // Socket is containerd's CRI endpoint.
 func (p *Private) Socket() string { return p.cfg.socket() }
 
+// NRISocket is where plugins of the Node Resource Interface reach it, if it is of
+// version 1.7 or later.
+func (p *Private) NRISocket() string { return p.cfg.nriSocket() }
+
 // PID of containerd.
 func (p *Private) PID() int { return p.cmd.Process.Pid }
 
@@ -201,6 +205,10 @@ func (c *PrivateConfig) socket() string {
 	}
 	sum := sha256.Sum256([]byte(c.Dir))
 	return filepath.Join("/run/coracle", hex.EncodeToString(sum[:8]), "containerd.sock")
+}
+
+func (c *PrivateConfig) nriSocket() string {
+	return filepath.Join(filepath.Dir(c.socket()), "nri.sock")
 }
 
 func (c *PrivateConfig) setPaths() error {
@@ -350,6 +358,9 @@ func (c *PrivateConfig) toml() string {
 	p("disabled_plugins = [\"io.containerd.internal.v1.opt\", \"io.containerd.tracing.processor.v1.otlp\", \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.aufs\"]")
 	p("[grpc]")
 	p("  address = %q", c.socket())
+	// Its own, or a second one on this machine would take the first one's place.
+	p("[plugins.\"io.containerd.nri.v1.nri\"]")
+	p("  socket_path = %q", c.nriSocket())
 	p("[plugins.\"io.containerd.grpc.v1.cri\"]")
 	p("  sandbox_image = %q", c.SandboxImage)
 	p("  stream_server_address = \"127.0.0.1\"")

@@ -25,6 +25,7 @@ type container struct {
 	name   string // reserved
 	config *runtimeapi.ContainerConfig
 	op     sync.Mutex // held while it is started or removed
+	execs  sync.WaitGroup
 
 	// ended is closed when exit and log are complete. It is made with the
 	// container and never replaced.
@@ -82,11 +83,12 @@ func (m *Manager) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err != nil {
 		return "", fmt.Errorf("container %q: %w", name, err)
 	}
-	raw, err := proto.Marshal(cfg)
+	c := &container{id: newID(), config: proto.CloneOf(cfg), ended: make(chan struct{})}
+	volumes := m.noteVolumeImages(c.config)
+	raw, err := proto.Marshal(c.config)
 	if err != nil {
 		return "", fmt.Errorf("container %q: %w: %w", name, ErrInvalid, err)
 	}
-	c := &container{id: newID(), config: proto.CloneOf(cfg), ended: make(chan struct{})}
 	c.name = containerName(cfg.GetMetadata(), pod.id)
 	spec, err := m.makeSpec(c.id, pod, cfg, img)
 	if err != nil {
@@ -100,7 +102,7 @@ func (m *Manager) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	}
 	c.rec = containerRecord{
 		Version: recordVersion, ID: c.id, SandboxID: pod.id, Foreign: pod.foreign, Config: raw,
-		ImageID: img.ID.String(), ImageRef: imageRef, Module: spec.Name,
+		ImageID: img.ID.String(), ImageRef: imageRef, Module: spec.Name, VolumeImages: volumes,
 		CreatedAt: m.opts.Now().UTC(), BootID: m.bootID, Spec: spec,
 	}
 	if cfg.GetLogPath() != "" && pod.config.GetLogDirectory() != "" {
@@ -149,6 +151,20 @@ type pod struct {
 	netns   string
 	network string
 	cgroup  string
+	taken   map[string]bool // addresses that its other containers listen on
+}
+
+// listening are the addresses of a pod's containers that haven't ended.
+func (m *Manager) listening(sandboxID string) map[string]bool {
+	out := map[string]bool{}
+	for _, c := range m.containersOf(sandboxID) {
+		if rec := c.record(); rec.Exit == nil {
+			for _, l := range rec.Spec.Listen {
+				out[l.Address] = true
+			}
+		}
+	}
+	return out
 }
 
 func (m *Manager) podOf(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*pod, error) {
@@ -170,7 +186,7 @@ func (m *Manager) podOf(ctx context.Context, req *runtimeapi.CreateContainerRequ
 	if !f.Ready {
 		return nil, fmt.Errorf("pod sandbox %q: %w: it isn't ready", req.GetPodSandboxId(), ErrState)
 	}
-	p := &pod{id: req.GetPodSandboxId(), foreign: true, config: req.GetSandboxConfig(), netns: f.NetNS, network: netCNI, cgroup: expandSlice(f.CgroupParent)}
+	p := &pod{id: f.ID, foreign: true, config: req.GetSandboxConfig(), netns: f.NetNS, network: netCNI, cgroup: expandSlice(f.CgroupParent)}
 	if p.config == nil {
 		p.config = f.Config
 	}
@@ -369,6 +385,7 @@ func (m *Manager) remove(ctx context.Context, c *container) error {
 	proc, removed := c.proc, c.removed
 	c.removed = true
 	c.mu.Unlock()
+	c.execs.Wait() // they end with the container
 	if removed {
 		return nil
 	}
@@ -538,6 +555,8 @@ func (m *Manager) emit(c *container, t runtimeapi.ContainerEventType) {
 	}
 	if s, err := m.sandbox(rec.SandboxID); err == nil {
 		ev.PodSandboxStatus = m.sandboxStatus(s)
+	} else if rec.Foreign {
+		ev.PodSandboxStatus = &runtimeapi.PodSandboxStatus{Id: rec.SandboxID} // who knows more adds it
 	}
 	m.opts.Emit(ev)
 }

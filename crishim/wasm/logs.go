@@ -32,6 +32,8 @@ type logPump struct {
 	scratch *logScratch
 	fifos   []*logFIFO
 	wg      sync.WaitGroup
+	ending  chan struct{} // closed by stop
+	endOnce sync.Once
 
 	mu   sync.Mutex // guards what follows, and orders the lines of both streams
 	file *os.File
@@ -45,6 +47,10 @@ type logFIFO struct {
 	// the FIFO before we did: they are at the start of the rest in its exit
 	// record.
 	ahead int
+	// shown counts bytes at the start of the FIFO that those who are attached
+	// have: an unfinished line stays there, and they don't wait for its end.
+	shown int
+	taps  taps
 }
 
 // logScratch is a pipe and a buffer that all pumps share, one at a time.
@@ -77,7 +83,7 @@ func (s *logScratch) close() {
 // it is taken over. Both ends of the FIFOs are held open: they have no end of
 // file, and keep what a guest wrote after it has ended.
 func (m *Manager) openLogs(rec *containerRecord, takeover bool) (*logPump, error) {
-	p := &logPump{path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch}
+	p := &logPump{path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch, ending: make(chan struct{})}
 	if takeover && p.path != "" {
 		if err := cutTornLine(p.path); err != nil {
 			p.log.Warn("log can't be repaired", "log", p.path, "err", err)
@@ -118,6 +124,7 @@ func (p *logPump) follow(in *logFIFO) {
 	// wakes nobody until the guest adds to it.
 	_ = conn.Read(func(fd uintptr) bool {
 		for p.copy(in, int(fd), false) {
+			in.taps.awaitRoom(p.ending)
 		}
 		return false
 	})
@@ -125,6 +132,11 @@ func (p *logPump) follow(in *logFIFO) {
 
 // stop ends following. What is in the FIFOs stays there.
 func (p *logPump) stop() {
+	p.endOnce.Do(func() {
+		if p.ending != nil {
+			close(p.ending)
+		}
+	})
 	for _, in := range p.fifos {
 		_ = in.f.SetReadDeadline(time.Unix(1, 0))
 	}
@@ -135,6 +147,7 @@ func (p *logPump) wait() {
 	p.wg.Wait()
 	for _, in := range p.fifos {
 		in.f.Close()
+		in.taps.close()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -157,6 +170,7 @@ func (p *logPump) drain(rest ...[]byte) {
 				}
 			})
 		}
+		in.show(rest[i])
 		if left := rest[i]; in.ahead < len(left) {
 			p.scratch.mu.Lock()
 			p.write(in.stream, left[in.ahead:], true)
@@ -183,6 +197,7 @@ func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
 	if err != nil || seen == 0 {
 		return false
 	}
+	in.show(s.buf[:seen])
 	taken := p.write(in.stream, s.buf[:seen], last)
 	if taken == 0 && (full || pipeFull(fd)) {
 		// No end of line and no room for one: users with many pipes get them
@@ -194,7 +209,17 @@ func (p *logPump) copy(in *logFIFO, fd int, last bool) bool {
 	}
 	got, _ := readFull(fd, s.buf[:taken])
 	in.ahead += taken - got
+	in.shown -= got
 	return got == taken
+}
+
+// show gives what is new in data, which begins where the FIFO does, to those who
+// are attached.
+func (in *logFIFO) show(data []byte) {
+	if in.shown < len(data) {
+		in.taps.put(data[in.shown:])
+		in.shown = len(data)
+	}
 }
 
 // write appends the finished lines of data, and pieces of a line that is too

@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +29,7 @@ type Runtime interface {
 
 // ForeignSandbox is a sandbox of another runtime that a Wasm container joins.
 type ForeignSandbox struct {
+	ID     string // in full
 	Config *runtimeapi.PodSandboxConfig
 	// NetNS is the path of its network namespace; empty means the host's.
 	NetNS string
@@ -39,6 +42,8 @@ type ForeignSandbox struct {
 type Network interface {
 	// Configured says whether there is a network to attach to.
 	Configured() bool
+	// Check says why pods can't be attached, nil if they can.
+	Check() error
 	// Attach returns the pod's addresses, the first of them its primary one.
 	Attach(ctx context.Context, id, netns string, cfg *runtimeapi.PodSandboxConfig) ([]string, error)
 	// Detach can be repeated; an empty netns is one that is gone.
@@ -59,6 +64,9 @@ type Options struct {
 	ForeignSandbox func(ctx context.Context, id string) (*ForeignSandbox, error)
 	// Network attaches pods; nil means that all pods use the host's network.
 	Network Network
+	// RequireNetwork refuses pods that ask for a network of their own while there
+	// is none; else they use the host's.
+	RequireNetwork bool
 	// CgroupParent for pods that name none. Empty: /coracle.
 	CgroupParent string
 	// CgroupRoot is /sys/fs/cgroup if empty.
@@ -173,12 +181,32 @@ func (m *Manager) NetworkConfigured() bool {
 	return m.opts.Network != nil && m.opts.Network.Configured()
 }
 
+// NetworkCheck says why pods can't have a network of their own, nil if they can.
+func (m *Manager) NetworkCheck() error {
+	if m.opts.Network == nil {
+		return errors.New("no network can be made here: that takes root and a CNI configuration")
+	}
+	return m.opts.Network.Check()
+}
+
 // UsesImage says whether a container was made from an image.
 func (m *Manager) UsesImage(id string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, c := range m.containers {
-		if c.rec.ImageID == id {
+		if c.rec.ImageID == id || slices.Contains(c.rec.VolumeImages, id) {
+			return true
+		}
+	}
+	return false
+}
+
+// UsesModule says whether a container, running or not, is of a module.
+func (m *Manager) UsesModule(digest string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, c := range m.containers {
+		if c.rec.Spec.Digest == digest {
 			return true
 		}
 	}

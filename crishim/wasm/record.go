@@ -43,6 +43,9 @@ type sandboxRecord struct {
 	Attached bool `json:"attached,omitempty"`
 	// Cgroup is the pod's cgroup if it wasn't there before.
 	Cgroup string `json:"cgroup,omitempty"`
+	// Overhead and Resources are what UpdatePodSandboxResources said last.
+	Overhead  *runtimeapi.LinuxContainerResources `json:"overhead,omitempty"`
+	Resources *runtimeapi.LinuxContainerResources `json:"resources,omitempty"`
 }
 
 // containerRecord is what is kept of a container.
@@ -51,15 +54,17 @@ type containerRecord struct {
 	ID        string `json:"id"`
 	SandboxID string `json:"sandboxID"`
 	// Foreign: the sandbox is another runtime's.
-	Foreign   bool             `json:"foreign,omitempty"`
-	Config    []byte           `json:"config"` // runtimeapi.ContainerConfig
-	ImageID   string           `json:"imageID"`
-	ImageRef  string           `json:"imageRef"`
-	Module    string           `json:"module"`
-	LogPath   string           `json:"logPath,omitempty"`
-	CreatedAt time.Time        `json:"createdAt"`
-	BootID    string           `json:"bootID"`
-	Spec      wasmruntime.Spec `json:"spec"`
+	Foreign  bool   `json:"foreign,omitempty"`
+	Config   []byte `json:"config"` // runtimeapi.ContainerConfig
+	ImageID  string `json:"imageID"`
+	ImageRef string `json:"imageRef"`
+	// VolumeImages are the IDs of the images of its volumes.
+	VolumeImages []string         `json:"volumeImages,omitempty"`
+	Module       string           `json:"module"`
+	LogPath      string           `json:"logPath,omitempty"`
+	CreatedAt    time.Time        `json:"createdAt"`
+	BootID       string           `json:"bootID"`
+	Spec         wasmruntime.Spec `json:"spec"`
 	// StartedAt is zero until the guest has ended (while it runs, its runner's
 	// own record says it).
 	StartedAt time.Time               `json:"startedAt,omitzero"`

@@ -45,6 +45,9 @@ func (m *Manager) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if md.GetName() == "" || md.GetUid() == "" {
 		return "", fmt.Errorf("pod sandbox: %w: config.metadata needs name and uid", ErrInvalid)
 	}
+	if userns := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); userns != nil && userns.GetMode() != runtimeapi.NamespaceMode_NODE {
+		return "", fmt.Errorf("pod sandbox %s/%s: %w: a user namespace (%s), a guest has no ids of its own to map", md.GetNamespace(), md.GetName(), ErrUnsupported, userns.GetMode())
+	}
 	raw, err := proto.Marshal(cfg)
 	if err != nil {
 		return "", fmt.Errorf("pod sandbox: %w: %w", ErrInvalid, err)
@@ -69,6 +72,8 @@ func (m *Manager) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	switch {
 	case cfg.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == runtimeapi.NamespaceMode_NODE:
 		s.rec.Network = netHost
+	case m.opts.RequireNetwork && m.NetworkCheck() != nil:
+		return "", fmt.Errorf("pod sandbox %s/%s: %w: %w", md.GetNamespace(), md.GetName(), ErrNetwork, m.NetworkCheck())
 	case m.opts.Network == nil || !m.opts.Network.Configured():
 		s.rec.Network = netNone
 	default:
@@ -250,6 +255,31 @@ func (m *Manager) containersOf(sandboxID string) []*container {
 	return out
 }
 
+// HasContainersOf says whether a sandbox, ours or another's, has Wasm containers.
+func (m *Manager) HasContainersOf(sandboxID string) bool { return len(m.containersOf(sandboxID)) > 0 }
+
+// UpdatePodSandboxResources notes what a pod is given as a whole. Its cgroup is
+// the kubelet's to change; the note is for whoever looks at the sandbox.
+func (m *Manager) UpdatePodSandboxResources(id string, overhead, resources *runtimeapi.LinuxContainerResources) error {
+	s, err := m.sandbox(id)
+	if err != nil {
+		return err
+	}
+	s.op.Lock()
+	defer s.op.Unlock()
+	s.mu.Lock()
+	before := s.rec
+	s.rec.Overhead, s.rec.Resources = overhead, resources
+	s.mu.Unlock()
+	if err := m.saveSandbox(s, false); err != nil {
+		s.mu.Lock()
+		s.rec.Overhead, s.rec.Resources = before.Overhead, before.Resources
+		s.mu.Unlock()
+		return fmt.Errorf("pod sandbox %q: %w", s.id, err)
+	}
+	return nil
+}
+
 // PodSandboxStatus answers for one sandbox, with the statuses of its
 // containers.
 func (m *Manager) PodSandboxStatus(id string, verbose bool) (*runtimeapi.PodSandboxStatusResponse, error) {
@@ -265,6 +295,7 @@ func (m *Manager) PodSandboxStatus(id string, verbose bool) (*runtimeapi.PodSand
 		rec := s.record()
 		resp.Info = map[string]string{"info": JSON(map[string]any{
 			"kind": "wasm", "network": rec.Network, "netns": rec.NetNS, "bootID": rec.BootID, "cgroupParent": m.cgroupParent(s.config),
+			"overhead": rec.Overhead, "resources": rec.Resources, "runtimeHandler": rec.Handler, "config": s.config,
 		})}
 	}
 	return resp, nil

@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,6 +32,8 @@ const (
 
 	// annotationPorts is where the kubelet puts a container's ports, as JSON.
 	annotationPorts = "io.kubernetes.container.ports"
+	// annotationHash is on every container of a kubelet's.
+	annotationHash = "io.kubernetes.container.hash"
 )
 
 // Nonroot is who a guest is when neither pod nor image says; distroless calls
@@ -48,17 +50,18 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 		Module: img.Module.Path, Digest: img.Module.Digest.String(), Name: img.Module.Name,
 		WorkingDir: first(cfg.GetWorkingDir(), img.WorkingDir), NetNS: p.netns,
 		Stdin:      cfg.GetStdin(),
+		StdinOnce:  cfg.GetStdin() && cfg.GetStdinOnce(),
 		NotifyTerm: cfg.GetAnnotations()[AnnotationNotifyTerm] == "true",
 	}
 	if m.cgroups {
 		spec.Cgroup = path.Join(p.cgroup, id)
 	}
-	setArgs(&spec, cfg, img)
 	setEnv(&spec, p, cfg, img)
-	if err := setMounts(&spec, cfg, img); err != nil {
+	setArgs(&spec, cfg, img)
+	if err := setMounts(&spec, cfg, img, m.opts.Image); err != nil {
 		return spec, err
 	}
-	if err := setUser(&spec, cfg.GetLinux().GetSecurityContext(), img.User); err != nil {
+	if err := setUser(&spec, cfg.GetLinux().GetSecurityContext(), img); err != nil {
 		return spec, err
 	}
 	res := cfg.GetLinux().GetResources()
@@ -70,6 +73,7 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 	if err := setOutbound(&spec, p, cfg); err != nil {
 		return spec, err
 	}
+	p.taken = m.listening(p.id)
 	return spec, setListen(&spec, p, cfg)
 }
 
@@ -109,7 +113,7 @@ func setOutbound(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig
 // setArgs: command replaces the image's entrypoint and arguments, args the
 // arguments only, as for any container. argv[0] is the entrypoint, or the
 // module's name where the image names none. In an image with a root file
-// system the command may be another module of it.
+// system the command may be another module of it, by its path or found in PATH.
 func setArgs(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *images.Image) {
 	entry, args := img.Entrypoint, cfg.GetArgs()
 	switch {
@@ -122,17 +126,16 @@ func setArgs(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *image
 		entry = []string{img.Module.Name}
 	}
 	spec.Args = append(append([]string{}, entry...), args...)
-	if img.Rootfs == "" || len(cfg.GetCommand()) == 0 {
+	if len(cfg.GetCommand()) == 0 {
 		return
 	}
-	other := strings.TrimPrefix(path.Clean("/"+cfg.GetCommand()[0]), "/")
-	f, err := os.OpenInRoot(img.Rootfs, other)
-	if err != nil {
-		return
+	file, ok := findProgram(img, spec.Env, cfg.GetCommand()[0])
+	if !ok {
+		// One that is no module is refused as such.
+		file, ok = findFile(img, cfg.GetCommand()[0], false)
 	}
-	defer f.Close()
-	if fi, err := f.Stat(); err == nil && fi.Mode().IsRegular() && filepath.Join(img.Rootfs, other) != spec.Module {
-		spec.Module, spec.Digest, spec.Name = filepath.Join(img.Rootfs, other), "", path.Base(other)
+	if ok && file != spec.Module {
+		spec.Module, spec.Digest, spec.Name = file, "", path.Base(file)
 	}
 }
 
@@ -160,70 +163,35 @@ func setEnv(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig, img
 	}
 }
 
-// setMounts makes preopens of volumes and of an image's root.
-func setMounts(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *images.Image) error {
+// setMounts makes preopens of volumes and of an image's root. A read-only one is so
+// with all that is mounted below it, asked for or not.
+func setMounts(spec *wasmruntime.Spec, cfg *runtimeapi.ContainerConfig, img *images.Image, lookup func(string) (*images.Image, error)) error {
 	if img.Rootfs != "" {
 		spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: img.Rootfs, Guest: "/", ReadOnly: true})
 	}
 	for _, mnt := range cfg.GetMounts() {
 		switch {
-		case mnt.GetImage().GetImage() != "":
-			return fmt.Errorf("mount %s: %w: an image volume", mnt.GetContainerPath(), ErrUnsupported)
 		case !path.IsAbs(mnt.GetContainerPath()):
 			return fmt.Errorf("mount %q: %w: the path in the container isn't absolute", mnt.GetContainerPath(), ErrInvalid)
+		case mnt.GetImage().GetImage() != "":
+			volume, err := imageVolume(mnt, lookup)
+			if err != nil {
+				return err
+			}
+			spec.Mounts = append(spec.Mounts, volume)
+			continue
 		case !filepath.IsAbs(mnt.GetHostPath()):
 			return fmt.Errorf("mount %s: %w: host path %q isn't absolute", mnt.GetContainerPath(), ErrInvalid, mnt.GetHostPath())
+		case mnt.GetRecursiveReadOnly() && !mnt.GetReadonly():
+			return fmt.Errorf("mount %s: %w: recursive_read_only without readonly", mnt.GetContainerPath(), ErrInvalid)
+		case mnt.GetRecursiveReadOnly() && mnt.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+			return fmt.Errorf("mount %s: %w: recursive_read_only with propagation %s, it has to be private", mnt.GetContainerPath(), ErrInvalid, mnt.GetPropagation())
 		}
 		host, err := filepath.EvalSymlinks(mnt.GetHostPath())
 		if err != nil {
 			return fmt.Errorf("mount %s: %w: %w", mnt.GetContainerPath(), ErrInvalid, err)
 		}
 		spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: host, Guest: path.Clean(mnt.GetContainerPath()), ReadOnly: mnt.GetReadonly()})
-	}
-	return nil
-}
-
-// setUser: the pod's word, else the image's, else nonroot. Only a pod that
-// says so gets root.
-func setUser(spec *wasmruntime.Spec, sc *runtimeapi.LinuxContainerSecurityContext, imageUser string) error {
-	spec.UID, spec.GID = Nonroot, Nonroot
-	if u, g, _ := strings.Cut(imageUser, ":"); imageUser != "" {
-		if uid, err := strconv.ParseUint(u, 10, 32); err == nil && uid != 0 {
-			spec.UID, spec.GID = uint32(uid), uint32(uid)
-			if gid, err := strconv.ParseUint(g, 10, 32); err == nil {
-				spec.GID = uint32(gid)
-			}
-		}
-	}
-	for _, f := range []struct {
-		name string
-		val  *runtimeapi.Int64Value
-		to   *uint32
-	}{{"run_as_user", sc.GetRunAsUser(), &spec.UID}, {"run_as_group", sc.GetRunAsGroup(), &spec.GID}} {
-		if f.val == nil {
-			continue
-		}
-		if v := f.val.GetValue(); v < 0 || v > 1<<32-2 {
-			return fmt.Errorf("security context: %w: %s %d", ErrInvalid, f.name, v)
-		}
-		*f.to = uint32(f.val.GetValue())
-	}
-	spec.AllowRoot = sc.GetRunAsUser() != nil && spec.UID == 0
-	if sc.GetRunAsUser() != nil && sc.GetRunAsGroup() == nil {
-		spec.GID = spec.UID
-	}
-	if name := sc.GetRunAsUsername(); name != "" {
-		uid, err := strconv.ParseUint(name, 10, 32)
-		if err != nil {
-			return fmt.Errorf("security context: %w: run_as_username %q: a Wasm image has no user names, give a number", ErrInvalid, name)
-		}
-		spec.UID = uint32(uid)
-	}
-	for _, g := range sc.GetSupplementalGroups() {
-		if g < 0 || g > 1<<32-2 {
-			return fmt.Errorf("security context: %w: supplemental group %d", ErrInvalid, g)
-		}
-		spec.Groups = append(spec.Groups, uint32(g))
 	}
 	return nil
 }
@@ -255,22 +223,14 @@ func resourcesStatus(r wasmruntime.Resources) *runtimeapi.LinuxContainerResource
 }
 
 // setListen finds the sockets of a container: our annotation, else the
-// kubelet's, else all ports of the pod (which suits a pod of one container).
+// kubelet's, which has none for a container without ports, else all ports of the
+// pod that no other container of it has (a caller that isn't a kubelet doesn't say
+// whose they are; of several containers it is the first).
 // Without a network of its own the pod's hostPort is the one that is opened.
 func setListen(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) error {
-	hostPort := func(port int32) int32 {
-		if p.network != netNone {
-			return port
-		}
-		for _, pm := range p.config.GetPortMappings() {
-			if pm.GetContainerPort() == port && pm.GetHostPort() != 0 {
-				return pm.GetHostPort()
-			}
-		}
-		return port
-	}
 	add := func(host string, port int32) {
-		spec.Listen = append(spec.Listen, wasmruntime.Listen{Network: "tcp", Address: net.JoinHostPort(host, strconv.Itoa(int(hostPort(port))))})
+		port = openedPort(p.network, p.config, port)
+		spec.Listen = append(spec.Listen, wasmruntime.Listen{Network: "tcp", Address: net.JoinHostPort(host, strconv.Itoa(int(port)))})
 	}
 	if list, ok := cfg.GetAnnotations()[AnnotationListen]; ok {
 		for item := range strings.SplitSeq(list, ",") {
@@ -304,12 +264,29 @@ func setListen(spec *wasmruntime.Spec, p *pod, cfg *runtimeapi.ContainerConfig) 
 		}
 		return nil
 	}
+	if _, ok := cfg.GetAnnotations()[annotationHash]; ok {
+		return nil // a kubelet's container that names no ports: the pod's are another's
+	}
 	for _, pm := range p.config.GetPortMappings() {
 		if pm.GetProtocol() == runtimeapi.Protocol_TCP && pm.GetContainerPort() > 0 {
 			add("0.0.0.0", pm.GetContainerPort())
 		}
 	}
+	spec.Listen = slices.DeleteFunc(spec.Listen, func(l wasmruntime.Listen) bool { return p.taken[l.Address] })
 	return nil
+}
+
+// openedPort is the port that is opened for a container's port.
+func openedPort(network string, cfg *runtimeapi.PodSandboxConfig, port int32) int32 {
+	if network != netNone {
+		return port
+	}
+	for _, pm := range cfg.GetPortMappings() {
+		if pm.GetContainerPort() == port && pm.GetHostPort() != 0 {
+			return pm.GetHostPort()
+		}
+	}
+	return port
 }
 
 func first(a, b string) string {

@@ -49,37 +49,10 @@ func TestSetArgs(t *testing.T) {
 	}
 }
 
-func TestSetUser(t *testing.T) {
-	v := func(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }
-	for _, c := range []struct {
-		name     string
-		sc       *runtimeapi.LinuxContainerSecurityContext
-		image    string
-		uid, gid uint32
-		root     bool
-		bad      bool
-	}{
-		{"nobody said", nil, "", Nonroot, Nonroot, false, false},
-		{"the image says root", nil, "0", Nonroot, Nonroot, false, false},
-		{"the image says a name", nil, "app", Nonroot, Nonroot, false, false},
-		{"the image says a number", nil, "1000:2000", 1000, 2000, false, false},
-		{"the pod says", &runtimeapi.LinuxContainerSecurityContext{RunAsUser: v(7), RunAsGroup: v(8)}, "1000", 7, 8, false, false},
-		{"the pod says root", &runtimeapi.LinuxContainerSecurityContext{RunAsUser: v(0)}, "", 0, 0, true, false},
-		{"a name", &runtimeapi.LinuxContainerSecurityContext{RunAsUsername: "app"}, "", 0, 0, false, true},
-		{"too large", &runtimeapi.LinuxContainerSecurityContext{RunAsUser: v(1 << 40)}, "", 0, 0, false, true},
-	} {
-		var spec wasmruntime.Spec
-		err := setUser(&spec, c.sc, c.image)
-		if (err != nil) != c.bad || err == nil && (spec.UID != c.uid || spec.GID != c.gid || spec.AllowRoot != c.root) {
-			t.Errorf("%s: uid %d, gid %d, root %v, %v", c.name, spec.UID, spec.GID, spec.AllowRoot, err)
-		}
-	}
-}
-
 func TestSetListen(t *testing.T) {
 	podOf := func(network string) *pod {
-		return &pod{network: network, config: &runtimeapi.PodSandboxConfig{PortMappings: []*runtimeapi.PortMapping{
-			{ContainerPort: 80, HostPort: 8080}, {ContainerPort: 81}, {ContainerPort: 53, Protocol: runtimeapi.Protocol_UDP},
+		return &pod{network: network, taken: map[string]bool{"0.0.0.0:82": true}, config: &runtimeapi.PodSandboxConfig{PortMappings: []*runtimeapi.PortMapping{
+			{ContainerPort: 80, HostPort: 8080}, {ContainerPort: 81}, {ContainerPort: 82}, {ContainerPort: 53, Protocol: runtimeapi.Protocol_UDP},
 		}}}
 	}
 	for _, c := range []struct {
@@ -89,12 +62,14 @@ func TestSetListen(t *testing.T) {
 		want        string
 		bad         bool
 	}{
-		{"all ports of the pod", netCNI, nil, "0.0.0.0:80 0.0.0.0:81", false},
+		{"all ports of the pod that nobody has", netCNI, nil, "0.0.0.0:80 0.0.0.0:81", false},
 		{"without a network of its own the hostPort", netNone, nil, "0.0.0.0:8080 0.0.0.0:81", false},
 		{"host network", netHost, nil, "0.0.0.0:80 0.0.0.0:81", false},
 		{"ours", netCNI, map[string]string{AnnotationListen: "127.0.0.1:1/tcp, [::]:2"}, "127.0.0.1:1 [::]:2", false},
+		{"a kubelet's without ports", netCNI, map[string]string{annotationHash: "1234"}, "", false},
 		{"ours, none", netCNI, map[string]string{AnnotationListen: ""}, "", false},
 		{"the kubelet's", netCNI, map[string]string{annotationPorts: `[{"name":"http","containerPort":81,"protocol":"TCP"},{"containerPort":53,"protocol":"UDP"}]`}, "0.0.0.0:81", false},
+		{"the kubelet's, though another has it", netCNI, map[string]string{annotationPorts: `[{"containerPort":82}]`}, "0.0.0.0:82", false},
 		{"UDP", netCNI, map[string]string{AnnotationListen: "0.0.0.0:53/udp"}, "", true},
 		{"no port", netCNI, map[string]string{AnnotationListen: "localhost"}, "", true},
 	} {
@@ -176,5 +151,68 @@ func TestSetOutbound(t *testing.T) {
 	wrong := &runtimeapi.ContainerConfig{Annotations: map[string]string{AnnotationSockets: "all"}}
 	if err := setOutbound(&spec, plain, wrong); err == nil || !strings.Contains(err.Error(), AnnotationSockets) || !strings.Contains(err.Error(), `"all"`) {
 		t.Errorf("a word that means nothing: %v", err)
+	}
+}
+
+func TestSetMounts(t *testing.T) {
+	dir := t.TempDir()
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(dir, link); err != nil {
+		t.Fatal(err)
+	}
+	type mount = runtimeapi.Mount
+	both := runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
+	for _, d := range []string{"etc/conf", "out"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/", filepath.Join(dir, "host")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	lookup := func(ref string) (*images.Image, error) {
+		switch ref {
+		case "rooted":
+			return &images.Image{Rootfs: dir}, nil
+		case "module":
+			return &images.Image{}, nil
+		}
+		return nil, images.ErrNotFound
+	}
+	of := func(ref, sub string) *mount {
+		return &mount{Image: &runtimeapi.ImageSpec{Image: ref}, ImageSubPath: sub, ContainerPath: "/img", Readonly: true}
+	}
+	writable := of("rooted", "")
+	writable.Readonly = false
+	for _, c := range []struct {
+		name  string
+		mount *mount
+		want  wasmruntime.Mount
+	}{
+		{"a folder", &mount{HostPath: dir, ContainerPath: "/data/"}, wasmruntime.Mount{Host: dir, Guest: "/data"}},
+		{"through a link", &mount{HostPath: link, ContainerPath: "/data", Readonly: true}, wasmruntime.Mount{Host: dir, Guest: "/data", ReadOnly: true}},
+		{"read-only with all below", &mount{HostPath: dir, ContainerPath: "/data", Readonly: true, RecursiveReadOnly: true}, wasmruntime.Mount{Host: dir, Guest: "/data", ReadOnly: true}},
+		{"all below, but not it", &mount{HostPath: dir, ContainerPath: "/data", RecursiveReadOnly: true}, wasmruntime.Mount{}},
+		{"all below, propagated", &mount{HostPath: dir, ContainerPath: "/data", Readonly: true, RecursiveReadOnly: true, Propagation: both}, wasmruntime.Mount{}},
+		{"not absolute", &mount{HostPath: dir, ContainerPath: "data"}, wasmruntime.Mount{}},
+		{"an image", of("rooted", ""), wasmruntime.Mount{Host: dir, Guest: "/img", ReadOnly: true}},
+		{"a part of an image", of("rooted", "etc/conf"), wasmruntime.Mount{Host: filepath.Join(dir, "etc/conf"), Guest: "/img", ReadOnly: true}},
+		{"a part that leads out", of("rooted", "../out"), wasmruntime.Mount{}},
+		{"a link that leads out", of("rooted", "host/etc"), wasmruntime.Mount{}},
+		{"a part that isn't there", of("rooted", "none"), wasmruntime.Mount{}},
+		{"a part that is a file", of("rooted", "file"), wasmruntime.Mount{}},
+		{"an image to be written to", writable, wasmruntime.Mount{}},
+		{"an image without a root", of("module", ""), wasmruntime.Mount{}},
+		{"an image that isn't here", of("none", ""), wasmruntime.Mount{}},
+		{"nothing there", &mount{HostPath: dir + "/none", ContainerPath: "/data"}, wasmruntime.Mount{}},
+	} {
+		var spec wasmruntime.Spec
+		err := setMounts(&spec, &runtimeapi.ContainerConfig{Mounts: []*mount{c.mount}}, &images.Image{}, lookup)
+		if (err != nil) != (c.want.Host == "") || err == nil && !slices.Equal(spec.Mounts, []wasmruntime.Mount{c.want}) {
+			t.Errorf("%s: %v, %v", c.name, spec.Mounts, err)
+		}
 	}
 }

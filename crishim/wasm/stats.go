@@ -1,12 +1,8 @@
 package wasm
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -109,13 +105,9 @@ func (m *Manager) PodSandboxStats(id string) (*runtimeapi.PodSandboxStats, error
 		faults += st.Memory.PageFaults.GetValue()
 		major += st.Memory.MajorPageFaults.GetValue()
 		procs++
-		if lin.Network == nil && s.record().Network == netCNI {
-			c.mu.Lock()
-			if c.proc != nil {
-				lin.Network = networkUsage(c.proc.PID(), now)
-			}
-			c.mu.Unlock()
-		}
+	}
+	if rec := s.record(); rec.Network == netCNI && rec.Ready {
+		lin.Network = networkUsage(rec.NetNS, now)
 	}
 	lin.Cpu = &runtimeapi.CpuUsage{Timestamp: now, UsageCoreNanoSeconds: u64(cpu), UsageNanoCores: u64(rate)}
 	lin.Memory = &runtimeapi.MemoryUsage{
@@ -140,36 +132,6 @@ func (m *Manager) ListPodSandboxStats(f *runtimeapi.PodSandboxStatsFilter) []*ru
 		}
 	}
 	return out
-}
-
-// networkUsage reads the counters of a process's network namespace.
-func networkUsage(pid int, at int64) *runtimeapi.NetworkUsage {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/net/dev", pid))
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	u := &runtimeapi.NetworkUsage{Timestamp: at}
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		name, rest, ok := strings.Cut(sc.Text(), ":")
-		n := strings.Fields(rest)
-		name = strings.TrimSpace(name)
-		if !ok || len(n) < 11 || name == "lo" {
-			continue
-		}
-		i := &runtimeapi.NetworkInterfaceUsage{Name: name, RxBytes: num(n[0]), RxErrors: num(n[2]), TxBytes: num(n[8]), TxErrors: num(n[10])}
-		if u.DefaultInterface == nil && name == "eth0" {
-			u.DefaultInterface = i
-			continue
-		}
-		u.Interfaces = append(u.Interfaces, i)
-	}
-	return u
-}
-
-func num(s string) *runtimeapi.UInt64Value {
-	v, _ := strconv.ParseUint(s, 10, 64)
-	return u64(v)
 }
 
 func u64(v uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: v} }

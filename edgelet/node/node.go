@@ -27,12 +27,18 @@ import (
 const (
 	LabelOCI  = "coracle.dev/oci"  // present or absent
 	LabelWasm = "coracle.dev/wasm" // true
+	// LabelEngine says how modules run: compiler, or interpreter on boards that the
+	// engine has no compiler for. The label isn't there while the runtime doesn't say.
+	LabelEngine = "coracle.dev/wasm-engine"
 	// LabelRoot says whether the agent is root; without it there are no OCI containers, no pod networks and no tmpfs.
 	LabelRoot = "coracle.dev/root"
 )
 
 // The runtime's condition that says whether it runs OCI containers, see crishim.
 const conditionOCI = "coracle.dev/OCIReady"
+
+// The runtime's condition that says whether it has a compiler for modules.
+const conditionCompiler = "coracle.dev/WasmCompiler"
 
 // Defaults of [Config].
 const (
@@ -318,13 +324,21 @@ func (n *Node) Look(ctx context.Context) error {
 }
 
 func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error, pressure pressure, now time.Time) *v1.Node {
-	oci := false
+	oci, engine := false, ""
 	for _, c := range status.GetStatus().GetConditions() {
-		if c.Type == conditionOCI {
+		switch {
+		case c.Type == conditionOCI:
 			oci = c.Status
+		case c.Type == conditionCompiler && c.Status:
+			engine = "compiler"
+		case c.Type == conditionCompiler && c.Reason == "NoCompiler":
+			engine = "interpreter"
 		}
 	}
 	o := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Config.Name, Labels: n.labels(oci)}}
+	if engine != "" {
+		o.Labels[LabelEngine] = engine
+	}
 	s := &o.Status
 	s.Capacity, s.Allocatable = n.capacity(), n.allocatable()
 	s.DeclaredFeatures = n.Features

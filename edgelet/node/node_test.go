@@ -23,9 +23,10 @@ import (
 )
 
 type fakeRuntime struct {
-	down   error
-	oci    bool
-	images []*runtimeapi.Image
+	down     error
+	oci      bool
+	compiler *runtimeapi.RuntimeCondition
+	images   []*runtimeapi.Image
 }
 
 func (f *fakeRuntime) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
@@ -36,8 +37,12 @@ func (f *fakeRuntime) Status(context.Context, *runtimeapi.StatusRequest) (*runti
 	if f.down != nil {
 		return nil, f.down
 	}
-	return &runtimeapi.StatusResponse{Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
-		{Type: runtimeapi.RuntimeReady, Status: true}, {Type: runtimeapi.NetworkReady, Status: true}, {Type: conditionOCI, Status: f.oci}}},
+	conditions := []*runtimeapi.RuntimeCondition{
+		{Type: runtimeapi.RuntimeReady, Status: true}, {Type: runtimeapi.NetworkReady, Status: true}, {Type: conditionOCI, Status: f.oci}}
+	if f.compiler != nil {
+		conditions = append(conditions, f.compiler)
+	}
+	return &runtimeapi.StatusResponse{Status: &runtimeapi.RuntimeStatus{Conditions: conditions},
 		RuntimeHandlers: []*runtimeapi.RuntimeHandler{{Name: "wasm"}}}, nil
 }
 
@@ -92,6 +97,23 @@ func cond(o *v1.Node, t v1.NodeConditionType) v1.NodeCondition {
 		}
 	}
 	return v1.NodeCondition{}
+}
+
+// The label says what modules run by, as far as the runtime knows.
+func TestTheLabelSaysWhetherModulesAreInterpreted(t *testing.T) {
+	for want, c := range map[string]*runtimeapi.RuntimeCondition{
+		"compiler":    {Type: conditionCompiler, Status: true},
+		"interpreter": {Type: conditionCompiler, Reason: "NoCompiler"},
+		"":            {Type: conditionCompiler, Reason: "Unknown"},
+	} {
+		n, reports := testNode(t, &fakeRuntime{compiler: c}, pi())
+		if err := n.Look(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if have := (*reports)[0].Labels[LabelEngine]; have != want {
+			t.Errorf("%v: label %q, want %q", c, have, want)
+		}
+	}
 }
 
 func TestNodeLooksAsAKubeletsDoes(t *testing.T) {

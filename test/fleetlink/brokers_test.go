@@ -1,8 +1,7 @@
 package fleetlink
 
 import (
-	"net"
-	"os"
+	"fmt"
 	"testing"
 
 	"github.com/coracle-edge/coracle/controlplane/broker/brokertest"
@@ -24,11 +23,15 @@ var (
 
 // each runs a test over every make of broker, or those named.
 func each(t *testing.T, run func(t *testing.T, c *cluster), over ...brokerKind) {
+	t.Parallel()
 	if len(over) == 0 {
 		over = kinds
 	}
 	for _, kind := range over {
-		t.Run(string(kind), func(t *testing.T) { run(t, newCluster(t, kind)) })
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			run(t, newCluster(t, kind))
+		})
 	}
 }
 
@@ -40,18 +43,9 @@ type outside interface {
 
 func (c *cluster) startBroker(kind brokerKind) {
 	c.t.Helper()
-	// By hand: tests of the embedded broker's own abilities fail on another one.
-	if other := brokerKind(os.Getenv("FLEET_BROKER")); kind == embedded && other != "" {
-		kind = other
-	}
 	switch kind {
 	case embedded:
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		c.addr = l.Addr().String()
-		_ = l.Close()
+		c.addr = fmt.Sprintf("127.0.0.1:%d", brokertest.FreePort(c.t))
 	case mosquitto:
 		m := brokertest.StartMosquitto(c.t, c.pki)
 		c.broker, c.addr = m, m.Addr

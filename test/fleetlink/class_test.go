@@ -46,6 +46,7 @@ func (b *board) linkIs(t *testing.T, class string, keepalive time.Duration) {
 // TestALabelChangesARunningLink: the class follows the Node's label while the
 // node runs, without its pods or its presence being touched.
 func TestALabelChangesARunningLink(t *testing.T) {
+	t.Parallel()
 	for _, kind := range kinds {
 		t.Run(string(kind), func(t *testing.T) {
 			t.Parallel() // it waits most of the time

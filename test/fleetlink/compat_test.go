@@ -260,6 +260,7 @@ func retold(t *testing.T, codec *fleet.Codec, d fleet.Direction, key ed25519.Pri
 // TestNodeWithAnotherHub: today's node, with the hub of the fixture's version and
 // those before and after it, does and says what the node of that time did.
 func TestNodeWithAnotherHub(t *testing.T) {
+	t.Parallel()
 	for name, change := range peers() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -386,6 +387,7 @@ func (s *script) Publish(node string, payload []byte) error {
 // TestHubWithAnotherNode: today's hub, with the node of the fixture's version and
 // those before and after it, writes and says what the hub of that time did.
 func TestHubWithAnotherNode(t *testing.T) {
+	t.Parallel()
 	for name, change := range peers() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -10,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -87,6 +89,13 @@ func (t *tap) Publish(node string, payload []byte) error {
 	t.down = append(t.down, payload)
 	t.mu.Unlock()
 	return t.Transport.Publish(node, payload)
+}
+
+// asked counts what went down.
+func (t *tap) asked() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.down)
 }
 
 // Heard is the embedded broker's.
@@ -167,6 +176,13 @@ func lockNodes(client *fake.Clientset) {
 	})
 }
 
+// members are all that have keys.
+func (c *cluster) members(context.Context) ([]string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.keys)), nil
+}
+
 func (c *cluster) transport() fleethub.Transport {
 	if c.script != nil {
 		return c.script
@@ -222,6 +238,7 @@ func (c *cluster) startHub() {
 			}
 			return k, nil
 		},
+		Members:   c.members,
 		Restored:  func(context.Context) (*fleethub.Restore, error) { return c.restored, nil },
 		Keepalive: 10 * time.Second, WillGrace: 300 * time.Millisecond, ReconnectJitter: 50 * time.Millisecond,
 		FleetURL: func() string { return c.objects }, Addresses: c.addresses.Load,
@@ -303,7 +320,11 @@ type board struct {
 	lessons atomic.Int64
 	first   []string           // instead of the broker's
 	config  func(*link.Config) // changes it; may be nil
+	ahead   atomic.Int64       // of its clock, ns
 }
+
+// later has its clock be further on.
+func (b *board) later(d time.Duration) { b.ahead.Add(int64(d)) }
 
 func (b *board) addresses() *fleet.Addresses {
 	if a := b.learned.Load(); a != nil {
@@ -396,6 +417,7 @@ func (b *board) start() {
 		OnTunnel: func(r *fleet.TunnelRequest) error { b.tunnels <- r; return nil },
 		Dial:     b.cable.dial,
 		Budget:   b.budget,
+		Now:      func() time.Time { return time.Now().Add(time.Duration(b.ahead.Load())) },
 		BootID:   []byte("boot"), LinkClass: b.class, Logger: logger(t, b.name),
 	}
 	if b.config != nil {
@@ -421,7 +443,7 @@ func (b *board) start() {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	eventuallyIn(t, 10*time.Second, what, ok)
+	eventuallyIn(t, 30*time.Second, what, ok)
 }
 
 func eventuallyIn(t *testing.T, d time.Duration, what string, ok func() bool) {

@@ -33,6 +33,7 @@ import (
 // seeds, HOSTILE_SEED=S that one only; HOSTILE_PATIENCE=10m has everybody find out
 // without a last cut what was dropped, by the protocol's own long waits.
 func TestAHostileBrokerChangesNothingButTime(t *testing.T) {
+	t.Parallel()
 	type run struct {
 		kind brokerKind
 		seed uint64

@@ -117,6 +117,7 @@ func (r *recorded) restartHub(between func()) {
 func (r *recorded) use(c *fleethub.Config) {
 	c.ReconnectJitter = time.Second // in it another board with the identity has time to speak
 	c.Records = r.store
+	c.Members = r.directory.Names
 	c.Keys = func(ctx context.Context, node string) (fleethub.NodeKeys, error) {
 		record, err := r.directory.Lookup(ctx, node)
 		if err != nil {
@@ -128,8 +129,12 @@ func (r *recorded) use(c *fleethub.Config) {
 
 // eachRecorded runs a test over every make of broker.
 func eachRecorded(t *testing.T, run func(t *testing.T, c *recorded)) {
+	t.Parallel()
 	for _, kind := range kinds {
-		t.Run(string(kind), func(t *testing.T) { run(t, newRecorded(t, kind)) })
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			run(t, newRecorded(t, kind))
+		})
 	}
 }
 
@@ -348,6 +353,20 @@ func TestTwoBoardsWithOneIdentityAreRefusedAndNamed(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A node that joined and of which the API knows nothing else is heard by the next
+// hub, although a broker that lives on keeps it in a session that it trusts.
+func TestAMemberWithoutANodeIsHeardByTheNextHub(t *testing.T) {
+	eachRecorded(t, func(t *testing.T, c *recorded) {
+		m := c.joined(t, "board-a")
+		m.live(t)
+		c.restartHub(func() {})
+		eventually(t, "the hub heard of it", func() bool {
+			l, ok := c.hub.Liveness("board-a")
+			return ok && l.Presence == fleethub.Present
+		})
+	})
 }
 
 // One board that starts again, however it ended, however often, is one board: also

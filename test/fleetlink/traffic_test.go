@@ -115,55 +115,56 @@ func TestBothSidesCountTheSame(t *testing.T) {
 }
 
 func TestHubMetrics(t *testing.T) {
-	c := newCluster(t, embedded)
-	t.Cleanup(func() {
-		if t.Failed() {
-			for name, f := range hubMetrics(t, c) {
-				t.Log(name, f.GetMetric())
+	each(t, func(t *testing.T, c *cluster) {
+		t.Cleanup(func() {
+			if t.Failed() {
+				for name, f := range hubMetrics(t, c) {
+					t.Log(name, f.GetMetric())
+				}
 			}
+		})
+		b := c.board("board-a")
+		b.live(t)
+		c.createPod("one", "board-a", nil)
+		b.hasPods(t, "one")
+		b.register()
+		b.says("one", corev1.PodRunning)
+		if err := b.store.Journal(state.Entry{Kind: state.EntryEvent, ObjectKind: "Pod", Namespace: "default", Name: "one", Reason: "Started", Message: "m", Type: "Normal"}); err != nil {
+			t.Fatal(err)
 		}
-	})
-	b := c.board("board-a")
-	b.live(t)
-	c.createPod("one", "board-a", nil)
-	b.hasPods(t, "one")
-	b.register()
-	b.says("one", corev1.PodRunning)
-	if err := b.store.Journal(state.Entry{Kind: state.EntryEvent, ObjectKind: "Pod", Namespace: "default", Name: "one", Reason: "Started", Message: "m", Type: "Normal"}); err != nil {
-		t.Fatal(err)
-	}
-	for _, x := range []struct {
-		name   string
-		labels []string
-		want   float64
-	}{
-		{"coracle_fleet_sessions", nil, 1},
-		{"coracle_fleet_nodes", []string{"presence", "present"}, 1},
-		{"coracle_fleet_nodes_by_link_class", []string{"class", "lan"}, 1},
-		{"coracle_fleet_epoch", nil, 1},
-		{"coracle_fleet_orders_total", []string{"repeated", "false"}, 1},
-		{"coracle_fleet_order_acks_total", []string{"status", "applied"}, 1},
-		{"coracle_fleet_order_acks_total", []string{"status", "failed"}, 0},
-		{"coracle_fleet_reports_total", []string{"verdict", "stored"}, 2},
-		{"coracle_fleet_journal_entries_total", []string{"result", "stored"}, 1},
-		{"coracle_fleet_presence_changes_total", []string{"to", "present"}, 1},
-		{"coracle_fleet_messages_dropped_total", []string{"reason", "refused"}, 0},
-	} {
-		eventually(t, x.name, func() bool { return sample(hubMetrics(t, c)[x.name], x.labels...) == x.want })
-	}
-	// The first Hello may have been asked for again.
-	if n := sample(hubMetrics(t, c)["coracle_fleet_hellos_total"]); n < 1 || n > 3 {
-		t.Errorf("%v Hellos", n)
-	}
-	// A forged message is counted where it was refused.
-	c.tap.into("board-a", "up", []byte("forged"))
-	eventually(t, "the forged message is counted", func() bool {
-		return sample(hubMetrics(t, c)["coracle_fleet_messages_dropped_total"], "reason", "refused") == 1
-	})
-	b.stop()
-	eventually(t, "away is counted", func() bool {
-		m := hubMetrics(t, c)
-		return sample(m["coracle_fleet_presence_changes_total"], "to", "away") == 1 && sample(m["coracle_fleet_sessions"]) == 0
+		for _, x := range []struct {
+			name   string
+			labels []string
+			want   float64
+		}{
+			{"coracle_fleet_sessions", nil, 1},
+			{"coracle_fleet_nodes", []string{"presence", "present"}, 1},
+			{"coracle_fleet_nodes_by_link_class", []string{"class", "lan"}, 1},
+			{"coracle_fleet_epoch", nil, 1},
+			{"coracle_fleet_orders_total", []string{"repeated", "false"}, 1},
+			{"coracle_fleet_order_acks_total", []string{"status", "applied"}, 1},
+			{"coracle_fleet_order_acks_total", []string{"status", "failed"}, 0},
+			{"coracle_fleet_reports_total", []string{"verdict", "stored"}, 2},
+			{"coracle_fleet_journal_entries_total", []string{"result", "stored"}, 1},
+			{"coracle_fleet_presence_changes_total", []string{"to", "present"}, 1},
+			{"coracle_fleet_messages_dropped_total", []string{"reason", "refused"}, 0},
+		} {
+			eventually(t, x.name, func() bool { return sample(hubMetrics(t, c)[x.name], x.labels...) == x.want })
+		}
+		// The first Hello may have been asked for again.
+		if n := sample(hubMetrics(t, c)["coracle_fleet_hellos_total"]); n < 1 || n > 3 {
+			t.Errorf("%v Hellos", n)
+		}
+		// A forged message is counted where it was refused.
+		c.tap.into("board-a", "up", []byte("forged"))
+		eventually(t, "the forged message is counted", func() bool {
+			return sample(hubMetrics(t, c)["coracle_fleet_messages_dropped_total"], "reason", "refused") == 1
+		})
+		b.stop()
+		eventually(t, "away is counted", func() bool {
+			m := hubMetrics(t, c)
+			return sample(m["coracle_fleet_presence_changes_total"], "to", "away") == 1 && sample(m["coracle_fleet_sessions"]) == 0
+		})
 	})
 }
 
@@ -224,49 +225,50 @@ func TestHeardIsTheLastSignOfLife(t *testing.T) {
 // TestAReturnCostsNoReport: the API says again what it said before the node was
 // away, without the node having to; unless it says something new.
 func TestAReturnCostsNoReport(t *testing.T) {
-	c := newCluster(t, embedded)
-	b := c.board("board-a")
-	b.register()
-	eventually(t, "ready", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
-	eventually(t, "the node knows that it was heard", func() bool { return b.store.Reports()[0].Acked })
-	before := c.node("board-a")
-	reports := func() int64 { return c.hub.Nodes("board-a")[0].Traffic.Messages["report"].Received }
-	away := func() {
-		t.Helper()
-		b.cable.out.Store(true)
-		b.cable.pull()
-		eventually(t, "away", func() bool { return c.readiness("board-a") == corev1.ConditionUnknown })
-	}
-	away()
-	said := reports()
-	b.cable.out.Store(false)
-	eventually(t, "ready again", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
-	after := c.node("board-a")
-	for i, cond := range after.Status.Conditions {
-		was := before.Status.Conditions[i]
-		if cond.Type != was.Type || cond.Status != was.Status || cond.Reason != was.Reason || cond.Message != was.Message {
-			t.Errorf("condition %+v, before the absence %+v", cond, was)
+	each(t, func(t *testing.T, c *cluster) {
+		b := c.board("board-a")
+		b.register()
+		eventually(t, "ready", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
+		eventually(t, "the node knows that it was heard", func() bool { return b.store.Reports()[0].Acked })
+		before := c.node("board-a")
+		reports := func() int64 { return c.hub.Nodes("board-a")[0].Traffic.Messages["report"].Received }
+		away := func() {
+			t.Helper()
+			b.cable.out.Store(true)
+			b.cable.pull()
+			eventually(t, "away", func() bool { return c.readiness("board-a") == corev1.ConditionUnknown })
 		}
-	}
-	if n := reports() - said; n != 0 {
-		t.Errorf("the return took %d reports", n)
-	}
+		away()
+		said := reports()
+		b.cable.out.Store(false)
+		eventually(t, "ready again", func() bool { return c.readiness("board-a") == corev1.ConditionTrue })
+		after := c.node("board-a")
+		for i, cond := range after.Status.Conditions {
+			was := before.Status.Conditions[i]
+			if cond.Type != was.Type || cond.Status != was.Status || cond.Reason != was.Reason || cond.Message != was.Message {
+				t.Errorf("condition %+v, before the absence %+v", cond, was)
+			}
+		}
+		if n := reports() - said; n != 0 {
+			t.Errorf("the return took %d reports", n)
+		}
 
-	// What the node says meanwhile is what counts.
-	away()
-	node := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: b.name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
-		{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady", Message: "the runtime is down"}}}}
-	raw, err := node.Marshal()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.store.PutNodeReport(raw); err != nil {
-		t.Fatal(err)
-	}
-	b.cable.out.Store(false)
-	eventually(t, "it says what it says now", func() bool { return c.readiness("board-a") == corev1.ConditionFalse })
-	time.Sleep(200 * time.Millisecond)
-	if r := c.readiness("board-a"); r != corev1.ConditionFalse {
-		t.Errorf("and then %s", r)
-	}
+		// What the node says meanwhile is what counts.
+		away()
+		node := corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: b.name}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
+			{Type: corev1.NodeReady, Status: corev1.ConditionFalse, Reason: "KubeletNotReady", Message: "the runtime is down"}}}}
+		raw, err := node.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.store.PutNodeReport(raw); err != nil {
+			t.Fatal(err)
+		}
+		b.cable.out.Store(false)
+		eventually(t, "it says what it says now", func() bool { return c.readiness("board-a") == corev1.ConditionFalse })
+		time.Sleep(200 * time.Millisecond)
+		if r := c.readiness("board-a"); r != corev1.ConditionFalse {
+			t.Errorf("and then %s", r)
+		}
+	})
 }

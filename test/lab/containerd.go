@@ -30,11 +30,20 @@ func StartContainerd(t testing.TB, hosts string) *oci.Private {
 // remove is false, for tests that kill and restart it.
 func StartContainerdIn(t testing.TB, dir, hosts string, remove bool) *oci.Private {
 	t.Helper()
+	return StartContainerdOf(t, oci.PrivateConfig{Dir: dir, RegistryHosts: hosts}, remove)
+}
+
+// Pool is where pods of the tests have their addresses.
+const Pool = "10.231.0.0/16"
+
+// StartContainerdOf is StartContainerdIn of a containerd with more said of it,
+// such as its program. Pool, logger and timeout are set here.
+func StartContainerdOf(t testing.TB, cfg oci.PrivateConfig, remove bool) *oci.Private {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cfg := oci.PrivateConfig{
-		Dir: dir, Pool: netip.MustParsePrefix("10.231.0.0/16"), RegistryHosts: hosts,
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), StartTimeout: time.Minute,
-	}
+	dir := cfg.Dir
+	cfg.Pool, cfg.StartTimeout = netip.MustParsePrefix(Pool), time.Minute
+	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	p, err := oci.StartPrivate(ctx, cfg)
 	if err != nil {
 		cancel()
@@ -47,7 +56,7 @@ func StartContainerdIn(t testing.TB, dir, hosts string, remove bool) *oci.Privat
 			if err := oci.RemoveNetwork(cfg); err != nil {
 				t.Log(err)
 			}
-			if err := unmountBelow(dir); err != nil {
+			if err := UnmountBelow(dir); err != nil {
 				t.Log(err)
 			}
 			os.RemoveAll(dir)

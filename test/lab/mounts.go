@@ -26,7 +26,8 @@ func MountsBelow(dir string) ([]string, error) {
 	return out, nil
 }
 
-func unmountBelow(dir string) error {
+// UnmountBelow detaches all of them.
+func UnmountBelow(dir string) error {
 	mounts, err := MountsBelow(dir)
 	for _, m := range mounts {
 		err = errors.Join(err, unix.Unmount(m, unix.MNT_DETACH))

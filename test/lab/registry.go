@@ -65,6 +65,23 @@ func StartRegistry(t testing.TB) *Registry {
 	return r
 }
 
+// ServeAll makes it the mirror of all registries in HostsDir: an image that was
+// pushed as NAME:TAG is pulled as ANY.HOST/NAME:TAG too.
+func (r *Registry) ServeAll(t testing.TB) {
+	t.Helper()
+	own, err := os.ReadFile(filepath.Join(r.HostsDir, RegistryName, "hosts.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(r.HostsDir, "_default")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), own, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Stop ends the registry.
 func (r *Registry) Stop() {
 	if r.stdin != nil {

@@ -179,7 +179,7 @@ func compile(order compileOrder) error {
 	}
 	if !hasCompiler {
 		// It has nothing to keep, but it says whether the module is valid.
-		if err := build(module, nil); err != nil {
+		if err := build(module, nil, nil); err != nil {
 			return err
 		}
 		return output(order, module)
@@ -188,13 +188,18 @@ func compile(order compileOrder) error {
 	if err != nil {
 		return err
 	}
-	code, err := buildInto(order.Out, module)
+	if stub, err = rewrite.MergeData(stub); err != nil {
+		return err
+	}
+	var sum codeSum
+	var hidden error // why the code can't be found in memory
+	code, err := buildInto(order.Out, module, func(c wazero.CompiledModule) { sum, hidden = sumCode(c) })
 	if err != nil {
 		return err
 	}
 	// The stub gets the code of the module: wazero looks for code by the
 	// digest of the bytes that it is given.
-	stubCode, err := buildInto(order.Out, stub)
+	stubCode, err := buildInto(order.Out, stub, nil)
 	if err != nil {
 		return fmt.Errorf("%w: the stub of the module: %w", errOutput, err)
 	}
@@ -202,6 +207,15 @@ func compile(order compileOrder) error {
 		if err := os.Rename(code, stubCode); err != nil {
 			return fmt.Errorf("%w: %w", errOutput, err)
 		}
+	}
+	if hidden == nil {
+		hidden = splitCode(stubCode, filepath.Join(order.Out, cache.CodeFile), sum)
+	}
+	if hidden != nil && !errors.Is(hidden, errLayout) {
+		return fmt.Errorf("%w: %w", errOutput, hidden)
+	}
+	if hidden != nil {
+		order.Walls = append(order.Walls, "no shared code: "+hidden.Error())
 	}
 	return output(order, stub)
 }
@@ -215,7 +229,8 @@ func output(order compileOrder, module []byte) error {
 }
 
 // buildInto compiles with dir as the cache, and gives the file of the code.
-func buildInto(dir string, module []byte) (string, error) {
+// look, which may be nil, sees what was compiled.
+func buildInto(dir string, module []byte, look func(wazero.CompiledModule)) (string, error) {
 	before := map[string]bool{}
 	pattern := filepath.Join(dir, "wazero-*", "*")
 	old, _ := filepath.Glob(pattern)
@@ -226,7 +241,7 @@ func buildInto(dir string, module []byte) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %w", errOutput, err)
 	}
-	if err := build(module, cc); err != nil {
+	if err := build(module, cc, look); err != nil {
 		return "", err
 	}
 	files, _ := filepath.Glob(pattern)
@@ -241,7 +256,7 @@ func buildInto(dir string, module []byte) (string, error) {
 	return "", fmt.Errorf("%w: the engine left no code in %s", errOutput, dir)
 }
 
-func build(module []byte, cc wazero.CompilationCache) error {
+func build(module []byte, cc wazero.CompilationCache, look func(wazero.CompiledModule)) error {
 	ctx := experimental.WithCompilationWorkers(context.Background(), runtime.GOMAXPROCS(0))
 	cfg := config(0)
 	if cc != nil {
@@ -253,6 +268,9 @@ func build(module []byte, cc wazero.CompilationCache) error {
 	compiled, err := rt.CompileModule(ctx, module)
 	if err != nil {
 		return err
+	}
+	if look != nil {
+		look(compiled)
 	}
 	return compiled.Close(ctx)
 }

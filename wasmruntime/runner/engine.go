@@ -14,8 +14,9 @@ import (
 	"github.com/coracle-edge/coracle/wasmruntime/internal/cache"
 )
 
-// hasCompiler is true where wazero makes native code.
-const hasCompiler = runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64"
+// hasCompiler is true where wazero makes native code. The build tag interpreter
+// leaves it out, to measure and to test what boards without one have.
+const hasCompiler = !onlyInterpreter && (runtime.GOARCH == "amd64" || runtime.GOARCH == "arm64")
 
 // features are what guests may use: WebAssembly 2.0. Exceptions and threads
 // stay off.

@@ -26,6 +26,7 @@ import (
 type guestOrder struct {
 	Status, Exit int
 	Rest         [2]int // reading ends of stdout and stderr, or -1
+	StdinWriter  int    // 0: stdin never ends
 	Name         string
 	Entry        string // where the cache's entry is by now
 	MemoryPages  uint32
@@ -66,6 +67,9 @@ func guest(order guestOrder) int {
 		Args: order.Args, Env: order.Env, Stdin: 0, Stdout: 1, Stderr: 2,
 		Listeners: order.Listeners, Preopens: order.Preopens, Outbound: order.Outbound, Exit: g.exited,
 	})
+	if order.StdinWriter > 0 {
+		closeStdinWhenTold(order.StdinWriter)
+	}
 	if order.NotifyTerm {
 		if err := g.notifyTerm(sys); err != nil {
 			return g.failed(bundle.KindStart, err)
@@ -130,6 +134,11 @@ func (g *guestRun) load(ctx context.Context, sys *wasi.System) (start func(conte
 	if err != nil {
 		return nil, bundle.KindCache, err
 	}
+	if hasCompiler {
+		if err := layCode(g.order.Entry, compiled); err != nil {
+			return nil, bundle.KindCache, err
+		}
+	}
 	if err := sys.Instantiate(ctx, rt, g.order.Imports); err != nil {
 		return nil, bundle.KindImport, err
 	}
@@ -174,6 +183,17 @@ func (g *guestRun) notifyTerm(sys *wasi.System) error {
 		unix.Close(p[1])
 	}()
 	return nil
+}
+
+// closeStdinWhenTold gives up the writing end of the guest's stdin, so that it
+// ends when the last one who is attached has gone.
+func closeStdinWhenTold(writer int) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, bundle.SignalCloseStdin)
+	go func() { // ends with the process
+		<-c
+		unix.Close(writer)
+	}()
 }
 
 // failed reports that the guest never ran.

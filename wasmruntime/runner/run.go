@@ -218,6 +218,18 @@ func (s *stage) openStdio() error {
 				return fmt.Errorf("open %s: %w", path, err)
 			}
 		}
+		if i == 0 && s.spec.Stdin && s.spec.StdinOnce {
+			// The guest's own end can't hold a writer then: another one is held,
+			// until it is told to close it.
+			reader, err := unix.Open(path, unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return fmt.Errorf("open %s: %w", path, err)
+			}
+			if s.order.StdinWriter, err = s.hold(fd); err != nil {
+				return fmt.Errorf("hold %s: %w", path, err)
+			}
+			fd = reader
+		}
 		if err := unix.Dup3(fd, i, 0); err != nil {
 			return err
 		}
@@ -274,7 +286,7 @@ func (s *stage) jailAndExec() error {
 		return err
 	}
 	procs := 1
-	if s.spec.NotifyTerm {
+	if s.spec.NotifyTerm || s.order.StdinWriter > 0 {
 		procs = 2 // the guest may never give the only one back
 	}
 	inherit(append(s.keep, s.order.Status)...)

@@ -66,6 +66,9 @@ func bind(addr netip.AddrPort, only6 bool) (int, error) {
 		return -1, err
 	}
 	unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	// Accepted connections inherit it. WASI has no such option, and an answer in
+	// two writes would wait 40 ms for the peer's delayed acknowledgement.
+	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	if family == unix.AF_INET6 {
 		v6only := 0
 		if only6 {

@@ -44,12 +44,7 @@ func StartMosquitto(t testing.TB, pki *PKI) *Mosquitto {
 	if err := os.WriteFile(acl, []byte(broker.MosquittoACL()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	_ = l.Close()
+	port := FreePort(t)
 	m := &Mosquitto{t: t, bin: bin, conf: filepath.Join(dir, "conf"), log: filepath.Join(dir, "log"), Addr: fmt.Sprintf("127.0.0.1:%d", port)}
 	if err := os.WriteFile(m.conf, []byte(broker.MosquittoConf("127.0.0.1", port, broker.MosquittoFiles{CA: ca, Cert: cert, Key: key, ACL: acl})), 0o644); err != nil {
 		t.Fatal(err)

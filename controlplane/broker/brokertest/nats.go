@@ -2,7 +2,6 @@ package brokertest
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,7 +31,7 @@ func StartNATS(t testing.TB, pki *PKI, nodes ...string) *NATS {
 	t.Helper()
 	dir := t.TempDir()
 	ca, cert, key := pki.Write(dir, "broker")
-	port := freePort(t)
+	port := FreePort(t)
 	conf := filepath.Join(dir, "nats.conf")
 	n := ServeNATS(t, conf, fmt.Sprintf("127.0.0.1:%d", port))
 	n.write = func(nodes []string) {
@@ -138,13 +137,3 @@ func (l *natsLog) Fatalf(format string, v ...any)  { l.add("fatal", format, v) }
 func (l *natsLog) Errorf(format string, v ...any)  { l.add("error", format, v) }
 func (l *natsLog) Debugf(format string, v ...any)  { l.add("debug", format, v) }
 func (l *natsLog) Tracef(format string, v ...any)  { l.add("trace", format, v) }
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}

@@ -94,6 +94,27 @@ func (d *Directory) OnChange(f func(node string, before, now *Record)) error {
 	return err
 }
 
+// Names waits until all records are in memory, and returns whose they are, in any
+// standing; ctx's error if that ends first. Run must have been called.
+func (d *Directory) Names(ctx context.Context) ([]string, error) {
+	if !cache.WaitForCacheSync(ctx.Done(), d.informer.HasSynced) {
+		return nil, ctx.Err()
+	}
+	var names []string
+	for _, obj := range d.informer.GetStore().List() {
+		secret, ok := obj.(*corev1.Secret)
+		if !ok {
+			continue
+		}
+		r, err := Parse(secret)
+		if err != nil {
+			continue // OnChange's caller was told
+		}
+		names = append(names, r.Node)
+	}
+	return names, nil
+}
+
 // Lookup returns the record of node, revoked or not; enrollment.ErrNodeUnknown if there is none.
 func (d *Directory) Lookup(ctx context.Context, node string) (Record, error) {
 	obj, ok, err := d.informer.GetStore().GetByKey(Namespace + "/" + SecretName(node))

@@ -161,7 +161,7 @@ func (n *upstreamNode) objects(ctx context.Context) error {
 // its API server doesn't depend on it.
 func (n *upstreamNode) runtime(ctx context.Context) error {
 	if err := n.begin(filepath.Join(n.bin, "crishim"), "--listen", "unix://"+n.file("cri.sock"), "--admin", n.file("admin.sock"), "--state-dir", n.file("crishim"),
-		"--runner", filepath.Join(n.bin, "wasmrunner"), "--cni-conf-dir", n.file("none"), "--registry-hosts", n.file("none")); err != nil {
+		"--runner", filepath.Join(n.bin, "wasmrunner"), "--cni-conf-dir", n.file("none"), "--pod-network", "host", "--registry-hosts", n.file("none")); err != nil {
 		return err
 	}
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {

@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -140,6 +142,32 @@ func CPU(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * time.Second / perSecond, nil
 }
 
+// Ran is the processor time that a process's threads used, in nanoseconds: an idle
+// one's is below CPU's hundredths of a second (schedstat; see sched-stats.rst).
+func Ran(pid int) (time.Duration, error) {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil {
+		return 0, err
+	}
+	if len(threads) == 0 {
+		return 0, fmt.Errorf("no process %d, or no schedstat in this kernel", pid)
+	}
+	var sum time.Duration
+	for _, t := range threads {
+		raw, err := os.ReadFile(t)
+		if err != nil {
+			return 0, err
+		}
+		first, _, _ := strings.Cut(string(raw), " ")
+		n, err := strconv.ParseInt(first, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", t, err)
+		}
+		sum += time.Duration(n)
+	}
+	return sum, nil
+}
+
 // Peak is the largest RSS that a process had since it began, or since ResetPeak,
 // in MiB (proc(5), status, VmHWM).
 func Peak(pid int) (float64, error) {
@@ -211,4 +239,40 @@ func PidsOf(exe string) ([]int, error) {
 		pids = append(pids, pid)
 	}
 	return pids, nil
+}
+
+// PidsWith lists the processes of a pod of containerd's: its shim, which has the
+// sandbox's id among its arguments, and what the shim started.
+func PidsWith(sandbox string) ([]int, error) {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	parents, mine := map[int]int{}, map[int]bool{}
+	for _, d := range dirs {
+		pid, err := strconv.Atoi(filepath.Base(d))
+		if err != nil {
+			return nil, err
+		}
+		f, err := stat(pid)
+		if err != nil {
+			continue // it ended
+		}
+		if parents[pid], err = strconv.Atoi(f[1]); err != nil {
+			return nil, err
+		}
+		line, err := os.ReadFile(filepath.Join(d, "cmdline"))
+		if err == nil && bytes.Contains(line, []byte(sandbox)) && bytes.Contains(line, []byte("containerd-shim")) {
+			mine[pid] = true
+		}
+	}
+	for grew := true; grew; {
+		grew = false
+		for pid, parent := range parents {
+			if mine[parent] && !mine[pid] {
+				mine[pid], grew = true, true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(mine)), nil
 }

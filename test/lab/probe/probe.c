@@ -1,6 +1,7 @@
 /* A guest for tests: what it does is said by its arguments.
  *   probe hello | args | env NAME | exit N | trap | cat FILE | write FILE TEXT
  *   probe tick MS COUNT [STREAM] | flood BYTES LINE | noeol TEXT | eat MIB | spin | sleep
+ *   probe copy    (stdin to stdout, without waiting for ends of lines, to its end)
  *   probe serve   (answers every connection on fd 3 with "served\n")
  * Several commands are separated by "--". */
 #include <stdio.h>
@@ -88,6 +89,13 @@ static int run(int argc, char **argv)
 		fflush(stdout);
 		for (;;)
 			nap(3600 * 1000);
+	} else if (!strcmp(cmd, "copy")) {
+		char buf[4096];
+		ssize_t n;
+		while ((n = read(0, buf, sizeof buf)) > 0)
+			for (ssize_t at = 0, k; at < n; at += k)
+				if ((k = write(1, buf + at, n - at)) < 0)
+					exit(8);
 	} else if (!strcmp(cmd, "serve")) {
 		for (;;) {
 			int c = accept(3, NULL, NULL);

@@ -1,6 +1,9 @@
 package bundle
 
-import "time"
+import (
+	"syscall"
+	"time"
+)
 
 // Names of the files in a bundle directory.
 const (
@@ -12,6 +15,9 @@ const (
 	StdoutFifo = "stdout"
 	StderrFifo = "stderr"
 )
+
+// SignalCloseStdin tells a runner to let its guest's stdin end.
+const SignalCloseStdin = syscall.SIGUSR1
 
 // Spec says what to run and within which walls.
 type Spec struct {
@@ -66,6 +72,8 @@ type Spec struct {
 	// Stdin makes the runner open the FIFO Dir/stdin; without it the guest
 	// reads end of file at once.
 	Stdin bool `json:"stdin,omitempty"`
+	// StdinOnce lets stdin end: see Process.CloseStdin. Else it never does.
+	StdinOnce bool `json:"stdinOnce,omitempty"`
 	// InheritStdio hands the starter's own stdin, stdout and stderr to the
 	// guest instead of FIFOs.
 	InheritStdio bool `json:"inheritStdio,omitempty"`

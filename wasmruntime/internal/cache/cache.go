@@ -11,16 +11,21 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Format is raised whenever what an entry holds changes its meaning.
-const Format = 1
+const Format = 2
 
 const (
 	// IndexFile lists an entry's files.
 	IndexFile = "index.json"
 	// ModuleFile is the module that the engine is given.
 	ModuleFile = "module.wasm"
+	// CodeFile is native code that replicas share, if the engine's own file has a
+	// hole in its place.
+	CodeFile = "code"
 )
 
 // ErrCorrupt is returned by Verify when an entry isn't what its index says.
@@ -57,6 +62,9 @@ type Index struct {
 type File struct {
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"`
+	// Hole is a range, begin and end, that SHA256 leaves out: code is laid over
+	// what is read there, so that nothing is ever made of its bytes.
+	Hole [2]int64 `json:"hole,omitzero"`
 }
 
 // Key is the name of an entry.
@@ -94,7 +102,7 @@ func Seal(dir string, index Index) error {
 		case rel == IndexFile:
 			return fmt.Errorf("%w: the compiler left an index of its own", ErrCorrupt)
 		}
-		f, err := sum(path, true)
+		f, err := seal(path)
 		if err != nil {
 			return err
 		}
@@ -107,6 +115,34 @@ func Seal(dir string, index Index) error {
 	if _, ok := index.Files[ModuleFile]; !ok {
 		return fmt.Errorf("%w: the compiler left no %s", ErrCorrupt, ModuleFile)
 	}
+	return finish(dir, index)
+}
+
+// SealAs is Seal for files whose sums are known: they must be those of index, and
+// nothing else may be there.
+func SealAs(dir string, index Index) error {
+	found := 0
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		found++
+		return os.Chmod(path, 0o444)
+	})
+	if err != nil {
+		return err
+	}
+	if found != len(index.Files) {
+		return fmt.Errorf("%w: %d files, its index lists %d", ErrCorrupt, found, len(index.Files))
+	}
+	if err := check(dir, index); err != nil {
+		return err
+	}
+	return finish(dir, index)
+}
+
+// finish writes the index and freezes the entry.
+func finish(dir string, index Index) error {
 	b, err := json.Marshal(index)
 	if err != nil {
 		return err
@@ -163,41 +199,86 @@ func Verify(dir string, e Engine) (Index, error) {
 	if index.Engine != e {
 		return index, fmt.Errorf("%w: %s is for %v, this is %v", ErrCorrupt, dir, index.Engine, e)
 	}
+	return index, check(dir, index)
+}
+
+// check holds an entry's files against an index.
+func check(dir string, index Index) error {
 	if _, ok := index.Files[ModuleFile]; !ok {
-		return index, fmt.Errorf("%w: %s lists no module", ErrCorrupt, dir)
+		return fmt.Errorf("%w: %s lists no module", ErrCorrupt, dir)
 	}
 	for name, want := range index.Files {
 		if !filepath.IsLocal(name) {
-			return index, fmt.Errorf("%w: %s lists %q", ErrCorrupt, dir, name)
+			return fmt.Errorf("%w: %s lists %q", ErrCorrupt, dir, name)
 		}
-		have, err := sum(filepath.Join(dir, name), false)
+		have, err := sum(filepath.Join(dir, name), want.Hole)
 		if err != nil {
-			return index, fmt.Errorf("%w: %w", ErrCorrupt, err)
+			return fmt.Errorf("%w: %w", ErrCorrupt, err)
 		}
 		if have != want {
-			return index, fmt.Errorf("%w: %s has %d bytes of digest %.12s, its index says %d of %.12s",
+			return fmt.Errorf("%w: %s has %d bytes of digest %.12s, its index says %d of %.12s",
 				ErrCorrupt, filepath.Join(dir, name), have.Size, have.SHA256, want.Size, want.SHA256)
 		}
 	}
-	return index, nil
+	return nil
 }
 
-func sum(path string, sync bool) (File, error) {
+// seal syncs a file and sums it. The hole of the largest kind of file, the engine's,
+// is found as the file system tells it; where it tells none there is none.
+func seal(path string) (File, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return File{}, err
 	}
 	defer f.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, f)
-	if err == nil && sync {
-		err = f.Sync()
+	if err := f.Sync(); err != nil {
+		return File{}, err
 	}
-	return File{Size: n, SHA256: hex.EncodeToString(h.Sum(nil))}, err
+	var hole [2]int64
+	if _, err := os.Stat(filepath.Join(filepath.Dir(filepath.Dir(path)), CodeFile)); err == nil {
+		hole = findHole(f)
+	}
+	return sum(path, hole)
+}
+
+func findHole(f *os.File) (hole [2]int64) {
+	begin, err := f.Seek(0, unix.SEEK_HOLE)
+	if err != nil {
+		return hole
+	}
+	end, err := f.Seek(begin, unix.SEEK_DATA)
+	if err != nil || end <= begin { // at the end of the file: no hole
+		return hole
+	}
+	return [2]int64{begin, end}
+}
+
+// sum of a file without its hole.
+func sum(path string, hole [2]int64) (File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return File{}, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return File{}, err
+	}
+	if hole[0] < 0 || hole[1] < hole[0] || hole[1] > st.Size() {
+		return File{}, fmt.Errorf("%s has %d bytes, and a hole from %d to %d", path, st.Size(), hole[0], hole[1])
+	}
+	h := sha256.New()
+	n, err := io.Copy(h, io.NewSectionReader(f, 0, hole[0]))
+	if err == nil {
+		var rest int64
+		rest, err = io.Copy(h, io.NewSectionReader(f, hole[1], st.Size()-hole[1]))
+		n += rest + hole[1] - hole[0]
+	}
+	return File{Size: n, SHA256: hex.EncodeToString(h.Sum(nil)), Hole: hole}, err
 }
 
 // DigestFile is "sha256:<hex>" of a file.
 func DigestFile(path string) (string, error) {
-	f, err := sum(path, false)
+	f, err := sum(path, [2]int64{})
 	return "sha256:" + f.SHA256, err
 }

@@ -5,9 +5,11 @@
 // removed and compiled again.
 //
 // An entry is <cache>/<key>/ with index.json, module.wasm (what the engine is
-// given) and wazero's own directory with the native code. The key has the
+// given), code (native code, which replicas map and share) and wazero's own
+// directory with what else belongs to the code. The key has the
 // module's digest and everything that the code depends on. Entries appear by
 // rename, complete.
 //
-// wasmruntime and the runner import it; it imports the standard library.
+// wasmruntime and the runner import it; it imports the standard library and
+// golang.org/x/sys.
 package cache

@@ -9,6 +9,8 @@
 //   - Stub replaces every function body by `unreachable`: with native code in
 //     the cache the bodies are never looked at again, but decoding and
 //     validating them would be most of a large module's start.
+//   - MergeData makes fewer data segments: the engine keeps a hundred bytes and
+//     more for each, and a small Go program has twenty thousand.
 //
 // All of them expect a module that modcheck.Check admitted. The compiler
 // child calls them, after its own Check.

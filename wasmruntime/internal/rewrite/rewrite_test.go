@@ -43,6 +43,7 @@ func TestRewrittenModulesAreValid(t *testing.T) {
 		for how, f := range map[string]func([]byte) ([]byte, error){
 			"remainders": rewrite.ReplaceRemainders,
 			"tables":     func(b []byte) ([]byte, error) { return rewrite.CapTables(b, 1000) },
+			"data":       rewrite.MergeData,
 			"stub":       func(b []byte) ([]byte, error) { return rewrite.Stub(b, 1000) },
 		} {
 			out, err := f(bytes.Clone(m))

@@ -1,0 +1,5 @@
+//go:build interpreter
+
+package runner
+
+const onlyInterpreter = true
