@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -194,6 +195,41 @@ func TestCommandIsKilled(t *testing.T) {
 		t.Error("the guest runs on")
 	}
 }
+
+// Who has no cache folder, or one that can't be made, compiles for this run, and
+// leaves nothing behind.
+func TestCommandWithoutACacheFolder(t *testing.T) {
+	module := wat(t, sayAndExit)
+	for _, user := range []int{os.Getuid(), ordinary} {
+		for _, home := range []string{"", "HOME=/dev/null", "XDG_CACHE_HOME=/proc"} {
+			t.Run(fmt.Sprintf("uid %d with %q", user, home), func(t *testing.T) {
+				if user != os.Getuid() && os.Getuid() != 0 {
+					t.Skip("only root can become somebody else")
+				}
+				cmd := command(t, user, module)
+				cmd.Args = slices.DeleteFunc(cmd.Args, func(a string) bool { return strings.HasPrefix(a, "--cache-dir") || strings.HasPrefix(a, cache) })
+				temporary := openDir(t, user)
+				cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + temporary}
+				if home != "" {
+					cmd.Env = append(cmd.Env, home)
+				}
+				if r := finish(t, cmd, ""); r != (result{0, "hello\n", ""}) {
+					t.Errorf("%+v", r)
+				}
+				if left, err := os.ReadDir(temporary); err != nil || len(left) > 0 {
+					t.Errorf("%v is left, %v", left, err)
+				}
+			})
+		}
+	}
+}
+
+const sayAndExit = `(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $w (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "hello\0a")
+  (data (i32.const 0) "\10\00\00\00\06\00\00\00")
+  (func (export "_start") (drop (call $w (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))`
 
 // Several at once share a cache that is empty: each compiles or waits, none
 // takes another's for left over.
