@@ -152,6 +152,8 @@ func (o *wasmRun) setUser(spec *wasmruntime.Spec) (err error) {
 		return fmt.Errorf("--user %s: only root can start a guest as somebody else", o.user)
 	case o.user != "":
 		spec.UID, spec.GID, err = parseUser(o.user)
+	case os.Geteuid() == 0 && !mayBecomeOthers():
+		spec.UID, spec.GID = 0, uint32(os.Getegid())
 	case len(spec.Mounts) > 0:
 		var st syscall.Stat_t
 		if err = syscall.Stat(spec.Mounts[0].Host, &st); err == nil {
@@ -203,6 +205,15 @@ func (o *wasmRun) cacheFolder() (dir string, kept bool, err error) {
 	}
 	dir, err = os.MkdirTemp("", "coracle-wasm-cache-")
 	return dir, false, err
+}
+
+// mayBecomeOthers is false for a root from whom a container took the
+// capabilities; its guests are who it is.
+func mayBecomeOthers() bool {
+	var sets [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &sets[0])
+	const need = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID
+	return err == nil && sets[0].Effective&need == need
 }
 
 func (o *wasmRun) findRunner() (string, error) {

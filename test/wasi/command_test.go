@@ -125,6 +125,36 @@ func TestCommandAsRoot(t *testing.T) {
 	}
 }
 
+// A root whose container took its capabilities starts guests as itself: in its
+// own folder, and in another's that is open to all.
+func TestCommandAsRootWithoutCapabilities(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root")
+	}
+	module := clang(t, "touch.wasm", "-xc", touchC(t))
+	for _, c := range []struct {
+		owner int
+		mode  os.FileMode
+		made  bool
+	}{{0, 0o755, true}, {ordinary, 0o777, true}, {ordinary, 0o755, false}} {
+		dir := openDir(t, c.owner)
+		if err := os.Chmod(dir, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		cmd := command(t, 0, "--dir", dir+"::/", module)
+		setpriv, err := exec.LookPath("setpriv")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Path, cmd.Args = setpriv, append([]string{"setpriv", "--bounding-set=-all", "--inh-caps=-all"}, cmd.Args...)
+		r := finish(t, cmd, "")
+		info, err := os.Stat(filepath.Join(dir, "made"))
+		if c.made && (r.code != 0 || err != nil || info.Sys().(*syscall.Stat_t).Uid != 0) || !c.made && (r.code != 1 || err == nil) {
+			t.Errorf("%+v: %+v, %v", c, r, err)
+		}
+	}
+}
+
 func touchC(t *testing.T) string {
 	dir := openDir(t, os.Getuid())
 	write(t, dir+"/touch.c", "#include <stdio.h>\nint main(void) { return !fopen(\"/made\", \"w\"); }\n")
