@@ -85,7 +85,7 @@ that ended it; 137 when it ran out of memory; 125 when no guest was started.`,
 	f.StringArrayVar(&o.dns, "dns", nil, "a name server for --sockets, ADDRESS or ADDRESS:PORT, instead of those of /etc/resolv.conf (repeatable)")
 	f.StringVar(&o.user, "user", "", "UID or UID:GID of the guest, when run by root")
 	f.BoolVar(&o.notifyTerm, "notify-term", false, "tell the guest of SIGTERM by the descriptor in CORACLE_TERM_FD, instead of ending it")
-	f.StringVar(&o.cacheDir, "cache-dir", "", "where compiled code is kept (default: coracle/wasm in the user's cache folder)")
+	f.StringVar(&o.cacheDir, "cache-dir", "", "where compiled code is kept (default: coracle/wasm in the user's cache folder, or nowhere if that can't be written)")
 	f.StringVar(&o.runner, "runner", "", "the wasmrunner program (default: beside this one, or in PATH)")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{startFailed, err} })
 	return cmd

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coracle-edge/coracle/wasmruntime"
 )
 
@@ -35,10 +37,11 @@ func (o *wasmRun) run(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	rt, err := o.runtime()
+	rt, forget, err := o.runtime(spec.Digest)
 	if err != nil {
 		return 0, err
 	}
+	defer forget()
 	if spec.Dir, err = os.MkdirTemp("", "coracle-wasm-"); err != nil {
 		return 0, err
 	}
@@ -149,6 +152,8 @@ func (o *wasmRun) setUser(spec *wasmruntime.Spec) (err error) {
 		return fmt.Errorf("--user %s: only root can start a guest as somebody else", o.user)
 	case o.user != "":
 		spec.UID, spec.GID, err = parseUser(o.user)
+	case os.Geteuid() == 0 && !mayBecomeOthers():
+		spec.UID, spec.GID = 0, uint32(os.Getegid())
 	case len(spec.Mounts) > 0:
 		var st syscall.Stat_t
 		if err = syscall.Stat(spec.Mounts[0].Host, &st); err == nil {
@@ -159,24 +164,56 @@ func (o *wasmRun) setUser(spec *wasmruntime.Spec) (err error) {
 	return err
 }
 
-func (o *wasmRun) runtime() (*wasmruntime.Runtime, error) {
+// runtime is one for the module with that digest; forget is for when it ended.
+func (o *wasmRun) runtime(digest string) (rt *wasmruntime.Runtime, forget func(), err error) {
 	runner, err := o.findRunner()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	dir := o.cacheDir
-	if dir == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return nil, fmt.Errorf("%w: say with --cache-dir where compiled code may be kept", err)
-		}
-		dir = filepath.Join(cache, "coracle", "wasm")
-	}
-	rt, err := wasmruntime.New(wasmruntime.Options{RunnerPath: runner, CacheDir: dir})
+	dir, kept, err := o.cacheFolder()
 	if err != nil {
-		return nil, fmt.Errorf("%w (--cache-dir and --runner name others)", err)
+		return nil, nil, fmt.Errorf("wasm code cache: %w (--cache-dir names another)", err)
 	}
-	return rt, nil
+	forget = func() {
+		if !kept {
+			// Entries are read-only: who makes them knows how to remove them.
+			if err := errors.Join(rt.Forget(digest), os.RemoveAll(dir)); err != nil {
+				fmt.Fprintln(os.Stderr, "coracle: remove the compiled code:", err)
+			}
+		}
+	}
+	if rt, err = wasmruntime.New(wasmruntime.Options{RunnerPath: runner, CacheDir: dir}); err != nil {
+		if !kept {
+			os.RemoveAll(dir)
+		}
+		return nil, nil, fmt.Errorf("%w (--cache-dir and --runner name others)", err)
+	}
+	return rt, forget, nil
+}
+
+// cacheFolder is where compiled code is kept. A user who has no cache folder,
+// as in many a build's environment, or can't write to it, has one for this run.
+func (o *wasmRun) cacheFolder() (dir string, kept bool, err error) {
+	if o.cacheDir != "" {
+		return o.cacheDir, true, nil
+	}
+	if user, err := os.UserCacheDir(); err == nil {
+		dir = filepath.Join(user, "coracle", "wasm")
+		if os.MkdirAll(dir, 0o700) == nil && unix.Access(dir, unix.W_OK|unix.X_OK) == nil {
+			return dir, true, nil
+		}
+	}
+	dir, err = os.MkdirTemp("", "coracle-wasm-cache-")
+	return dir, false, err
+}
+
+// mayBecomeOthers is false for a root from whom a container took the
+// capabilities; its guests are who it is.
+func mayBecomeOthers() bool {
+	var sets [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &sets[0])
+	const need = 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID
+	return err == nil && sets[0].Effective&need == need
 }
 
 func (o *wasmRun) findRunner() (string, error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -124,6 +125,36 @@ func TestCommandAsRoot(t *testing.T) {
 	}
 }
 
+// A root whose container took its capabilities starts guests as itself: in its
+// own folder, and in another's that is open to all.
+func TestCommandAsRootWithoutCapabilities(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root")
+	}
+	module := clang(t, "touch.wasm", "-xc", touchC(t))
+	for _, c := range []struct {
+		owner int
+		mode  os.FileMode
+		made  bool
+	}{{0, 0o755, true}, {ordinary, 0o777, true}, {ordinary, 0o755, false}} {
+		dir := openDir(t, c.owner)
+		if err := os.Chmod(dir, c.mode); err != nil {
+			t.Fatal(err)
+		}
+		cmd := command(t, 0, "--dir", dir+"::/", module)
+		setpriv, err := exec.LookPath("setpriv")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Path, cmd.Args = setpriv, append([]string{"setpriv", "--bounding-set=-all", "--inh-caps=-all"}, cmd.Args...)
+		r := finish(t, cmd, "")
+		info, err := os.Stat(filepath.Join(dir, "made"))
+		if c.made && (r.code != 0 || err != nil || info.Sys().(*syscall.Stat_t).Uid != 0) || !c.made && (r.code != 1 || err == nil) {
+			t.Errorf("%+v: %+v, %v", c, r, err)
+		}
+	}
+}
+
 func touchC(t *testing.T) string {
 	dir := openDir(t, os.Getuid())
 	write(t, dir+"/touch.c", "#include <stdio.h>\nint main(void) { return !fopen(\"/made\", \"w\"); }\n")
@@ -194,6 +225,41 @@ func TestCommandIsKilled(t *testing.T) {
 		t.Error("the guest runs on")
 	}
 }
+
+// Who has no cache folder, or one that can't be made, compiles for this run, and
+// leaves nothing behind.
+func TestCommandWithoutACacheFolder(t *testing.T) {
+	module := wat(t, sayAndExit)
+	for _, user := range []int{os.Getuid(), ordinary} {
+		for _, home := range []string{"", "HOME=/dev/null", "XDG_CACHE_HOME=/proc"} {
+			t.Run(fmt.Sprintf("uid %d with %q", user, home), func(t *testing.T) {
+				if user != os.Getuid() && os.Getuid() != 0 {
+					t.Skip("only root can become somebody else")
+				}
+				cmd := command(t, user, module)
+				cmd.Args = slices.DeleteFunc(cmd.Args, func(a string) bool { return strings.HasPrefix(a, "--cache-dir") || strings.HasPrefix(a, cache) })
+				temporary := openDir(t, user)
+				cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + temporary}
+				if home != "" {
+					cmd.Env = append(cmd.Env, home)
+				}
+				if r := finish(t, cmd, ""); r != (result{0, "hello\n", ""}) {
+					t.Errorf("%+v", r)
+				}
+				if left, err := os.ReadDir(temporary); err != nil || len(left) > 0 {
+					t.Errorf("%v is left, %v", left, err)
+				}
+			})
+		}
+	}
+}
+
+const sayAndExit = `(module
+  (import "wasi_snapshot_preview1" "fd_write" (func $w (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "hello\0a")
+  (data (i32.const 0) "\10\00\00\00\06\00\00\00")
+  (func (export "_start") (drop (call $w (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))`
 
 // Several at once share a cache that is empty: each compiles or waits, none
 // takes another's for left over.

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // functions are all of preview 1.
@@ -95,6 +97,36 @@ func TestPreview1(t *testing.T) {
 			t.Run(c.name(), func(t *testing.T) { alone(t, module, c) })
 		}
 	}
+}
+
+// Standard streams are streams, no sockets, even where the parent made them of
+// a socket pair, as Node does: the guest can't shut them down.
+func TestPreview1OverSocketPairs(t *testing.T) {
+	module, cases := suite(t)
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "the guest's")
+	defer ours.Close()
+	cmd := command(t, os.Getuid(), "--dir", openDir(t, os.Getuid())+"::/", module)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, theirs
+	err = cmd.Start()
+	theirs.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Shutdown(fds[0], unix.SHUT_WR); err != nil { // nothing to wait for at stdin
+		t.Error(err)
+	}
+	out, err := io.ReadAll(ours)
+	if err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the suite ended with %v", err)
+	}
+	report(t, cases, string(out))
 }
 
 // report makes a test of every case that isn't alone: "ok" or "FAIL" and its

@@ -26,10 +26,10 @@ CASE("fd_read", "a directory can't be read, written or positioned") {
     struct iovec_ v = {(char[8]){0}, 8};
     u32 n;
     u64 at;
-    EQ(w_fd_read(dir, &v, 1, &n), NOTCAPABLE);
-    EQ(w_fd_pread(dir, &v, 1, 0, &n), NOTCAPABLE);
-    EQ(w_fd_write(dir, &v, 1, &n), NOTCAPABLE);
-    EQ(w_fd_pwrite(dir, &v, 1, 0, &n), NOTCAPABLE);
+    EQ(w_fd_read(dir, &v, 1, &n), BADF);
+    EQ(w_fd_pread(dir, &v, 1, 0, &n), BADF);
+    EQ(w_fd_write(dir, &v, 1, &n), BADF);
+    EQ(w_fd_pwrite(dir, &v, 1, 0, &n), BADF);
     EQ(w_fd_seek(dir, 0, SET, &at), BADF);
     EQ(w_fd_tell(dir, &at), BADF);
     EQ(w_fd_allocate(dir, 0, 1), NOTCAPABLE);

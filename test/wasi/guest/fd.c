@@ -22,11 +22,11 @@ CASE("fd_write", "BADF, FAULT of the list, of a buffer and of the result") {
     EQ(w_fd_write(fd, &out, 1, &n), FAULT);
     EQ(w_fd_write(fd, &v, 1u << 31, &n), INVAL);
 }
-CASE("fd_write", "NOTCAPABLE without the right") {
+CASE("fd_write", "BADF without the right") {
     touch(dir, "f", "x");
     u32 fd = open_at(dir, "f", 0, R_READ, 0), n;
     struct iovec_ v = {"y", 1};
-    EQ(w_fd_write(fd, &v, 1, &n), NOTCAPABLE);
+    EQ(w_fd_write(fd, &v, 1, &n), BADF);
     is(dir, "f", "x");
 }
 CASE("fd_write", "APPEND writes at the end wherever the position is, and leaves it there") {
@@ -53,15 +53,15 @@ CASE("fd_read", "fills several buffers, gives less at the end and nothing after 
     EQ(read_some(fd, a, 3), 0);
     EQ(read_some(fd, a, 0), 0);
 }
-CASE("fd_read", "BADF, FAULT, NOTCAPABLE") {
+CASE("fd_read", "BADF, without the right too; FAULT") {
     u32 fd = create(dir, "f", "abc"), wo = open_at(dir, "f", 0, R_WRITE, 0), n;
     char b[4];
     struct iovec_ v = {b, 4}, out = {OUTSIDE, 64};
     EQ(w_fd_read(9999, &v, 1, &n), BADF);
     EQ(w_fd_read(fd, OUTSIDE, 1, &n), FAULT);
     EQ(w_fd_read(fd, &out, 1, &n), FAULT);
-    EQ(w_fd_read(wo, &v, 1, &n), NOTCAPABLE);
-    EQ(w_fd_read(1, &v, 1, &n), NOTCAPABLE);
+    EQ(w_fd_read(wo, &v, 1, &n), BADF);
+    EQ(w_fd_read(1, &v, 1, &n), BADF);
 }
 CASE("fd_pread", "reads at an offset and leaves the position") {
     u32 fd = create(dir, "f", "abcdef"), n = 0;
@@ -78,14 +78,14 @@ CASE("fd_pread", "reads at an offset and leaves the position") {
     OK(w_fd_tell(fd, &at));
     EQ(at, 0);
 }
-CASE("fd_pread", "BADF, INVAL for an offset past what a file can have, FAULT, NOTCAPABLE, SPIPE") {
+CASE("fd_pread", "BADF, INVAL for an offset past what a file can have, FAULT, SPIPE") {
     u32 fd = create(dir, "f", "abc"), wo = open_at(dir, "f", 0, R_WRITE, 0), n;
     char b[4];
     struct iovec_ v = {b, 4}, out = {OUTSIDE, 64};
     EQ(w_fd_pread(9999, &v, 1, 0, &n), BADF);
     EQ(w_fd_pread(fd, &v, 1, 1ull << 63, &n), INVAL);
     EQ(w_fd_pread(fd, &out, 1, 0, &n), FAULT);
-    EQ(w_fd_pread(wo, &v, 1, 0, &n), NOTCAPABLE);
+    EQ(w_fd_pread(wo, &v, 1, 0, &n), BADF);
 }
 ALONE("fd_pread", "SPIPE on a pipe") {
     u32 n;
@@ -112,13 +112,13 @@ CASE("fd_pwrite", "goes to its offset with APPEND too") {
     OK(w_fd_pwrite(fd, &v, 1, 1, &n));
     is(dir, "f", "aXcd");
 }
-CASE("fd_pwrite", "BADF, INVAL, FAULT, NOTCAPABLE") {
+CASE("fd_pwrite", "BADF, INVAL, FAULT") {
     u32 fd = create(dir, "f", ""), ro = open_at(dir, "f", 0, R_READ, 0), n;
     struct iovec_ v = {"x", 1}, out = {OUTSIDE, 64};
     EQ(w_fd_pwrite(9999, &v, 1, 0, &n), BADF);
     EQ(w_fd_pwrite(fd, &v, 1, 1ull << 63, &n), INVAL);
     EQ(w_fd_pwrite(fd, &out, 1, 0, &n), FAULT);
-    EQ(w_fd_pwrite(ro, &v, 1, 0, &n), NOTCAPABLE);
+    EQ(w_fd_pwrite(ro, &v, 1, 0, &n), BADF);
 }
 CASE("fd_seek", "from the start, the position and the end, and past it") {
     u32 fd = create(dir, "f", "0123456789");
@@ -321,7 +321,7 @@ CASE("fd_fdstat_set_rights", "takes away for good, never gives; BADF") {
     char b[1];
     struct iovec_ v = {b, 1};
     OK(w_fd_fdstat_set_rights(fd, R_FILE & ~R_READ, 0));
-    EQ(w_fd_read(fd, &v, 1, &n), NOTCAPABLE);
+    EQ(w_fd_read(fd, &v, 1, &n), BADF);
     EQ(fdstat(fd).base & R_READ, 0);
     EQ(w_fd_fdstat_set_rights(fd, R_FILE, 0), NOTCAPABLE);
     EQ(w_fd_fdstat_set_rights(fd, 0, R_READ), NOTCAPABLE);

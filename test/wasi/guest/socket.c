@@ -14,6 +14,7 @@ CASE("sock_recv", "NOTSOCK, BADF") {
     char b[4];
     struct iovec_ v = {b, 4};
     EQ(w_sock_recv(fd, &v, 1, 0, &n, &flags), NOTSOCK);
+    EQ(w_sock_recv(0, &v, 1, 0, &n, &flags), NOTSOCK);
     EQ(w_sock_recv(9999, &v, 1, 0, &n, &flags), BADF);
 }
 CASE("sock_send", "NOTSOCK, BADF") {
@@ -26,7 +27,8 @@ CASE("sock_send", "NOTSOCK, BADF") {
 CASE("sock_shutdown", "NOTSOCK, BADF") {
     u32 fd = create(dir, "f", "");
     EQ(w_sock_shutdown(fd, 1), NOTSOCK);
-    EQ(w_sock_shutdown(1, 1), NOTSOCK);
+    for (u32 i = 0; i < 3; i++)
+        for (u32 how = 1; how < 4; how++) EQ(w_sock_shutdown(i, how), NOTSOCK);
     EQ(w_sock_shutdown(9999, 1), BADF);
 }
 /* Descriptor 3 listens. The test connects when it is asked to. */

@@ -61,12 +61,14 @@ func Enter(cfg Config) (walls []string, err error) {
 		note("chroot", err)
 	}
 	if cfg.SetUser {
+		already := cfg.UID == uint32(os.Getuid()) && cfg.GID == uint32(os.Getgid())
 		err := setUser(cfg)
-		if err != nil && !inNamespace {
+		if err != nil && !inNamespace && !already {
 			return walls, err
 		}
 		// In a user namespace that has no such user, root is the ordinary
-		// user who made it, and the guest stays that user.
+		// user who made it, and the guest stays that user. A root without
+		// capabilities can't even leave its groups.
 		note(fmt.Sprintf("uid %d", cfg.UID), err)
 	}
 	note("capabilities", dropCapabilities())

@@ -28,8 +28,19 @@ func (s *System) vectors(m memory, list, n uint64) ([][]byte, errno) {
 	return s.iovs, ok
 }
 
+// transfer finds a descriptor that is open for reading or for writing. Others
+// are BADF, as they are to read(2) and write(2) and in other runtimes, and not
+// NOTCAPABLE, which no program knows.
+func (s *System) transfer(fd, right uint64) (*file, errno) {
+	f, e := s.get(uint32(fd), right)
+	if e == eNotcap {
+		e = eBadf
+	}
+	return f, e
+}
+
 func fdRead(s *System, m memory, a []uint64) errno {
-	f, e := s.get(uint32(a[0]), rightRead)
+	f, e := s.transfer(a[0], rightRead)
 	if e != ok {
 		return e
 	}
@@ -67,7 +78,7 @@ func retry(f func() (int, error)) (int, error) {
 }
 
 func fdWrite(s *System, m memory, a []uint64) errno {
-	f, e := s.get(uint32(a[0]), rightWrite)
+	f, e := s.transfer(a[0], rightWrite)
 	if e != ok {
 		return e
 	}
@@ -110,7 +121,7 @@ func appendTo(fd int, iovs [][]byte) (int, error) {
 }
 
 func fdPread(s *System, m memory, a []uint64) errno {
-	f, e := s.get(uint32(a[0]), rightRead)
+	f, e := s.transfer(a[0], rightRead)
 	if e != ok {
 		return e
 	}
@@ -132,7 +143,7 @@ func fdPread(s *System, m memory, a []uint64) errno {
 }
 
 func fdPwrite(s *System, m memory, a []uint64) errno {
-	f, e := s.get(uint32(a[0]), rightWrite)
+	f, e := s.transfer(a[0], rightWrite)
 	if e != ok {
 		return e
 	}

@@ -32,13 +32,15 @@ func sockAccept(s *System, m memory, a []uint64) errno {
 	return s.opened(m, a[2], &file{fd: fd, dirFD: -1, kind: typeStream, flags: uint16(a[1]), base: rightsSocket})
 }
 
-// socket finds a connected one.
+// socket finds a connected one. The standard streams are none, whatever they
+// lead to: some parents make their pipes of socket pairs, and what they share
+// with a guest isn't the guest's to shut down.
 func (s *System) socket(fd uint64, rights uint64) (*file, errno) {
 	f, e := s.get(uint32(fd), 0)
 	switch {
 	case e != ok:
 		return nil, e
-	case f.kind != typeStream && f.kind != typeDatagram || f.preopen != "":
+	case f.kind != typeStream && f.kind != typeDatagram || f.preopen != "" || f.stdio:
 		return nil, eNotsock
 	case f.base&rights != rights:
 		return nil, eNotcap

@@ -71,7 +71,7 @@ func New(cfg Config) *System {
 		s.mono = ts.Nano()
 	}
 	for i, fd := range []int{cfg.Stdin, cfg.Stdout, cfg.Stderr} {
-		f := &file{fd: fd, dirFD: -1, kind: typeUnknown, base: rightsStdout}
+		f := &file{fd: fd, dirFD: -1, kind: typeUnknown, base: rightsStdout, stdio: true}
 		if i == 0 {
 			f.base = rightsStdin
 		}

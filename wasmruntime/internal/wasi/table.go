@@ -81,6 +81,7 @@ type file struct {
 	preopen  string // guest path of a preopen
 	readOnly bool
 	listener bool
+	stdio    bool
 	// singles makes it a directory of single files.
 	singles []single
 	// dirPos is where dirFD stands, to spare an lseek per fd_readdir.
