@@ -50,7 +50,8 @@ lint() {
   [ -z "$unformatted" ] || { echo "gofmt would change: $unformatted"; return 1; }
   examples/build.sh check || return 1
   CGO_ENABLED=0 "$go" vet ./... || return 1
-  CGO_ENABLED=0 GOFLAGS="$GOFLAGS" staticcheck -tags grpcnotrace ./...
+  # With those that make test-slow runs.
+  CGO_ENABLED=0 GOFLAGS="$GOFLAGS" staticcheck -tags grpcnotrace,slow ./...
 }
 # The two example modules that are too large to be committed.
 large_examples() { PATH=$("$go" env GOROOT)/bin:$PATH examples/build.sh config && examples/build.sh python; }

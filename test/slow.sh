@@ -13,7 +13,7 @@ steps=("$@")
 failed_steps=()
 
 gotest() { # NAME go-test-arguments...
-  test/go test -json -count=1 -timeout 60m "${@:2}" >"$out/$1.json" 2>&1
+  test/go test -json -count=1 -tags grpcnotrace,slow -timeout 60m "${@:2}" >"$out/$1.json" 2>&1
   local rc=$?
   python3 test/report.py --failures "$out/$1.json"
   return $rc

@@ -5,7 +5,7 @@
 // It has tests only, and what they read. `make critest` (test/critest.sh) builds
 // critest and containerd into bin/tools/cri and runs them; then, by hand:
 //
-//	go test ./test/critest -run TestSuite -args -full -focus=execSync -runs=containerd,crishim
+//	go test -tags grpcnotrace,slow ./test/critest -run TestSuite -args -focus=execSync -runs=containerd,crishim
 //
 // wasm-skips.txt lists the specs that don't apply to Wasm, each with the reason; one
 // that is neither run nor listed is a failure. box is what stands for busybox there.

@@ -1,3 +1,5 @@
+//go:build slow
+
 package critest
 
 import (
@@ -23,7 +25,6 @@ import (
 )
 
 var (
-	full     = flag.Bool("full", false, "run critest, which takes minutes; `make critest` says it")
 	focus    = flag.String("focus", "", "only the specs that match (a regular expression)")
 	runs     = flag.String("runs", "containerd,crishim,wasm", "which of the runs")
 	versions = flag.String("versions", newest, "which versions of critest, in a comma list")
@@ -33,19 +34,10 @@ var (
 // of which the others lack some.
 const newest = "v1.37.0"
 
-func TestMain(m *testing.M) {
-	rc := lab.Main(m)
-	lab.Cleanup()
-	os.Exit(rc)
-}
-
 // TestSuite runs critest against containerd alone, against crishim with that
 // containerd behind it, and against crishim alone with Wasm images. Every spec of
 // the second and the third is a subtest.
 func TestSuite(t *testing.T) {
-	if !*full {
-		t.Skip("takes minutes: `make critest` runs it")
-	}
 	lab.NeedNamespaces(t)
 	for version := range strings.SplitSeq(*versions, ",") {
 		t.Run(version, func(t *testing.T) { suite(t, newRig(t, version)) })

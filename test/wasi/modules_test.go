@@ -1,3 +1,5 @@
+//go:build slow
+
 package wasi
 
 import (
@@ -11,11 +13,11 @@ import (
 )
 
 // modules is where examples/modules/build.sh put what it built.
-var modules = flag.String("modules", "", "folder of examples/modules/build.sh; without it their tests are skipped")
+var modules = flag.String("modules", "", "folder of examples/modules/build.sh")
 
 func built(t *testing.T, name string) string {
 	if *modules == "" {
-		t.Skip("takes minutes: make test-slow builds the modules and runs it")
+		t.Fatal("-modules isn't given: test/slow.sh modules builds them")
 	}
 	return filepath.Join(*modules, name)
 }
