@@ -145,6 +145,15 @@ func (m *Manager) recoverContainer(ctx context.Context, c *container) {
 		close(c.ended)
 		return
 	}
+	if exit, ended := proc.ExitStatus(); ended && exit.Reason == reasonStartError {
+		// Who was starting it is gone, and with it the guest: it never ran, and nobody
+		// was told that it couldn't. It can be started as if nothing had been tried.
+		if err := proc.Delete(ctx); err == nil {
+			c.proc = nil
+			return
+		}
+		m.log.Warn("what a start left that was cut off can't be removed", "container", c.id, "err", err)
+	}
 	c.rec.StartedAt = proc.StartedAt()
 	if at := c.rec.RestAt; at != nil {
 		if err := cutLog(c.rec.LogPath, *at); err != nil {

@@ -527,14 +527,22 @@ func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Co
 		w.eventOnce(v1.EventTypeWarning, "Failed", "Error: "+message(err))
 		return fmt.Errorf("container %s: %s: %w", c.Name, reason, err)
 	}
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	previous := seen.find(c.Name)
+	run := w.nextRun(previous, c.Name)
+	if previous != nil && previous.state == stateCreated && !previous.lost {
+		// It never ran, because this agent ended before: this is its run, not the next.
+		if _, err := w.m.cfg.Runtime.RemoveContainer(call, &runtimeapi.RemoveContainerRequest{ContainerId: previous.id}); err != nil && !isNotFound(err) {
+			return fail(reasonCreate, err)
+		}
+		run = previous.restartCount
+	}
 	pod := w.withAddresses(ips)
-	config, err := w.m.containerConfig(pod, c, img, w.mounted, ips, w.nextRun(previous, c.Name))
+	config, err := w.m.containerConfig(pod, c, img, w.mounted, ips, run)
 	if err != nil {
 		return fail(reasonConfig, err)
 	}
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
 	created, err := w.m.cfg.Runtime.CreateContainer(call, &runtimeapi.CreateContainerRequest{PodSandboxId: sandbox, Config: config, SandboxConfig: sc})
 	if err != nil {
 		return fail(reasonCreate, err)

@@ -69,6 +69,24 @@ func TestEndsWhileTheAgentWasAway(t *testing.T) {
 	})
 }
 
+// A container that was made, and not started when the agent died, never ran: it is
+// no restart that it runs now.
+func TestDeathBetweenCreateAndStart(t *testing.T) {
+	on(t, func(b *board) {
+		b.rt.Fail("StartContainer", errors.New("the agent dies"))
+		b.store.put(testPod("p"))
+		b.settle(100 * time.Millisecond)
+		b.stop()
+		b.rt.Fail("StartContainer", nil)
+		b.boot()
+		b.settle(time.Minute)
+		s := b.store.status("uid-p")
+		if s.Phase != v1.PodRunning || s.ContainerStatuses[0].RestartCount != 0 {
+			t.Errorf("%s, %+v", s.Phase, s.ContainerStatuses)
+		}
+	})
+}
+
 // A power cut: everything that should run runs again, without a network, and
 // what was over stays over.
 func TestReboot(t *testing.T) {
