@@ -20,22 +20,30 @@ import (
 	"github.com/coracle-edge/coracle/test/lab"
 )
 
-// TestOCIAndMixedPods runs on a containerd of the test's own: a pod of each
-// kind, a pod with a container of each, and what happens when containerd goes
-// away and comes back.
-func TestOCIAndMixedPods(t *testing.T) {
-	lab.NeedNamespaces(t)
-	reg := lab.StartRegistry(t)
+// startContainerd starts one of the test's own with a registry, and gives the
+// configuration of a node in front of it.
+func startContainerd(t *testing.T) (reg *lab.Registry, ctd *oci.Private, dir string, configure func(*crishim.Config)) {
+	t.Helper()
+	reg = lab.StartRegistry(t)
 	dir, err := os.MkdirTemp("", "cor-ctd-*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	removeCgroups(t, "/coracle-test-oci")
-	ctd := lab.StartContainerdIn(t, dir, reg.HostsDir, true)
-	n := newNode(t, func(c *crishim.Config) {
+	ctd = lab.StartContainerdIn(t, dir, reg.HostsDir, true)
+	return reg, ctd, dir, func(c *crishim.Config) {
 		c.ContainerdSocket, c.RegistryHosts = ctd.Socket(), reg.HostsDir
 		c.CNIConfDir, c.CNIBinDirs = ctd.CNIConfDir(), []string{ctd.CNIBinDir()}
-	})
+	}
+}
+
+// TestOCIAndMixedPods runs on a containerd of the test's own: a pod of each
+// kind, a pod with a container of each, and what happens when containerd goes
+// away and comes back.
+func TestOCIAndMixedPods(t *testing.T) {
+	lab.NeedNamespaces(t)
+	reg, ctd, dir, withContainerd := startContainerd(t)
+	n := newNode(t, withContainerd)
 	busybox := reg.Push(t, "busybox:1", lab.Busybox(t))
 	wasm := reg.Push(t, "probe:1", lab.CNCF(probeModule(t)))
 	for ref, kind := range map[string]string{busybox: "oci", wasm: "wasm"} {

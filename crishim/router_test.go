@@ -46,17 +46,7 @@ func (n *node) pull(ref string) string {
 // TestRouter is about what both stores and both runtimes share.
 func TestRouter(t *testing.T) {
 	lab.NeedNamespaces(t)
-	reg := lab.StartRegistry(t)
-	dir, err := os.MkdirTemp("", "cor-ctd-*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	removeCgroups(t, "/coracle-test-oci")
-	ctd := lab.StartContainerdIn(t, dir, reg.HostsDir, true)
-	withContainerd := func(c *crishim.Config) {
-		c.ContainerdSocket, c.RegistryHosts = ctd.Socket(), reg.HostsDir
-		c.CNIConfDir, c.CNIBinDirs = ctd.CNIConfDir(), []string{ctd.CNIBinDir()}
-	}
+	reg, _, _, withContainerd := startContainerd(t)
 	n := newNode(t, withContainerd)
 
 	t.Run("a tag changes its kind and back", func(t *testing.T) {

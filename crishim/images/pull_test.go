@@ -181,24 +181,7 @@ func TestPullErrors(t *testing.T) {
 // proxy serves a registry through h, which may spoil it.
 func proxy(t *testing.T, reg *lab.Registry, h func(w http.ResponseWriter, r *http.Request, next http.Handler)) (hosts string) {
 	t.Helper()
-	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		req := r.Clone(r.Context())
-		req.RequestURI, req.URL.Scheme, req.URL.Host, req.Host = "", "https", reg.Addr, reg.Addr
-		tr := http.DefaultTransport.(*http.Transport).Clone()
-		tr.TLSClientConfig = insecure()
-		resp, err := tr.RoundTrip(req)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
-			return
-		}
-		defer resp.Body.Close()
-		for k, v := range resp.Header {
-			w.Header()[k] = v
-		}
-		w.WriteHeader(resp.StatusCode)
-		_, _ = copyBody(w, resp.Body)
-	})
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h(w, r, next) }))
+	srv := httptest.NewServer(forward(t, reg, h))
 	t.Cleanup(srv.Close)
 	dir := filepath.Join(t.TempDir(), lab.RegistryName)
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -166,7 +166,7 @@ func (t *transfer) watch(ctx context.Context, what string, f func(context.Contex
 				return
 			case <-tick.C:
 				now := t.traffic.moved.Load()
-				if now == last {
+				if now == last && t.traffic.waiting.Load() == 0 {
 					cancel(fmt.Errorf("%w: no byte of %s for %v", ErrRegistry, what, stall))
 					return
 				}

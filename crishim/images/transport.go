@@ -17,8 +17,8 @@ import (
 
 // traffic of a transfer.
 type traffic struct {
-	// moved changes whenever something came in, or there is a reason to wait.
-	moved atomic.Int64
+	moved   atomic.Int64 // changes whenever something came in, and after a wait
+	waiting atomic.Int32 // requests that a registry wants to come later
 }
 
 // maxRetryAfter is how long a pull waits because a registry asks for it.
@@ -97,19 +97,18 @@ func retryAfter(resp *http.Response, now time.Time) (time.Duration, bool) {
 
 // wait isn't a stall.
 func (t *transport) wait(ctx context.Context, d time.Duration) error {
+	t.traffic.waiting.Add(1)
+	defer func() {
+		t.traffic.moved.Add(1)
+		t.traffic.waiting.Add(-1)
+	}()
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-timer.C:
-			return nil
-		case <-tick.C:
-			t.traffic.moved.Add(1)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
