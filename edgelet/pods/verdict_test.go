@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,7 +16,9 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/edgelet/devices"
+	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/pods/fakecri"
+	"github.com/coracle-edge/coracle/edgelet/volumes"
 )
 
 func priority(n int32) podOption { return func(p *v1.Pod) { p.Spec.Priority = &n } }
@@ -172,44 +175,38 @@ func TestACriticalPodFindsRoom(t *testing.T) {
 	})
 }
 
-// yieldingNode lets everybody else go first.
-type yieldingNode struct{ fakeNode }
+// slowNode takes its time, so that others come between.
+type slowNode struct{ fakeNode }
 
-func (n yieldingNode) Allocatable() v1.ResourceList {
-	for range 1000 {
-		runtime.Gosched()
-	}
-	return n.fakeNode.Allocatable()
-}
-
-func (n yieldingNode) Labels() map[string]string {
-	for range 1000 {
-		runtime.Gosched()
-	}
+func (n slowNode) Labels() map[string]string {
+	time.Sleep(5 * time.Millisecond)
 	return n.fakeNode.Labels()
 }
 
-// Two pods that come at once don't both get the last of it.
+// Pods that come at once don't all get the last of it.
 func TestAdmissionIsOneAfterTheOther(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBoard(t)
-		b.more = func(c *Config) { c.Node = yieldingNode{} }
-		b.boot()
-		defer func() { b.stop() }()
-		for i := range 4 {
-			b.store.put(testPod(fmt.Sprint("p", i), asks("1", "1Mi")))
-		}
-		b.settle(time.Minute)
-		running := 0
-		for i := range 4 {
-			if b.store.status(fmt.Sprint("uid-p", i)).Phase == v1.PodRunning {
-				running++
+	b := newBoard(t)
+	m, err := New(Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
+		Volumes: volumes.New(volumes.Config{Dir: b.dir, Objects: b.store}), Node: slowNode{}, LogsDir: b.dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var taken atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 4 {
+		pod := testPod(fmt.Sprint("p", i), asks("1", "1Mi"))
+		w := newWorker(m, pod.Namespace, pod.Name, string(pod.UID))
+		m.workers[w.uid] = w
+		wg.Go(func() {
+			if _, _, ok := m.admit(t.Context(), w, pod); ok {
+				taken.Add(1)
 			}
-		}
-		if running != 2 {
-			t.Errorf("%d pods of 1 CPU run on 2", running)
-		}
-	})
+		})
+	}
+	wg.Wait()
+	if taken.Load() != 2 {
+		t.Errorf("%d pods of 1 CPU were taken by a node of 2", taken.Load())
+	}
 }
 
 // A label that an administrator gave the node isn't known here: who bound the pod

@@ -13,6 +13,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-edge/coracle/edgelet/pods"
+	logindlab "github.com/coracle-edge/coracle/test/lab/logind"
 )
 
 // somePods end when the test says so.
@@ -58,8 +59,8 @@ func pod(uid string, priority int32, grace int64) pods.Active {
 }
 
 // run starts a manager on the bus.
-func run(t *testing.T, b *realBus, p *somePods, change func(*Config)) *Manager {
-	c := Config{Pods: func() Pods { return p }, Bus: b.path, ConfDir: b.dir + "/logind.conf.d",
+func run(t *testing.T, b *logindlab.Bus, p *somePods, change func(*Config)) *Manager {
+	c := Config{Pods: func() Pods { return p }, Bus: b.Path, ConfDir: b.ConfDir,
 		Periods: []Period{{0, 2 * time.Second}, {systemCriticalPriority, 10 * time.Second}}}
 	if change != nil {
 		change(&c)
@@ -76,28 +77,28 @@ func run(t *testing.T, b *realBus, p *somePods, change func(*Config)) *Manager {
 }
 
 func TestPodsEndInOrderBeforeTheMachineGoesDown(t *testing.T) {
-	b := newBus(t)
+	b := logindlab.Start(t)
 	static := pod("static", systemCriticalPriority, 30)
 	static.Static = true
 	p := &somePods{active: []pods.Active{pod("critical", systemCriticalPriority+1, 5), pod("web", 0, 30), static, pod("low", -5, 1)}, hang: map[string]bool{"web": true}}
 	var flushed, changed sync.Map
 	m := run(t, b, p, func(c *Config) {
-		c.Flush = func(context.Context) { flushed.Store("", b.holds(0)) }
+		c.Flush = func(context.Context) { flushed.Store("", b.Holds(0)) }
 		c.Changed = func() { changed.Store("", true) }
 	})
-	b.lock(0)
-	if got := b.held[0]; got != "shutdown edgelet delay" {
+	b.Lock(0)
+	if got := b.Held(0); got != "shutdown edgelet delay" {
 		t.Errorf("lock %q", got)
 	}
 	// logind waited five seconds; the pods may take twelve, and the report two.
-	if b.delay != 14*time.Second {
-		t.Errorf("logind waits %s", b.delay)
+	if b.Delay() != 14*time.Second {
+		t.Errorf("logind waits %s", b.Delay())
 	}
 	if reason, _ := m.Admit(nil); reason != "" || m.ShuttingDown() {
 		t.Fatal("it goes down already:", reason)
 	}
-	b.prepare(true)
-	b.released(0)
+	b.Prepare(true)
+	b.Released(0)
 	if reason, message := m.Admit(nil); reason != "NodeShutdown" || message != "Pod was rejected as the node is shutting down." {
 		t.Errorf("%s: %s", reason, message)
 	}
@@ -117,18 +118,18 @@ func TestPodsEndInOrderBeforeTheMachineGoesDown(t *testing.T) {
 }
 
 func TestAShutdownThatIsCancelled(t *testing.T) {
-	b := newBus(t)
+	b := logindlab.Start(t)
 	p := &somePods{active: []pods.Active{pod("web", 0, 30), func() pods.Active { p := pod("job", 0, 30); p.RestartPolicy = v1.RestartPolicyNever; return p }()},
 		hang: map[string]bool{"web": true}}
 	m := run(t, b, p, func(c *Config) { c.Periods = []Period{{0, time.Hour}}; c.Resume = true })
-	b.lock(0)
-	b.prepare(true)
+	b.Lock(0)
+	b.Prepare(true)
 	await(t, "the pods to be told", func() bool { return len(p.said()) == 2 })
-	b.prepare(false)
-	b.lock(1)
+	b.Prepare(false)
+	b.Lock(1)
 	await(t, "the pods to run again", func() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.resumed == 1 })
 	await(t, "the node to be well", func() bool { return !m.ShuttingDown() })
-	if !b.holds(1) {
+	if !b.Holds(1) {
 		t.Error("the new lock isn't held")
 	}
 	got := p.said()
@@ -137,43 +138,32 @@ func TestAShutdownThatIsCancelled(t *testing.T) {
 		t.Errorf("ended %s, want %s: what ends by itself is over, or its success would be believed", strings.Join(got, ", "), want)
 	}
 	// And it is noticed again.
-	b.prepare(true)
+	b.Prepare(true)
 	await(t, "the second shutdown", m.ShuttingDown)
 }
 
 // Anybody may send a signal to a name on the bus.
 func TestASignalThatIsNotLogindsIsIgnored(t *testing.T) {
-	b := newBus(t)
+	b := logindlab.Start(t)
 	p := &somePods{active: []pods.Active{pod("web", 0, 1)}}
 	m := run(t, b, p, nil)
-	b.lock(0)
-	stranger := b.client()
-	var names []string
-	if err := stranger.BusObject().Call("org.freedesktop.DBus.ListNames", 0).Store(&names); err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range names {
-		if !strings.HasPrefix(name, ":") {
-			continue
-		}
-		msg := &dbusSignal{to: name}
-		msg.send(t, stranger)
-	}
+	b.Lock(0)
+	b.Forge()
 	// The bus keeps the order: once logind's own signal is here, the strangers' are.
 	time.Sleep(200 * time.Millisecond)
 	if m.ShuttingDown() || len(p.said()) > 0 {
 		t.Fatal("a stranger shut the node down")
 	}
-	b.prepare(true)
+	b.Prepare(true)
 	await(t, "logind's own signal", m.ShuttingDown)
 }
 
 // The agent starts, or finds the bus again, while the machine goes down already.
 func TestAShutdownThatBeganBefore(t *testing.T) {
-	b := newBus(t)
-	b.down = true
+	b := logindlab.Start(t)
+	b.Began()
 	m := run(t, b, &somePods{active: []pods.Active{pod("web", 0, 1)}}, nil)
-	b.released(0)
+	b.Released(0)
 	if !m.ShuttingDown() {
 		t.Error("nobody noticed")
 	}
@@ -246,4 +236,13 @@ func FuzzMessage(f *testing.F) {
 			}
 		}
 	})
+}
+
+func await(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("timed out waiting for " + what)
+		}
+	}
 }

@@ -1,4 +1,6 @@
-package shutdown
+// Package logind is a bus of dbus-daemon's, and a logind on it that speaks the
+// interface through another client than edgelet's, for tests.
+package logind
 
 import (
 	"bufio"
@@ -16,16 +18,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// realBus is a dbus-daemon of the test's own, and on it a logind that speaks the
-// interface through another client than ours.
-type realBus struct {
-	t         testing.TB
-	dir, path string
+const (
+	name      = "org.freedesktop.login1"
+	path      = "/org/freedesktop/login1"
+	iface     = "org.freedesktop.login1.Manager"
+	signal    = "PrepareForShutdown"
+	confFiles = "*.conf"
+)
 
+// Bus is a bus with a logind.
+type Bus struct {
+	// Path is the bus's socket, ConfDir what logind reads.
+	Path, ConfDir string
+
+	t     testing.TB
 	mu    sync.Mutex
 	delay time.Duration
 	down  bool
-	locks []*os.File // our ends; reading says when the other side let go
+	locks []*os.File // our ends: they hang up when the other side lets go
 	held  []string   // what, who and mode of each
 	conn  *dbus.Conn
 }
@@ -34,7 +44,8 @@ const busConfig = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Con
 <busconfig><type>system</type><listen>unix:path=%s</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/><allow user="*"/></policy></busconfig>`
 
-func newBus(t testing.TB) *realBus {
+// Start starts both; logind waits five seconds for locks.
+func Start(t testing.TB) *Bus {
 	daemon, err := exec.LookPath("dbus-daemon")
 	if err != nil {
 		t.Skip("dbus-daemon is missing here")
@@ -44,8 +55,8 @@ func newBus(t testing.TB) *realBus {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	b := &realBus{t: t, dir: dir, path: dir + "/s", delay: 5 * time.Second}
-	if err := os.WriteFile(dir+"/conf", fmt.Appendf(nil, busConfig, b.path), 0o600); err != nil {
+	b := &Bus{t: t, Path: dir + "/s", ConfDir: dir + "/logind.conf.d", delay: 5 * time.Second}
+	if err := os.WriteFile(dir+"/conf", fmt.Appendf(nil, busConfig, b.Path), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(daemon, "--config-file="+dir+"/conf", "--nofork", "--nopidfile", "--nosyslog", "--print-address")
@@ -60,20 +71,20 @@ func newBus(t testing.TB) *realBus {
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal("dbus-daemon:", err)
 	}
-	b.logind()
+	b.serve()
 	return b
 }
 
-// logind puts logind and systemd on the bus.
-func (b *realBus) logind() {
-	b.conn = b.client()
-	for _, name := range []string{logind, "org.freedesktop.systemd1"} {
+// serve puts logind and systemd on the bus.
+func (b *Bus) serve() {
+	b.conn = b.Client()
+	for _, name := range []string{name, "org.freedesktop.systemd1"} {
 		if _, err := b.conn.RequestName(name, 0); err != nil {
 			b.t.Fatal(err)
 		}
 	}
 	for path, iface := range map[dbus.ObjectPath]map[string]any{
-		logindPath: {logindIface: map[string]any{"Inhibit": b.inhibit},
+		path: {iface: map[string]any{"Inhibit": b.inhibit},
 			"org.freedesktop.DBus.Properties": map[string]any{"Get": b.get}},
 		"/org/freedesktop/systemd1": {"org.freedesktop.systemd1.Manager": map[string]any{"KillUnit": b.killUnit}},
 	} {
@@ -85,8 +96,9 @@ func (b *realBus) logind() {
 	}
 }
 
-func (b *realBus) client() *dbus.Conn {
-	c, err := dbus.Connect("unix:path=" + b.path)
+// Client is somebody else on the bus.
+func (b *Bus) Client() *dbus.Conn {
+	c, err := dbus.Connect("unix:path=" + b.Path)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -94,7 +106,7 @@ func (b *realBus) client() *dbus.Conn {
 	return c
 }
 
-func (b *realBus) inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error) {
+func (b *Bus) inhibit(what, who, _, mode string) (dbus.UnixFD, *dbus.Error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return 0, dbus.MakeFailedError(err)
@@ -106,7 +118,7 @@ func (b *realBus) inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error
 	return dbus.UnixFD(w.Fd()), nil
 }
 
-func (b *realBus) get(iface, name string) (dbus.Variant, *dbus.Error) {
+func (b *Bus) get(_, name string) (dbus.Variant, *dbus.Error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch name {
@@ -119,11 +131,15 @@ func (b *realBus) get(iface, name string) (dbus.Variant, *dbus.Error) {
 }
 
 // killUnit is SIGHUP to logind, which reads its configuration.
-func (b *realBus) killUnit(unit, who string, signal int32) *dbus.Error {
+func (b *Bus) killUnit(unit, who string, signal int32) *dbus.Error {
 	if unit != "systemd-logind.service" || who != "all" || signal != 1 {
 		return dbus.MakeFailedError(fmt.Errorf("%s %s %d", unit, who, signal))
 	}
-	raw, err := os.ReadFile(filepath.Join(b.dir, "logind.conf.d", confFile))
+	files, err := filepath.Glob(filepath.Join(b.ConfDir, confFiles))
+	if err != nil || len(files) != 1 {
+		return dbus.MakeFailedError(fmt.Errorf("%q, %w", files, err))
+	}
+	raw, err := os.ReadFile(files[0])
 	if err != nil {
 		return dbus.MakeFailedError(err)
 	}
@@ -138,18 +154,18 @@ func (b *realBus) killUnit(unit, who string, signal int32) *dbus.Error {
 	return nil
 }
 
-// prepare is the power button, or that it wasn't meant.
-func (b *realBus) prepare(down bool) {
+// Prepare is the power button, or that it wasn't meant.
+func (b *Bus) Prepare(down bool) {
 	b.mu.Lock()
 	b.down = down
 	b.mu.Unlock()
-	if err := b.conn.Emit(logindPath, logindIface+"."+shutdownSig, down); err != nil {
+	if err := b.conn.Emit(path, iface+"."+signal, down); err != nil {
 		b.t.Fatal(err)
 	}
 }
 
-// lock returns the i-th lock that was taken, once it was.
-func (b *realBus) lock(i int) *os.File {
+// Lock returns the i-th lock that was taken, once it was.
+func (b *Bus) Lock(i int) *os.File {
 	b.t.Helper()
 	await(b.t, fmt.Sprintf("lock %d", i), func() bool {
 		b.mu.Lock()
@@ -161,15 +177,15 @@ func (b *realBus) lock(i int) *os.File {
 	return b.locks[i]
 }
 
-// released waits until a lock was let go.
-func (b *realBus) released(i int) {
+// Released waits until a lock was let go.
+func (b *Bus) Released(i int) {
 	b.t.Helper()
-	await(b.t, fmt.Sprintf("lock %d to be let go", i), func() bool { return !b.holds(i) })
+	await(b.t, fmt.Sprintf("lock %d to be let go", i), func() bool { return !b.Holds(i) })
 }
 
-// holds reports whether a lock is still held: the other end of its pipe is open.
-func (b *realBus) holds(i int) bool {
-	fds := []unix.PollFd{{Fd: int32(b.lock(i).Fd())}}
+// Holds reports whether a lock is still held: the other end of its pipe is open.
+func (b *Bus) Holds(i int) bool {
+	fds := []unix.PollFd{{Fd: int32(b.Lock(i).Fd())}}
 	for _, err := unix.Poll(fds, 0); err != nil; _, err = unix.Poll(fds, 0) {
 		if !errors.Is(err, unix.EINTR) {
 			b.t.Fatal(err)
@@ -187,19 +203,49 @@ func await(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// dbusSignal is logind's signal, sent by somebody else to one name on the bus.
-type dbusSignal struct{ to string }
-
-func (s *dbusSignal) send(t *testing.T, c *dbus.Conn) {
-	t.Helper()
-	msg := &dbus.Message{Type: dbus.TypeSignal, Headers: map[dbus.HeaderField]dbus.Variant{
-		dbus.FieldPath:        dbus.MakeVariant(dbus.ObjectPath(logindPath)),
-		dbus.FieldInterface:   dbus.MakeVariant(logindIface),
-		dbus.FieldMember:      dbus.MakeVariant(shutdownSig),
-		dbus.FieldDestination: dbus.MakeVariant(s.to),
-		dbus.FieldSignature:   dbus.MakeVariant(dbus.SignatureOf(true)),
-	}, Body: []any{true}}
-	if call := c.SendWithContext(t.Context(), msg, nil); call != nil && call.Err != nil {
-		t.Fatal(call.Err)
+// Forge sends logind's signal from somebody else to everybody on the bus.
+func (b *Bus) Forge() {
+	b.t.Helper()
+	stranger := b.Client()
+	var names []string
+	if err := stranger.BusObject().Call("org.freedesktop.DBus.ListNames", 0).Store(&names); err != nil {
+		b.t.Fatal(err)
 	}
+	for _, to := range names {
+		if !strings.HasPrefix(to, ":") {
+			continue
+		}
+		msg := &dbus.Message{Type: dbus.TypeSignal, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldPath:        dbus.MakeVariant(dbus.ObjectPath(path)),
+			dbus.FieldInterface:   dbus.MakeVariant(iface),
+			dbus.FieldMember:      dbus.MakeVariant(signal),
+			dbus.FieldDestination: dbus.MakeVariant(to),
+			dbus.FieldSignature:   dbus.MakeVariant(dbus.SignatureOf(true)),
+		}, Body: []any{true}}
+		if call := stranger.SendWithContext(b.t.Context(), msg, nil); call != nil && call.Err != nil {
+			b.t.Fatal(call.Err)
+		}
+	}
+}
+
+// Delay is how long logind waits for locks.
+func (b *Bus) Delay() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.delay
+}
+
+// Held is what a lock is for: what, who and mode.
+func (b *Bus) Held(i int) string {
+	b.Lock(i)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.held[i]
+}
+
+// Began says that the machine went down before anybody asked.
+func (b *Bus) Began() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.down = true
 }
