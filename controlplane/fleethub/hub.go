@@ -138,6 +138,7 @@ type Hub struct {
 	mapLister   corelisters.ConfigMapLister
 	secretList  corelisters.SecretLister
 	classLister nodelisters.RuntimeClassLister
+	serviceList corelisters.ServiceLister
 	synced      []cache.InformerSynced
 
 	work     workqueue.TypedDelayingInterface[string]
@@ -195,6 +196,7 @@ func New(c Config) (*Hub, error) {
 	h.podLister, h.nodeLister = core.Pods().Lister(), core.Nodes().Lister()
 	h.mapLister, h.secretList = core.ConfigMaps().Lister(), core.Secrets().Lister()
 	h.classLister = c.Factory.Node().V1().RuntimeClasses().Lister()
+	h.serviceList = core.Services().Lister()
 	for _, s := range []struct {
 		informer cache.SharedIndexInformer
 		handler  cache.ResourceEventHandler
@@ -204,6 +206,7 @@ func New(c Config) (*Hub, error) {
 		{core.ConfigMaps().Informer(), refHandler{h, "ConfigMap"}},
 		{core.Secrets().Informer(), refHandler{h, "Secret"}},
 		{c.Factory.Node().V1().RuntimeClasses().Informer(), refHandler{h, "RuntimeClass"}},
+		{core.Services().Informer(), refHandler{h, "Service"}},
 	} {
 		registration, err := s.informer.AddEventHandler(s.handler)
 		if err != nil {

@@ -2,9 +2,11 @@ package fleethub
 
 import (
 	"context"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
@@ -107,6 +109,9 @@ func (r refHandler) change(obj any) {
 	h.mu.Lock()
 	names := make([]string, 0, 4)
 	for name := range h.users[ref{r.kind, m.GetNamespace(), m.GetName()}] {
+		names = append(names, name)
+	}
+	for name := range h.users[ref{r.kind, m.GetNamespace(), everyName}] {
 		names = append(names, name)
 	}
 	h.mu.Unlock()
@@ -287,6 +292,10 @@ func (h *Hub) compute(n *node) Desired {
 			if o, err := h.classLister.Get(r.name); err == nil {
 				add(h.encoder.describe(r, o, o, n.objects[string(o.UID)]))
 			}
+		case "Service":
+			for _, o := range h.services(r) {
+				add(h.encoder.describe(ref{r.kind, o.Namespace, o.Name}, o, o, n.objects[string(o.UID)]))
+			}
 		}
 	}
 	n.objects, n.revision = objects, revision
@@ -295,6 +304,21 @@ func (h *Hub) compute(n *node) Desired {
 		desired[uid] = Item{Hash: o.hash, Size: o.size, Later: o.kind == "Pod"}
 	}
 	return desired
+}
+
+// services are those that a reference means and that have an address.
+func (h *Hub) services(r ref) []*corev1.Service {
+	var found []*corev1.Service
+	if r.name != everyName {
+		if o, err := h.serviceList.Services(r.namespace).Get(r.name); err == nil {
+			found = []*corev1.Service{o}
+		}
+	} else if all, err := h.serviceList.Services(r.namespace).List(labels.Everything()); err == nil {
+		found = all
+	}
+	return slices.DeleteFunc(found, func(o *corev1.Service) bool {
+		return o.Spec.ClusterIP == "" || o.Spec.ClusterIP == corev1.ClusterIPNone
+	})
 }
 
 func (h *Hub) reindex(n *node, refs map[ref]bool) {
