@@ -31,7 +31,7 @@ func TestAPodReplacedUnseenIsTakenFromItsNode(t *testing.T) {
 				c: Config{Now: time.Now}, log: slog.New(slog.DiscardHandler), encoder: newEncoder([]byte("key")),
 				nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
 				work:        workqueue.NewTypedDelayingQueue[string](),
-				serviceList: corelisters.NewServiceLister(cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})),
+				serviceList: corelisters.NewServiceLister(cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})),
 			}
 			defer h.work.ShutDown()
 			a, b := h.get("board-a"), h.get("board-b")

@@ -42,8 +42,9 @@ type Proxy struct {
 	c    Config
 	kick chan struct{}
 
-	mu  sync.Mutex
-	has []forward // what the rules say; nil before they were written
+	mu      sync.Mutex
+	written bool
+	has     []forward // what the rules say, once they were written
 }
 
 // forward is one port of the Service and where it leads.
@@ -118,13 +119,13 @@ func (p *Proxy) reconcile(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.has != nil && slices.Equal(p.has, want) || p.has == nil && len(want) == 0 {
+	if slices.Equal(p.has, want) {
 		return nil
 	}
 	if err := p.write(want); err != nil {
 		return err
 	}
-	p.has = slices.Concat([]forward{}, want) // not nil
+	p.has, p.written = want, true
 	for _, f := range want {
 		p.c.Log.Info("pods reach the API by its Service", "service", f.from, "api", f.to)
 	}
@@ -228,10 +229,10 @@ func (p *Proxy) write(want []forward) error {
 func (p *Proxy) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.has == nil {
+	if !p.written {
 		return nil
 	}
-	p.has = nil
+	p.has, p.written = nil, false
 	var err error
 	for _, hook := range hooks {
 		err = errors.Join(err, p.c.Run("-D", hook, "-j", chain))
