@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -147,30 +146,6 @@ func mainErr(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	return run(ctx, o, log)
-}
-
-// tuneMemory trades a little CPU for a small heap; the environment overrides it.
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(25)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(32 << 20)
-	}
-}
-
-// settle gives back what starting took.
-func settle(ctx context.Context) {
-	for _, after := range []time.Duration{5 * time.Second, time.Minute} {
-		t := time.NewTimer(after)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return
-		case <-t.C:
-			debug.FreeOSMemory()
-		}
-	}
 }
 
 func split(list string) []string {

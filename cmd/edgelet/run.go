@@ -142,7 +142,7 @@ func (a *agent) runParts(ctx context.Context) error {
 	g.Go(func() error { return a.budget.Run(ctx) })
 	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
-	g.Go(func() error { settle(ctx); return nil })
+	g.Go(func() error { return settle(ctx) })
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
