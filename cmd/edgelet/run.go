@@ -30,6 +30,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/standing"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
+	"github.com/coracle-edge/coracle/edgelet/streams"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 	"github.com/coracle-edge/coracle/internal/version"
 )
@@ -75,6 +76,7 @@ type containerRuntime interface {
 	pods.Runtime
 	images.Service
 	node.Runtime
+	streams.Runtime
 }
 
 func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
