@@ -55,6 +55,7 @@ type options struct {
 	logMaxSize                                        int64
 	logMaxFiles                                       int
 	stopPods, verbose, version                        bool
+	resources                                         resourceFlags
 }
 
 const defaultDataDir = "/var/lib/coracle"
@@ -91,6 +92,7 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	fs.Int64Var(&o.maxPods, "max-pods", 0, "how many pods fit; default 110")
 	fs.Int64Var(&o.logMaxSize, "container-log-max-size", 1<<20, "bytes of a container's log before it is rotated")
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
+	o.resources.define(fs)
 	fs.BoolVar(&o.stopPods, "stop-pods", false, "stop the pods when the agent is told to end; otherwise they outlive it")
 	fs.BoolVar(&o.verbose, "v", false, "log what is done")
 	fs.BoolVar(&o.version, "version", false, "print the version and end")

@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/edgelet/budget"
+	"github.com/coracle-edge/coracle/edgelet/evict"
 	"github.com/coracle-edge/coracle/edgelet/identity"
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/node"
@@ -29,6 +30,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/standing"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
+	"github.com/coracle-edge/coracle/edgelet/stats"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 	"github.com/coracle-edge/coracle/internal/version"
 )
@@ -52,6 +54,7 @@ type agent struct {
 	runtime containerRuntime
 	node    *node.Node
 	pods    *pods.Manager
+	res     resources
 	link    atomic.Pointer[linkStatus]
 	refused atomic.Pointer[refusal] // of the join line; nil if it wasn't
 
@@ -73,6 +76,7 @@ type containerRuntime interface {
 	pods.Runtime
 	images.Service
 	node.Runtime
+	runtimeStats
 }
 
 func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
@@ -107,6 +111,9 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 	if err := a.buildPods(); err != nil {
 		return err
 	}
+	if err := a.buildResources(); err != nil {
+		return err
+	}
 	log.Info("edgelet", "version", version.String(), "node", a.name, "data", o.dataDir, "boot", a.state.BootSeq(), "standalone", o.standalone)
 	err = a.runParts(ctx)
 	if o.stopPods && err == nil {
@@ -130,6 +137,7 @@ func (a *agent) runParts(ctx context.Context) error {
 		a.setStatic(nil)
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
+	g.Go(func() error { return a.runResources(ctx) })
 	g.Go(func() error { return a.budget.Run(ctx) })
 	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
@@ -245,8 +253,17 @@ func (a *agent) buildNode() (err error) {
 	}
 	machine := boards.This(a.o.dataDir)
 	machine.Floor = a.state.TimeFloor()
+	reserved, err := a.o.resources.reserved()
+	if err != nil {
+		return err
+	}
+	thresholds, err := a.o.resources.thresholds(int64(stats.ReadMemory("/proc").MemoryTotal))
+	if err != nil {
+		return err
+	}
 	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
-		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Log: a.log, Now: a.now}
+		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Log: a.log, Now: a.now,
+		Reserved: reserved, Pressure: a.pressure, Keeps: func(capacity v1.ResourceList) v1.ResourceList { return evict.Keeps(thresholds, capacity) }}
 	if ips := split(a.o.nodeIP); len(ips) > 0 {
 		for _, ip := range ips {
 			if _, err := netip.ParseAddr(ip); err != nil {
@@ -262,6 +279,10 @@ func (a *agent) buildNode() (err error) {
 }
 
 func (a *agent) buildPods() (err error) {
+	reserved, err := a.o.resources.reserved()
+	if err != nil {
+		return err
+	}
 	store := podstate.New(a.state)
 	cgroupRoot := a.o.cgroupRoot
 	if os.Geteuid() != 0 {
@@ -277,6 +298,7 @@ func (a *agent) buildPods() (err error) {
 		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
+		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) }, Gates: []pods.Gate{a.gate},
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
 	})
 	return err

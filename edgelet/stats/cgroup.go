@@ -144,6 +144,14 @@ func (c *Cgroups) MemoryUsage(cgroup string) (usage, workingSet uint64, ok bool)
 	return *u.Memory, *u.WorkingSet, true
 }
 
+// MemoryLimit in bytes, nil without one.
+func (c *Cgroups) MemoryLimit(cgroup string) *uint64 {
+	if c.v2 {
+		return c.number("memory", cgroup, "memory.max")
+	}
+	return limit(c.number("memory", cgroup, "memory.limit_in_bytes"))
+}
+
 func (c *Cgroups) readV1(cgroup string) *CgroupUsage {
 	u := &CgroupUsage{}
 	u.CPUNanos = c.number("cpuacct", cgroup, "cpuacct.usage")

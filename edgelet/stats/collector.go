@@ -57,8 +57,9 @@ type Config struct {
 	Runtime  Runtime
 	// DataDir is on the file system that pods' volumes and logs are on.
 	DataDir string
-	// PodsCgroup is the cgroup of all pods, such as "/kubepods"; may be empty.
-	PodsCgroup string
+	// PodsCgroup returns the cgroup of all pods, such as "/kubepods"; may be nil, and
+	// may return nothing.
+	PodsCgroup func() string
 	// Proc and CgroupRoot are /proc and /sys/fs/cgroup if empty.
 	Proc, CgroupRoot string
 	// Fresh and FreshFiles bound the age of an answer.
@@ -109,6 +110,9 @@ func New(c Config) *Collector {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.PodsCgroup == nil {
+		c.PodsCgroup = func() string { return "" }
 	}
 	return &Collector{Config: c, cgroups: OpenCgroups(c.CgroupRoot), rates: map[string]point{}}
 }
@@ -162,6 +166,11 @@ func (c *Collector) Sample(ctx context.Context) (*Sample, error) {
 	return c.sampleWithin(ctx, c.Fresh, true)
 }
 
+// Measure measures now, and never waits: rates may be missing.
+func (c *Collector) Measure(ctx context.Context) (*Sample, error) {
+	return c.sampleWithin(ctx, 0, false)
+}
+
 // sampleWithin measures unless it was done within age. Without rates it never waits.
 func (c *Collector) sampleWithin(ctx context.Context, age time.Duration, rates bool) (*Sample, error) {
 	c.mu.Lock()
@@ -193,7 +202,7 @@ func (c *Collector) look(ctx context.Context) (*Sample, bool) {
 	r := &rater{points: c.rates, used: map[string]bool{}, complete: true}
 	s.NodeRate, _ = r.rate("/", &s.Node.CPUNanos)
 	s.Interfaces = parseNetDev(readBounded(filepath.Join(c.Proc, "self/net/dev"), 1<<20))
-	for _, sys := range []struct{ name, cgroup string }{{"pods", c.PodsCgroup}, {"kubelet", c.ownCgroup()}} {
+	for _, sys := range []struct{ name, cgroup string }{{"pods", c.PodsCgroup()}, {"kubelet", c.ownCgroup()}} {
 		if sys.cgroup == "" {
 			continue
 		}
@@ -323,7 +332,7 @@ func sum(containers []ContainerSample) (*CgroupUsage, *uint64, time.Duration) {
 
 // runtimeStats asks the runtime only if there are containers without cgroups.
 func (c *Collector) runtimeStats(ctx context.Context) map[string]*runtimeapi.ContainerStats {
-	if c.PodsCgroup != "" && c.cgroups.Exists(c.PodsCgroup) {
+	if root := c.PodsCgroup(); root != "" && c.cgroups.Exists(root) {
 		return nil
 	}
 	return c.askStats(ctx)
