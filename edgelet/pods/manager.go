@@ -616,7 +616,7 @@ func (m *Manager) Log(namespace, name, uid, container string, previous bool) (Co
 	if s == nil {
 		return ContainerLog{}, fmt.Errorf("container %q in pod %q is waiting to start: %s", container, name, reasonCreating)
 	}
-	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			if list[i].Name == container {
 				return m.containerLog(found, &list[i], previous)
