@@ -138,6 +138,7 @@ type Hub struct {
 	mapLister   corelisters.ConfigMapLister
 	secretList  corelisters.SecretLister
 	classLister nodelisters.RuntimeClassLister
+	storage     storageLists
 	synced      []cache.InformerSynced
 
 	work     workqueue.TypedDelayingInterface[string]
@@ -195,16 +196,22 @@ func New(c Config) (*Hub, error) {
 	h.podLister, h.nodeLister = core.Pods().Lister(), core.Nodes().Lister()
 	h.mapLister, h.secretList = core.ConfigMaps().Lister(), core.Secrets().Lister()
 	h.classLister = c.Factory.Node().V1().RuntimeClasses().Lister()
-	for _, s := range []struct {
+	h.storage = newStorageLists(c.Factory)
+	type source struct {
 		informer cache.SharedIndexInformer
 		handler  cache.ResourceEventHandler
-	}{
+	}
+	sources := []source{
 		{core.Pods().Informer(), podHandler{h}},
 		{core.Nodes().Informer(), nodeHandler{h}},
 		{core.ConfigMaps().Informer(), refHandler{h, "ConfigMap"}},
 		{core.Secrets().Informer(), refHandler{h, "Secret"}},
 		{c.Factory.Node().V1().RuntimeClasses().Informer(), refHandler{h, "RuntimeClass"}},
-	} {
+	}
+	for kind, informer := range h.storage.informers(c.Factory) {
+		sources = append(sources, source{informer, refHandler{h, kind}})
+	}
+	for _, s := range sources {
 		registration, err := s.informer.AddEventHandler(s.handler)
 		if err != nil {
 			return nil, fmt.Errorf("fleethub: %w", err)
