@@ -133,13 +133,14 @@ type Hub struct {
 	reign   reign
 	encoder *encoder
 
-	podLister   corelisters.PodLister
-	nodeLister  corelisters.NodeLister
-	mapLister   corelisters.ConfigMapLister
-	secretList  corelisters.SecretLister
-	classLister nodelisters.RuntimeClassLister
-	storage     storageLists
-	synced      []cache.InformerSynced
+	podLister     corelisters.PodLister
+	nodeLister    corelisters.NodeLister
+	mapLister     corelisters.ConfigMapLister
+	secretList    corelisters.SecretLister
+	classLister   nodelisters.RuntimeClassLister
+	serviceLister corelisters.ServiceLister
+	storage       storageLists
+	synced        []cache.InformerSynced
 
 	work     workqueue.TypedDelayingInterface[string]
 	writes   workqueue.TypedRateLimitingInterface[writeKey]
@@ -195,7 +196,7 @@ func New(c Config) (*Hub, error) {
 	core := c.Factory.Core().V1()
 	h.podLister, h.nodeLister = core.Pods().Lister(), core.Nodes().Lister()
 	h.mapLister, h.secretList = core.ConfigMaps().Lister(), core.Secrets().Lister()
-	h.classLister = c.Factory.Node().V1().RuntimeClasses().Lister()
+	h.classLister, h.serviceLister = c.Factory.Node().V1().RuntimeClasses().Lister(), core.Services().Lister()
 	h.storage = newStorageLists(c.Factory)
 	type source struct {
 		informer cache.SharedIndexInformer
@@ -206,6 +207,7 @@ func New(c Config) (*Hub, error) {
 		{core.Nodes().Informer(), nodeHandler{h}},
 		{core.ConfigMaps().Informer(), refHandler{h, "ConfigMap"}},
 		{core.Secrets().Informer(), refHandler{h, "Secret"}},
+		{core.Services().Informer(), serviceHandler{h}},
 		{c.Factory.Node().V1().RuntimeClasses().Informer(), refHandler{h, "RuntimeClass"}},
 	}
 	for kind, informer := range h.storage.informers(c.Factory) {

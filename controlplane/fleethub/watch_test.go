@@ -8,6 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 )
 
@@ -27,7 +29,8 @@ func TestAPodReplacedUnseenIsTakenFromItsNode(t *testing.T) {
 			h := &Hub{
 				c: Config{Now: time.Now}, log: slog.New(slog.DiscardHandler), encoder: newEncoder([]byte("key")),
 				nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
-				work: workqueue.NewTypedDelayingQueue[string](),
+				work:          workqueue.NewTypedDelayingQueue[string](),
+				serviceLister: corelisters.NewServiceLister(cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})),
 			}
 			defer h.work.ShutDown()
 			a, b := h.get("board-a"), h.get("board-b")
