@@ -133,12 +133,14 @@ type Hub struct {
 	reign   reign
 	encoder *encoder
 
-	podLister   corelisters.PodLister
-	nodeLister  corelisters.NodeLister
-	mapLister   corelisters.ConfigMapLister
-	secretList  corelisters.SecretLister
-	classLister nodelisters.RuntimeClassLister
-	synced      []cache.InformerSynced
+	podLister     corelisters.PodLister
+	nodeLister    corelisters.NodeLister
+	mapLister     corelisters.ConfigMapLister
+	secretList    corelisters.SecretLister
+	classLister   nodelisters.RuntimeClassLister
+	serviceLister corelisters.ServiceLister
+	storage       storageLists
+	synced        []cache.InformerSynced
 
 	work     workqueue.TypedDelayingInterface[string]
 	writes   workqueue.TypedRateLimitingInterface[writeKey]
@@ -194,17 +196,24 @@ func New(c Config) (*Hub, error) {
 	core := c.Factory.Core().V1()
 	h.podLister, h.nodeLister = core.Pods().Lister(), core.Nodes().Lister()
 	h.mapLister, h.secretList = core.ConfigMaps().Lister(), core.Secrets().Lister()
-	h.classLister = c.Factory.Node().V1().RuntimeClasses().Lister()
-	for _, s := range []struct {
+	h.classLister, h.serviceLister = c.Factory.Node().V1().RuntimeClasses().Lister(), core.Services().Lister()
+	h.storage = newStorageLists(c.Factory)
+	type source struct {
 		informer cache.SharedIndexInformer
 		handler  cache.ResourceEventHandler
-	}{
+	}
+	sources := []source{
 		{core.Pods().Informer(), podHandler{h}},
 		{core.Nodes().Informer(), nodeHandler{h}},
 		{core.ConfigMaps().Informer(), refHandler{h, "ConfigMap"}},
 		{core.Secrets().Informer(), refHandler{h, "Secret"}},
+		{core.Services().Informer(), serviceHandler{h}},
 		{c.Factory.Node().V1().RuntimeClasses().Informer(), refHandler{h, "RuntimeClass"}},
-	} {
+	}
+	for kind, informer := range h.storage.informers(c.Factory) {
+		sources = append(sources, source{informer, refHandler{h, kind}})
+	}
+	for _, s := range sources {
 		registration, err := s.informer.AddEventHandler(s.handler)
 		if err != nil {
 			return nil, fmt.Errorf("fleethub: %w", err)

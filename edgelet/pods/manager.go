@@ -63,6 +63,11 @@ type Config struct {
 	// CgroupRoot is the cgroup below which pods get theirs, such as "/kubepods".
 	// Empty leaves it to the runtime, as it must be without root.
 	CgroupRoot string
+	// PodMaxPIDs bounds the processes of one pod; 0 doesn't.
+	PodMaxPIDs int64
+	// PodLimits is what all pods together may have: the node's capacity without what
+	// is reserved. nil bounds nothing.
+	PodLimits func() v1.ResourceList
 
 	// Relist is how often the runtime is asked for everything although it reports
 	// events: [DefaultRelist] if 0.
@@ -240,7 +245,9 @@ func (m *Manager) awaitRuntime(ctx context.Context) error {
 			}
 			cancel()
 			m.runtimeName = v.RuntimeName
-			m.cgroups = cgroups{root: m.cfg.CgroupRoot, systemd: m.cfg.CgroupRoot != "" && driver == runtimeapi.CgroupDriver_SYSTEMD}
+			m.cgroups.root, m.cgroups.maxPIDs = m.cfg.CgroupRoot, m.cfg.PodMaxPIDs
+			m.cgroups.systemd = m.cfg.CgroupRoot != "" && driver == runtimeapi.CgroupDriver_SYSTEMD
+			m.LimitPods()
 			m.log.Info("container runtime", "name", v.RuntimeName, "version", v.RuntimeVersion, "cgroupDriver", driver)
 			return nil
 		}
@@ -382,6 +389,7 @@ func (m *Manager) startLocked(ctx context.Context, w *worker) {
 	m.workers[w.uid] = w
 	m.wg.Go(func() {
 		w.run(ctx)
+		w.swept()
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		delete(m.workers, w.uid)
@@ -608,7 +616,7 @@ func (m *Manager) Log(namespace, name, uid, container string, previous bool) (Co
 	if s == nil {
 		return ContainerLog{}, fmt.Errorf("container %q in pod %q is waiting to start: %s", container, name, reasonCreating)
 	}
-	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			if list[i].Name == container {
 				return m.containerLog(found, &list[i], previous)
