@@ -8,7 +8,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
+
+	v1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/edgelet/metrics"
@@ -60,6 +63,31 @@ type podView struct {
 	UID       string `json:"uid"`
 	Phase     string `json:"phase"`
 	Static    bool   `json:"static,omitempty"`
+	// Why it isn't running: its own reason, or what its containers wait for.
+	Why string `json:"why,omitempty"`
+}
+
+// conditionView is a condition of the node.
+type conditionView struct {
+	Type    string `json:"type"`
+	Status  string `json:"status"`
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+// why says in one line why a pod isn't running; empty if it is.
+func why(s *v1.PodStatus) string {
+	if s.Reason != "" || s.Message != "" {
+		return strings.TrimPrefix(s.Reason+": "+s.Message, ": ")
+	}
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+		for i := range list {
+			if w := list[i].State.Waiting; w != nil && w.Message != "" {
+				return list[i].Name + ": " + w.Reason + ": " + w.Message
+			}
+		}
+	}
+	return ""
 }
 
 func (a *agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
@@ -76,9 +104,16 @@ func (a *agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	if r := a.refused.Load(); r != nil {
 		out["joinRefused"] = r
 	}
+	if o := a.node.Object(); o != nil {
+		conditions := []conditionView{}
+		for _, c := range o.Status.Conditions {
+			conditions = append(conditions, conditionView{string(c.Type), string(c.Status), c.Reason, c.Message})
+		}
+		out["conditions"] = conditions
+	}
 	views := []podView{}
 	for _, p := range a.pods.Pods() {
-		views = append(views, podView{p.Namespace, p.Name, p.UID, string(p.Status.Phase), p.Static})
+		views = append(views, podView{p.Namespace, p.Name, p.UID, string(p.Status.Phase), p.Static, why(&p.Status)})
 	}
 	out["pods"] = views
 	w.Header().Set("Content-Type", "application/json")

@@ -332,7 +332,7 @@ func (a *agent) buildPods() (err error) {
 		gates = append(gates, a.shutdown.Admit)
 	}
 	a.pods, err = pods.New(pods.Config{
-		Devices: a.devices, Gates: gates,
+		Devices: a.devices, Gates: gates, NoMemoryLimits: a.node.NoMemoryLimits(),
 		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,

@@ -145,6 +145,7 @@ type status struct {
 	Boot        uint64          `json:"boot"`
 	Link        json.RawMessage `json:"link"`
 	JoinRefused *refusal        `json:"joinRefused"`
+	Conditions  []conditionView `json:"conditions"`
 }
 
 func (m *machine) status() (*status, error) {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -36,6 +37,8 @@ const maxMessage = 16 << 20
 // Client talks to one containerd. It connects when it is first used and again
 // when containerd comes back. It is safe for concurrent use.
 type Client struct {
+	suspect atomic.Bool // it did not answer the last question in time
+
 	runtimeapi.RuntimeServiceClient
 	Images runtimeapi.ImageServiceClient
 	// Owner tells what this client's former process began in containerd from what
@@ -88,8 +91,46 @@ func (c *Client) explain(ctx context.Context, method string, req, reply any, con
 	if err := named(method, req); err != nil {
 		return err
 	}
-	err := invoke(ctx, method, req, reply, conn, opts...)
-	return c.unavailable(err)
+	if !reads(method) {
+		return c.unavailable(invoke(ctx, method, req, reply, conn, opts...))
+	}
+	return c.unavailable(c.bounded(ctx, method, func(ctx context.Context) error {
+		return invoke(ctx, method, req, reply, conn, opts...)
+	}))
+}
+
+// How long a question to containerd may take. One that hangs takes connections
+// and answers nothing: without a bound whoever lists both kinds of pods would
+// wait with it. After one question without an answer the others don't wait as
+// long, until one is answered.
+const (
+	answerTimeout  = 5 * time.Second
+	suspectTimeout = 300 * time.Millisecond
+)
+
+// reads reports whether a method only asks.
+func reads(method string) bool {
+	name := path.Base(method)
+	return strings.HasPrefix(name, "List") && !strings.HasPrefix(name, "ListMetric") || strings.HasSuffix(name, "Status") || name == "Version" || name == "RuntimeConfig"
+}
+
+// bounded makes an answer that doesn't come one of containerd's not being there.
+func (c *Client) bounded(ctx context.Context, method string, call func(context.Context) error) error {
+	limit := answerTimeout
+	if c.suspect.Load() {
+		limit = suspectTimeout
+	}
+	short, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := call(short)
+	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil {
+		c.suspect.Store(true)
+		return status.Errorf(codes.Unavailable, "no answer to %s within %s", path.Base(method), limit)
+	}
+	if err == nil {
+		c.suspect.Store(false)
+	}
+	return err
 }
 
 // named refuses a request that is about one object and names none. containerd

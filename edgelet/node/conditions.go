@@ -9,6 +9,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-edge/coracle/boards"
 )
 
 func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error) []v1.NodeCondition {
@@ -51,7 +53,10 @@ func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error) [
 		"kubelet has disk pressure", "kubelet has no disk pressure")
 	pressed(v1.NodePIDPressure, "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
 		"kubelet has insufficient PID available", "kubelet has sufficient PID available")
-	readings := n.readings
+	readings := append(slices.Clone(n.readings), n.memoryLimits)
+	if c, has := containerd(status); has {
+		readings = append(readings, c)
+	}
 	if n.More != nil {
 		readings = slices.Concat(readings, n.More())
 	}
@@ -108,4 +113,23 @@ func notReady(status *runtimeapi.StatusResponse, err error, capacity v1.Resource
 		return why[0]
 	}
 	return "[" + strings.Join(why, ", ") + "]"
+}
+
+// ContainerdDown is the condition that containerd doesn't answer, or says that it
+// isn't ready. The node stays Ready: its Wasm pods go on, and so do containers that
+// run.
+const ContainerdDown = "ContainerdDown"
+
+// containerd is that condition, if the node is to have containerd at all.
+func containerd(status *runtimeapi.StatusResponse) (boards.Condition, bool) {
+	for _, c := range status.GetStatus().GetConditions() {
+		switch {
+		case c.Type != conditionOCI:
+		case c.Status:
+			return boards.Condition{Type: ContainerdDown, Reason: "ContainerdReady"}, true
+		case c.Reason != "NoContainerd":
+			return boards.Condition{Type: ContainerdDown, Status: true, Reason: c.Reason, Message: "container runtime is down: " + c.Message}, true
+		}
+	}
+	return boards.Condition{}, false
 }

@@ -103,6 +103,8 @@ type Config struct {
 type Node struct {
 	Config
 	board boards.Board
+	// memoryLimits is the condition that says whether there are any.
+	memoryLimits boards.Condition
 
 	facts facts
 
@@ -145,6 +147,7 @@ func New(c Config) (*Node, error) {
 		c.MaxPods = DefaultMaxPods
 	}
 	n := &Node{Config: c, board: c.Machine.Detect(), changed: make(chan struct{}, 1)}
+	n.memoryLimits = c.Machine.MemoryLimits(&n.board)
 	n.facts = readFacts(c.Machine.Root, n.board.CPU.Cores)
 	n.amounts = readAmounts(&n.Machine, amounts{})
 	if c.IPs == nil {
@@ -206,6 +209,15 @@ func (n *Node) Capacity() v1.ResourceList {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.capacity()
+}
+
+// NoMemoryLimits says why pods can't be limited in memory here and what to do about
+// it; empty if they can.
+func (n *Node) NoMemoryLimits() string {
+	if !n.memoryLimits.Status {
+		return ""
+	}
+	return n.memoryLimits.Message
 }
 
 // Allocatable is what pods may have of it.

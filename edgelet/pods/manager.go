@@ -82,6 +82,10 @@ type Config struct {
 	// Probes is asked about running containers; nil means that all are well.
 	Probes Probes
 
+	// NoMemoryLimits says why no container can be limited in memory on this machine,
+	// and what to do about it; empty if they can.
+	NoMemoryLimits string
+
 	// Devices gives containers devices; nil: the node has none.
 	Devices Devices
 

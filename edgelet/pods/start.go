@@ -171,6 +171,7 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 		w.waitForVolumes(err)
 		return false, next, err
 	}
+	w.warnMemoryLimits(todo)
 	id, config, ips, err := w.sandbox(ctx, seen, a, kind, handler)
 	if err != nil {
 		return false, next, err
