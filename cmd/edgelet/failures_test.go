@@ -165,15 +165,18 @@ func TestCNIPluginIsMissing(t *testing.T) {
 	m.importImage(examples.HelloModule, examples.HelloImage)
 	m.importArchive(lab.Archive(lab.Busybox(t), busyboxImage), busyboxImage)
 	m.put("oci", fmt.Sprintf(sleeper, "oci", 7202))
+	// Wasm pods have the bridge built in, unless they ask for what only plugins do.
 	m.put("hello", helloPod)
-	for _, name := range []string{"oci", "hello"} {
+	m.phase("hello", "Running")
+	m.put("port", strings.Replace(wasmPod("port"), "  - name: hello\n", "  - name: hello\n    ports: [{containerPort: 8080, hostPort: 18086}]\n", 1))
+	for _, name := range []string{"oci", "port"} {
 		m.why(name, "Failed to create pod sandbox", `"bridge"`, bin)
 	}
 	if err := os.Rename(away, bridge); err != nil {
 		t.Fatal(err)
 	}
 	m.phase("oci", "Running")
-	m.phase("hello", "Running")
+	m.phase("port", "Running")
 }
 
 // No port: what a node is asked comes through the connection that it makes.

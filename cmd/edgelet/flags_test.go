@@ -20,3 +20,14 @@ func TestLinkClassFlag(t *testing.T) {
 		t.Errorf("the class as a label of the node's own: %v", err)
 	}
 }
+
+func TestPoliciesThatThisAgentLacksAreRefused(t *testing.T) {
+	for _, args := range [][]string{{"--cpu-manager-policy", "static"}, {"--memory-manager-policy", "Static"}, {"--topology-manager-policy", "best-effort"}} {
+		if _, err := parse(args, nil); !errors.Is(err, errPolicy) || !strings.Contains(err.Error(), args[0]) || !strings.Contains(err.Error(), args[1]) {
+			t.Errorf("%s: %v", args, err)
+		}
+	}
+	if _, err := parse([]string{"--cpu-manager-policy", "none", "--memory-manager-policy", "None"}, nil); err != nil {
+		t.Error(err)
+	}
+}

@@ -297,6 +297,9 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 			w.eventOnce(v1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
 			return next, err
 		}
+		if w.dirty.Load() {
+			clear(w.held) // what a container waits for may have come
+		}
 		a := computeActions(w.pod, seen, w.failing())
 		did, at, err := w.perform(ctx, wait, seen, a)
 		next = earliest(next, at)
