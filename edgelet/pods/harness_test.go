@@ -206,6 +206,7 @@ type board struct {
 	rt    *fakecri.Runtime
 	store *memStore
 	m     *Manager
+	more  func(*Config) // changes what the agent is configured with
 	stop  func()
 }
 
@@ -222,9 +223,13 @@ func (b *board) boot() {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	m, err := New(Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
+	config := Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
 		Volumes: volumes.New(volumes.Config{Dir: b.dir + "/pods", Objects: b.store, Mounts: noMounts{}}),
-		Node:    fakeNode{}, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log})
+		Node:    fakeNode{}, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log}
+	if b.more != nil {
+		b.more(&config)
+	}
+	m, err := New(config)
 	if err != nil {
 		b.t.Fatal(err)
 	}
