@@ -18,6 +18,7 @@ import (
 
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
+	"github.com/coracle-edge/coracle/edgelet/probes"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 )
 
@@ -74,22 +75,10 @@ type Config struct {
 	LogMaxSize  int64
 	LogMaxFiles int
 
-	// Probes is asked about running containers; nil means that all are well.
-	Probes Probes
-
 	Log *slog.Logger
 	// Now is the wall clock, for time stamps only; time.Now if nil. Durations are
 	// measured on the monotonic clock.
 	Now func() time.Time
-}
-
-// Probes is the seam where health checks come in.
-type Probes interface {
-	Started(podUID, container, containerID string) bool
-	Ready(podUID, container, containerID string) bool
-	// Failing reports that a container must be restarted, and which probe
-	// ("liveness", "startup") says so.
-	Failing(containerID string) (probe string, yes bool)
 }
 
 // Manager runs the pods of one node.
@@ -97,6 +86,7 @@ type Manager struct {
 	cfg     Config
 	log     *slog.Logger
 	cgroups cgroups
+	probes  *probes.Manager
 	slots   chan struct{}
 	ready   chan struct{}
 
@@ -141,8 +131,10 @@ func New(c Config) (*Manager, error) {
 	if c.LogMaxFiles <= 0 {
 		c.LogMaxFiles = DefaultLogMaxFiles
 	}
-	return &Manager{cfg: c, log: c.Log, slots: make(chan struct{}, c.Parallel), ready: make(chan struct{}),
-		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}, nil
+	m := &Manager{cfg: c, log: c.Log, slots: make(chan struct{}, c.Parallel), ready: make(chan struct{}),
+		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}
+	m.probes = m.newProbes()
+	return m, nil
 }
 
 // Ready is closed once the runtime answered and every pod that should run has
@@ -191,6 +183,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	close(m.ready)
 
 	m.wg.Go(func() { m.rotateLogs(ctx) })
+	m.wg.Go(func() { _ = m.probes.Run(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -369,6 +362,7 @@ func (m *Manager) startLocked(ctx context.Context, w *worker) {
 	m.workers[w.uid] = w
 	m.wg.Go(func() {
 		w.run(ctx)
+		m.probes.Forget(w.uid)
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		delete(m.workers, w.uid)

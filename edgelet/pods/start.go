@@ -58,7 +58,7 @@ func (w *worker) perform(ctx, wait context.Context, seen *observation, a actions
 		}
 	}
 	for id, order := range a.kill {
-		if err := w.stopContainer(ctx, wait, seen.byID(id), order.message, nil); err != nil {
+		if err := w.stopContainer(ctx, wait, seen.byID(id), order, nil); err != nil {
 			return true, time.Time{}, err
 		}
 	}
@@ -231,8 +231,9 @@ func (w *worker) dueContainers(seen *observation, a actions) ([]*v1.Container, t
 			next = earliest(next, h.until)
 			return true
 		}
-		got := seen.find(c.Name)
-		if got == nil || got.state != stateExited || got.lost {
+		// Of one that was just killed, the run before it counts, as upstream has it.
+		got := seen.ended(c.Name)
+		if got == nil || got.lost {
 			return false
 		}
 		until, message := w.backOff(c.Name, w.exits[got.id])
@@ -553,18 +554,19 @@ func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Co
 	if _, err := w.m.cfg.Runtime.StartContainer(call, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		return fail(reasonRun, err)
 	}
+	w.startedHere[created.ContainerId] = time.Now()
 	w.mark(trace.ContainerStarted)
 	w.event(c.Name, v1.EventTypeNormal, "Started", "Container started")
 	delete(w.waiting, c.Name)
 	delete(w.said, "Failed")
 	delete(w.held, c.Name)
-	if previous != nil && previous.state == stateExited && !previous.lost {
-		w.noteRestart(c.Name, w.exits[previous.id])
+	if before := seen.ended(c.Name); before != nil && !before.lost {
+		w.noteRestart(c.Name, w.exits[before.id])
 	}
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
 		if err := w.runHook(ctx, created.ContainerId, c, c.Lifecycle.PostStart, ips); err != nil {
 			w.event(c.Name, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
-			_ = w.stopContainer(ctx, ctx, &observedContainer{id: created.ContainerId, name: c.Name, state: stateRunning}, "FailedPostStartHook", nil)
+			_ = w.stopContainer(ctx, ctx, &observedContainer{id: created.ContainerId, name: c.Name, state: stateRunning}, killOrder{message: "FailedPostStartHook"}, nil)
 			return fail(reasonPostStart, err)
 		}
 	}

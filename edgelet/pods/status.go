@@ -30,7 +30,7 @@ type statusInput struct {
 	now         time.Time
 	// started and ready answer for a running container; nil says yes. This is where
 	// probes come in.
-	started, ready func(container, id string) bool
+	started, ready func(id string) bool
 }
 
 // podStatus words what a client sees of the pod, as a kubelet does.
@@ -146,9 +146,9 @@ func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, i
 		s.Ready = s.State.Terminated != nil && s.State.Terminated.ExitCode == 0
 		s.Started = new(bool)
 	default:
-		started := running && (in.started == nil || in.started(c.Name, current.id))
+		started := running && (in.started == nil || in.started(current.id))
 		s.Started = &started
-		s.Ready = started && (in.ready == nil || in.ready(c.Name, current.id))
+		s.Ready = started && (in.ready == nil || in.ready(current.id))
 	}
 	return s
 }

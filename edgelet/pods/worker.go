@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,6 +63,9 @@ type worker struct {
 	said      map[string]string  // the last event of a reason
 	held      map[string]heldOff // containers that could not be created
 	ran       map[string]bool    // containers that ran before this agent started
+	probed    bool               // the probes know of containers of this pod
+	// startedHere is when this agent started a container, by ID.
+	startedHere map[string]time.Time
 }
 
 // heldOff is until when a container that could not be created is left alone.
@@ -73,7 +77,7 @@ type heldOff struct {
 func newWorker(m *Manager, namespace, name, uid string) *worker {
 	w := &worker{m: m, namespace: namespace, name: name, uid: uid, wake: make(chan struct{}, 1),
 		waiting: map[string]waiting{}, crashes: map[string]*crash{}, exits: map[string]time.Time{},
-		ran: map[string]bool{}, held: map[string]heldOff{}}
+		ran: map[string]bool{}, held: map[string]heldOff{}, startedHere: map[string]time.Time{}}
 	w.pending.Store(true)
 	return w
 }
@@ -92,6 +96,9 @@ func (w *worker) update(o *Object) {
 	if same && !w.removed {
 		w.mu.Unlock()
 		return
+	}
+	if w.object != nil {
+		w.dirty.Store(true) // its labels and annotations may be files in it
 	}
 	w.object, w.removed = o, false
 	w.mu.Unlock()
@@ -254,7 +261,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 	}
 	var next time.Time
 	for range maxSteps {
-		seen, err := w.observe(ctx)
+		seen, err := w.observe(ctx, false)
 		if err != nil {
 			return next, err
 		}
@@ -279,7 +286,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 		if st := w.status(seen, false); st.Phase == v1.PodSucceeded || st.Phase == v1.PodFailed {
 			return time.Time{}, w.settle(ctx, wait, seen)
 		}
-		a := computeActions(w.pod, seen, w.failing())
+		a := computeActions(w.pod, seen, w.m.probes)
 		did, at, err := w.perform(ctx, wait, seen, a)
 		next = earliest(next, at)
 		if err != nil || !did {
@@ -343,7 +350,7 @@ func (w *worker) load(o *Object) error {
 
 // observe looks at the runtime, adds what the record knows beyond it, and notes
 // when ends were first seen.
-func (w *worker) observe(ctx context.Context) (*observation, error) {
+func (w *worker) observe(ctx context.Context, ending bool) (*observation, error) {
 	var seen *observation
 	if w.fresh {
 		seen, w.fresh = new(observation), false
@@ -367,15 +374,10 @@ func (w *worker) observe(ctx context.Context) (*observation, error) {
 		w.addTerminationMessage(c)
 	}
 	w.exits = ended
+	maps.DeleteFunc(w.startedHere, func(id string, _ time.Time) bool { got := seen.byID(id); return got == nil || got.state == stateExited })
 	addLost(seen, w.record)
+	w.watchProbes(seen, ending)
 	return seen, nil
-}
-
-func (w *worker) failing() failing {
-	if w.m.cfg.Probes == nil {
-		return nil
-	}
-	return w.m.cfg.Probes.Failing
 }
 
 // overdue reports whether the pod's activeDeadlineSeconds are over, or when they
@@ -396,10 +398,7 @@ func (w *worker) overdue() (bool, time.Time) {
 func (w *worker) status(seen *observation, over bool) v1.PodStatus {
 	in := statusInput{pod: w.pod, seen: seen, record: w.record, waiting: w.waiting, over: over,
 		runtimeName: w.m.runtimeName, hostIPs: w.m.cfg.Node.HostIPs(), now: w.m.cfg.Now()}
-	if p := w.m.cfg.Probes; p != nil {
-		in.started = func(c, id string) bool { return p.Started(w.uid, c, id) }
-		in.ready = func(c, id string) bool { return p.Ready(w.uid, c, id) }
-	}
+	in.started, in.ready = w.m.probes.Started, w.m.probes.Ready
 	return podStatus(in)
 }
 
@@ -407,7 +406,7 @@ func (w *worker) status(seen *observation, over bool) v1.PodStatus {
 func (w *worker) reportNow(ctx context.Context, seen *observation, again bool) error {
 	if again {
 		var err error
-		if seen, err = w.observe(ctx); err != nil {
+		if seen, err = w.observe(ctx, false); err != nil {
 			return err
 		}
 	}
@@ -477,8 +476,12 @@ func (w *worker) event(container, eventType, reason, message string) {
 	if container != "" && w.pod != nil {
 		e.FieldPath = fieldPath(w.pod, container)
 	}
+	w.journal(e)
+}
+
+func (w *worker) journal(e Event) {
 	if err := w.m.cfg.Store.Event(e); err != nil {
-		w.m.log.Warn("an event was lost", "pod", w.namespace+"/"+w.name, "reason", reason, "err", err)
+		w.m.log.Warn("an event was lost", "pod", w.namespace+"/"+w.name, "reason", e.Reason, "err", err)
 	}
 }
 
