@@ -60,8 +60,8 @@ boards: ## static programs for boards and servers, into ./bin/OS-ARCH
 	done
 	@ls -l bin/linux-*
 
-up: programs ## a whole cluster on this machine, with the hello example (NODES=N, DETACH=1, DATA_DIR=)
-	@bin/coracle up --data-dir $(DATA_DIR) --nodes $(NODES) $(if $(DETACH),--detach)
+up: programs ## a whole cluster on this machine, with the hello example (NODES=N, DETACH=1, DATA_DIR=, REGISTRY_MIRROR=URL, ARGS=more flags of `coracle up`); as root each node has namespaces of its own
+	@bin/coracle up --data-dir $(DATA_DIR) --nodes $(NODES) $(if $(DETACH),--detach) $(if $(REGISTRY_MIRROR),--registry-mirror $(REGISTRY_MIRROR)) $(ARGS)
 
 down: ## stop it; the data stays
 	@if [ -x bin/coracle ]; then bin/coracle down --data-dir $(DATA_DIR); else echo "Nothing was built here, so nothing runs."; fi

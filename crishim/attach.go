@@ -50,6 +50,30 @@ func (s *Service) DialPod(ctx context.Context, sandboxID string, port int32) (ne
 	return conn, rpcError(err)
 }
 
+// InProcess says whether a container's streams are had by function calls, and not
+// by a URL of containerd's.
+func (s *Service) InProcess(containerID string) bool { return s.ours(containerID) }
+
+// SandboxInProcess says the same of a pod's ports.
+func (s *Service) SandboxInProcess(id string) bool { return s.oci == nil || s.wasm.HasSandbox(id) }
+
+// Attachable says whether AttachContainer would begin now.
+func (s *Service) Attachable(containerID string) error {
+	return rpcError(s.wasm.Attachable(containerID))
+}
+
+// Executable says whether ExecContainer would begin now. With a terminal it never
+// does: WASI has none.
+func (s *Service) Executable(containerID string, cmd []string, tty bool) error {
+	if tty {
+		return status.Errorf(codes.Unimplemented, "container %q is a Wasm container: WASI has no terminal, execute without one (tty: false)", containerID)
+	}
+	return rpcError(s.wasm.Executable(containerID, cmd))
+}
+
+// SandboxReady says whether DialPod would begin now, for a sandbox in this process.
+func (s *Service) SandboxReady(id string) error { return rpcError(s.wasm.SandboxReady(id)) }
+
 // endpoint is a Service for clients outside this process: what needs a URL is
 // answered with one.
 type endpoint struct {
@@ -62,8 +86,8 @@ func (e endpoint) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*r
 	if !e.ours(req.GetContainerId()) {
 		return e.Service.Attach(ctx, req)
 	}
-	if err := e.wasm.Attachable(req.GetContainerId()); err != nil {
-		return nil, rpcError(err)
+	if err := e.Attachable(req.GetContainerId()); err != nil {
+		return nil, err
 	}
 	return e.streams.GetAttach(req)
 }
@@ -73,22 +97,19 @@ func (e endpoint) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runti
 	if !e.ours(req.GetContainerId()) {
 		return e.Service.Exec(ctx, req)
 	}
-	if req.GetTty() {
-		return nil, status.Errorf(codes.Unimplemented, "container %q is a Wasm container: WASI has no terminal, execute without one (tty: false)", req.GetContainerId())
-	}
-	if err := e.wasm.Executable(req.GetContainerId(), req.GetCmd()); err != nil {
-		return nil, rpcError(err)
+	if err := e.Executable(req.GetContainerId(), req.GetCmd(), req.GetTty()); err != nil {
+		return nil, err
 	}
 	return e.streams.GetExec(req)
 }
 
 // PortForward returns the URL of a Wasm pod's streams, or containerd's.
 func (e endpoint) PortForward(ctx context.Context, req *runtimeapi.PortForwardRequest) (*runtimeapi.PortForwardResponse, error) {
-	if e.oci != nil && !e.wasm.HasSandbox(req.GetPodSandboxId()) {
+	if !e.SandboxInProcess(req.GetPodSandboxId()) {
 		return e.Service.PortForward(ctx, req)
 	}
-	if err := e.wasm.SandboxReady(req.GetPodSandboxId()); err != nil {
-		return nil, rpcError(err)
+	if err := e.SandboxReady(req.GetPodSandboxId()); err != nil {
+		return nil, err
 	}
 	return e.streams.GetPortForward(req)
 }

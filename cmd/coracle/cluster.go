@@ -61,6 +61,13 @@ func upCommand() *cobra.Command {
 	f.IntVar(&o.Nodes, "nodes", 1, "how many nodes")
 	f.StringVar(&o.RegistryAddress, "registry-address", "127.0.0.1:5443", "where the registry listens; any other port if it is taken")
 	f.StringVar(&o.BinDir, "bin-dir", "", "where controlplane, edgelet and wasmrunner are (default: beside coracle)")
+	o.Isolate = up.IsolateAuto
+	f.Var(&o.Isolate, "isolate", "whether nodes get network, mount and PID namespaces of their own, as boards on one LAN: auto does so as root with containerd and CNI plugins")
+	f.BoolVar(&o.NoOutbound, "no-outbound", false, "isolated nodes reach each other and this machine, and nothing beyond it")
+	f.StringVar(&o.Containerd, "containerd", "", "the containerd program of the nodes (default: the one in PATH)")
+	f.StringVar(&o.CNIBinDir, "cni-bin-dir", "", "the folder of CNI plugins (default: /opt/cni/bin or /usr/lib/cni)")
+	f.StringVar(&o.RegistryMirror, "registry-mirror", "", "URL of a registry from which nodes pull every image, whatever registry its name says; may be on this machine's loopback")
+	f.StringVar(&o.RegistryHosts, "registry-hosts", "", "a registry hosts directory (containerd's certs.d layout) that nodes follow")
 	f.BoolVarP(&detach, "detach", "d", false, "return once the pod runs and leave the cluster running")
 	f.BoolVar(&noHello, "no-example", false, "do not apply the hello example")
 	f.StringArrayVar(&o.ControlPlaneArgs, "controlplane-arg", nil, "one more argument for controlplane; may be repeated")
@@ -73,7 +80,7 @@ func upCommand() *cobra.Command {
 // forward repeats the flags that the operator set, for the detached process.
 func forward(cmd *cobra.Command) []string {
 	var args []string
-	for _, name := range []string{"data-dir", "nodes", "registry-address", "bin-dir"} {
+	for _, name := range []string{"data-dir", "nodes", "registry-address", "bin-dir", "isolate", "no-outbound", "containerd", "cni-bin-dir", "registry-mirror", "registry-hosts"} {
 		if f := cmd.Flags().Lookup(name); f.Changed {
 			args = append(args, "--"+name+"="+f.Value.String())
 		}
@@ -98,7 +105,10 @@ func complete(o *up.Options) error {
 		}
 		o.BinDir = filepath.Dir(self)
 	}
-	for _, dir := range []*string{&o.DataDir, &o.BinDir} {
+	for _, dir := range []*string{&o.DataDir, &o.BinDir, &o.Containerd, &o.CNIBinDir, &o.RegistryHosts} {
+		if *dir == "" {
+			continue
+		}
 		abs, err := filepath.Abs(*dir)
 		if err != nil {
 			return err
@@ -129,4 +139,12 @@ func downCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&dataDir, "data-dir", defaultDataDir(), "where the cluster keeps everything")
 	return cmd
+}
+
+// initCommand is a board's first process, which `coracle up` starts.
+func initCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: up.InitCommand + " NAME DIR", Hidden: true, Args: cobra.ExactArgs(2),
+		RunE: func(_ *cobra.Command, args []string) error { return up.Init(args[0], args[1]) },
+	}
 }

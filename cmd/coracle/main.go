@@ -45,7 +45,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	cmd.AddCommand(upCommand(), downCommand(), imageCommand(), wasmCommand(), tokenCommand(), nodeCommand(), caCommand(), brokerCommand(), traceCommand(), trafficCommand(), doctorCommand(),
+	cmd.AddCommand(upCommand(), downCommand(), initCommand(), imageCommand(), wasmCommand(), tokenCommand(), nodeCommand(), caCommand(), brokerCommand(), traceCommand(), trafficCommand(), doctorCommand(),
 		snapshotCommand(), restoreCommand(),
 		&cobra.Command{Use: "kubectl", Short: "kubectl itself, for a machine that has none", DisableFlagParsing: true})
 	return cmd

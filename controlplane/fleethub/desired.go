@@ -91,6 +91,8 @@ func (e *encoder) raw(o object) ([]byte, error) {
 		c := *from
 		c.ObjectMeta = project(from.ObjectMeta)
 		out = &c
+	case *corev1.Service:
+		out = projectService(from)
 	case *nodev1.RuntimeClass:
 		c := *from
 		c.ObjectMeta = project(from.ObjectMeta)

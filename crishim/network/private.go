@@ -29,6 +29,10 @@ type Private struct {
 	// Pool is where the node's /24 is taken from: one in which no other interface
 	// of the machine has an address. It stays the node's while that is so.
 	Pool netip.Prefix
+	// Subnet is the node's, instead of one out of Pool, in a cluster that routes
+	// it: pods keep their addresses on the way to others, and whoever gave the
+	// subnet says where else they have to be masqueraded.
+	Subnet netip.Prefix
 }
 
 // privateBits is the length of a node's prefix.
@@ -43,14 +47,7 @@ func (p Private) device() string {
 
 // Write chooses the subnet and writes the configuration.
 func (p Private) Write() error {
-	if !p.Pool.IsValid() || !p.Pool.Addr().Is4() || p.Pool.Bits() > privateBits {
-		return fmt.Errorf("network %s: the pool %s is no IPv4 prefix of at most %d bits", p.Name, p.Pool, privateBits)
-	}
-	others, err := p.others()
-	if err != nil {
-		return fmt.Errorf("network %s: the machine's addresses: %w", p.Name, err)
-	}
-	subnet, err := p.choose(others)
+	subnet, err := p.subnet()
 	if err != nil {
 		return err
 	}
@@ -64,10 +61,39 @@ func (p Private) Write() error {
 	return os.WriteFile(p.file(), conf, 0o600)
 }
 
-// others are the networks of all interfaces but this node's bridge.
-func (p Private) others() ([]netip.Prefix, error) {
+func (p Private) subnet() (netip.Prefix, error) {
+	if p.Subnet.IsValid() {
+		return p.Subnet, nil
+	}
+	if !p.Pool.IsValid() || !p.Pool.Addr().Is4() || p.Pool.Bits() > privateBits {
+		return netip.Prefix{}, fmt.Errorf("network %s: the pool %s is no IPv4 prefix of at most %d bits", p.Name, p.Pool, privateBits)
+	}
+	var former netip.Prefix
+	if b := p.former(); b != nil {
+		former = b.pool.subnet
+	}
+	subnet, err := FreeSubnet(p.Pool, p.Dir, p.device(), former)
+	if err != nil {
+		return subnet, fmt.Errorf("network %s: %w", p.Name, err)
+	}
+	return subnet, nil
+}
+
+// FreeSubnet is a /24 of pool in which no interface of this machine but device
+// has an address: former if that is one, else the first that is free, begun at a
+// place that seed says.
+func FreeSubnet(pool netip.Prefix, seed, device string, former netip.Prefix) (netip.Prefix, error) {
+	others, err := others(pool, device)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("the machine's addresses: %w", err)
+	}
+	return choose(pool, seed, former, others)
+}
+
+// others are the networks of all interfaces but device.
+func others(pool netip.Prefix, device string) ([]netip.Prefix, error) {
 	mine := 0
-	if l, err := netlink.LinkByName(p.device()); err == nil {
+	if l, err := netlink.LinkByName(device); err == nil {
 		mine = l.Attrs().Index
 	} else if !errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil, err
@@ -81,14 +107,14 @@ func (p Private) others() ([]netip.Prefix, error) {
 		ip, ok := netip.AddrFromSlice(a.IP.To4())
 		ones, _ := a.Mask.Size()
 		// A machine that has the whole pool for its own network leaves no choice.
-		if prefix := netip.PrefixFrom(ip, ones).Masked(); ok && a.LinkIndex != mine && ones > p.Pool.Bits() {
+		if prefix := netip.PrefixFrom(ip, ones).Masked(); ok && a.LinkIndex != mine && ones > pool.Bits() {
 			list = append(list, prefix)
 		}
 	}
 	return list, nil
 }
 
-func (p Private) choose(others []netip.Prefix) (netip.Prefix, error) {
+func choose(pool netip.Prefix, seed string, former netip.Prefix, others []netip.Prefix) (netip.Prefix, error) {
 	free := func(s netip.Prefix) bool {
 		for _, o := range others {
 			if o.Overlaps(s) {
@@ -97,14 +123,14 @@ func (p Private) choose(others []netip.Prefix) (netip.Prefix, error) {
 		}
 		return true
 	}
-	if b := p.former(); b != nil && b.pool.subnet.Bits() == privateBits && p.Pool.Overlaps(b.pool.subnet) && free(b.pool.subnet) {
-		return b.pool.subnet, nil
+	if former.IsValid() && former.Bits() == privateBits && pool.Overlaps(former) && free(former) {
+		return former, nil
 	}
-	base := binary.BigEndian.Uint32(p.Pool.Masked().Addr().AsSlice())
-	count := uint32(1) << (privateBits - p.Pool.Bits())
+	base := binary.BigEndian.Uint32(pool.Masked().Addr().AsSlice())
+	count := uint32(1) << (privateBits - pool.Bits())
 	// Begun at a place of the node's own: a cluster that starts at the same
 	// moment, and has no interface yet, begins elsewhere.
-	sum := sha256.Sum256([]byte(p.Dir))
+	sum := sha256.Sum256([]byte(seed))
 	start := binary.BigEndian.Uint32(sum[4:])
 	for i := range count {
 		var a [4]byte
@@ -113,7 +139,7 @@ func (p Private) choose(others []netip.Prefix) (netip.Prefix, error) {
 			return s, nil
 		}
 	}
-	return netip.Prefix{}, fmt.Errorf("network %s: all %d subnets of %s are taken by interfaces of this machine: remove the bridges that nobody uses (ip link delete NAME)", p.Name, count, p.Pool)
+	return netip.Prefix{}, fmt.Errorf("all %d subnets of %s are taken by interfaces of this machine: remove the bridges that nobody uses (ip link delete NAME)", count, pool)
 }
 
 // former is the network as written before; nil if there is none.
@@ -132,7 +158,7 @@ func (p Private) conflist(subnet netip.Prefix) ([]byte, error) {
 		"cniVersion": "1.0.0", "name": p.Name,
 		"plugins": []m{
 			{
-				"type": "bridge", "bridge": p.device(), "isGateway": true, "ipMasq": true, "hairpinMode": true,
+				"type": "bridge", "bridge": p.device(), "isGateway": true, "ipMasq": !p.Subnet.IsValid(), "hairpinMode": true,
 				"ipam": m{
 					"type": "host-local", "ranges": [][]m{{{"subnet": subnet.String()}}},
 					"routes": []m{{"dst": "0.0.0.0/0"}}, "dataDir": filepath.Join(p.Dir, "ipam"),

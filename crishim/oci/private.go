@@ -48,7 +48,10 @@ type PrivateConfig struct {
 	Snapshotter string
 	// StartTimeout; zero: 30 s.
 	StartTimeout time.Duration
-	Logger       *slog.Logger
+	// Start starts the process, such as in namespaces of its own; nil starts it
+	// where the caller is. Dir is the same folder there.
+	Start  func(*exec.Cmd) error
+	Logger *slog.Logger
 }
 
 // Private is a running containerd of one's own. Its containers outlive it.
@@ -87,7 +90,9 @@ func StartPrivate(ctx context.Context, cfg PrivateConfig) (*Private, error) {
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(syscall.SIGTERM) }
 	p.cmd.WaitDelay = 10 * time.Second
-	if err := p.cmd.Start(); err != nil {
+	// Containerd looks for its shim in PATH, where another version's may be first.
+	p.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(cfg.Binary)+":"+os.Getenv("PATH"))
+	if err := cfg.Start(p.cmd); err != nil {
 		return nil, fmt.Errorf("private containerd: %w", err)
 	}
 	go func() {
@@ -175,6 +180,9 @@ func (p *Private) Stop() error {
 	return nil
 }
 
+// CanRun is nil, or ErrCannotRun with what is missing here.
+func CanRun(cfg PrivateConfig) error { return cfg.setPrograms() }
+
 // RemoveNetwork takes the bridge of a containerd with this configuration away,
 // when all its containers are gone and nothing makes new ones.
 func RemoveNetwork(cfg PrivateConfig) error {
@@ -228,11 +236,37 @@ func (c *PrivateConfig) setPaths() error {
 }
 
 func (c *PrivateConfig) setDefaults() error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("%w: it needs root, this is user %d; OCI containers are not available, Wasm containers are", ErrCannotRun, os.Geteuid())
+	if err := c.setPrograms(); err != nil {
+		return err
 	}
 	if err := c.setPaths(); err != nil {
 		return err
+	}
+	if c.SandboxImage == "" {
+		c.SandboxImage = PauseImage
+	}
+	if c.Snapshotter == "" {
+		c.Snapshotter = "native"
+		if overlayWorks(c.Dir) {
+			c.Snapshotter = "overlayfs"
+		}
+	}
+	if c.Start == nil {
+		c.Start = (*exec.Cmd).Start
+	}
+	if c.StartTimeout == 0 {
+		c.StartTimeout = 30 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// setPrograms finds what is run.
+func (c *PrivateConfig) setPrograms() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w: it needs root, this is user %d; OCI containers are not available, Wasm containers are", ErrCannotRun, os.Geteuid())
 	}
 	if c.Binary == "" {
 		var err error
@@ -250,21 +284,6 @@ func (c *PrivateConfig) setDefaults() error {
 	}
 	if c.CNIBinDir == "" {
 		return fmt.Errorf("%w: no CNI plugins in /opt/cni/bin or /usr/lib/cni (apt-get install containernetworking-plugins)", ErrCannotRun)
-	}
-	if c.SandboxImage == "" {
-		c.SandboxImage = PauseImage
-	}
-	if c.Snapshotter == "" {
-		c.Snapshotter = "native"
-		if overlayWorks(c.Dir) {
-			c.Snapshotter = "overlayfs"
-		}
-	}
-	if c.StartTimeout == 0 {
-		c.StartTimeout = 30 * time.Second
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return nil
 }

@@ -8,6 +8,6 @@
 // reaches it, the bytes need no third process on their way, and a session outlives
 // a restart of crishim.
 //
-// Only cmd/crishim links this package: the server, its router and SPDY are of no
+// Only cmd/crishim links this package: the server and its router are of no
 // use to edgelet, which calls AttachContainer and DialPod of crishim.Service.
 package streaming

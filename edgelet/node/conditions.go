@@ -84,7 +84,7 @@ func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error, p
 	for _, c := range readings {
 		add(v1.NodeConditionType(c.Type), c.Status, c.Reason, c.Message)
 	}
-	if why := notReady(status, runtimeErr, n.capacity()); why != "" {
+	if why := notReady(status, runtimeErr, n.capacity(), n.ShuttingDown != nil && n.ShuttingDown()); why != "" {
 		add(v1.NodeReady, false, "KubeletNotReady", why)
 	} else {
 		add(v1.NodeReady, true, "KubeletReady", "kubelet is posting ready status")
@@ -94,7 +94,7 @@ func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error, p
 
 // notReady says why no pod can run, or nothing. That containerd is away doesn't
 // make a board unready: Wasm goes on, and a label says it.
-func notReady(status *runtimeapi.StatusResponse, err error, capacity v1.ResourceList) string {
+func notReady(status *runtimeapi.StatusResponse, err error, capacity v1.ResourceList, shuttingDown bool) string {
 	var why, missing []string
 	if err != nil {
 		why = append(why, fmt.Sprintf("container runtime is down: %v", err))
@@ -123,6 +123,9 @@ func notReady(status *runtimeapi.StatusResponse, err error, capacity v1.Resource
 	}
 	if len(missing) > 0 {
 		why = append(why, "missing node capacity for resources: "+strings.Join(missing, ", "))
+	}
+	if shuttingDown {
+		why = append(why, "node is shutting down")
 	}
 	switch len(why) {
 	case 0:

@@ -76,6 +76,16 @@ type Config struct {
 	MaxPods int64
 	// Reserved is kept from pods, beside what eviction keeps free.
 	Reserved v1.ResourceList
+	// Devices are what plugins have: all of it, and what pods may have of it; may be
+	// nil. Call Changed when it does.
+	Devices func() (capacity, allocatable v1.ResourceList)
+	// ShuttingDown says that the machine goes down, which makes the node unready; may
+	// be nil. Call Changed when it does.
+	ShuttingDown func() bool
+	// Taints and Unschedulable are what the node has when it registers; later the
+	// control plane says.
+	Taints        []v1.Taint
+	Unschedulable bool
 	// Features are declared in the status: a pod that needs another one is not for
 	// this node. See [features.Valid] for their form.
 	Features []string
@@ -214,6 +224,10 @@ func (n *Node) capacity() v1.ResourceList {
 	for size, bytes := range n.amounts.hugepages {
 		out[hugepageResource(size)] = *resource.NewQuantity(bytes, resource.BinarySI)
 	}
+	if n.Devices != nil {
+		all, _ := n.Devices()
+		maps.Copy(out, all)
+	}
 	return out
 }
 
@@ -229,6 +243,10 @@ func (n *Node) allocatable() v1.ResourceList {
 			q.Set(0)
 		}
 		out[name] = q
+	}
+	if n.Devices != nil {
+		_, well := n.Devices()
+		maps.Copy(out, well)
 	}
 	sub(v1.ResourceMemory, *resource.NewQuantity(memoryFloor(n.facts.memory), resource.BinarySI))
 	sub(v1.ResourceEphemeralStorage, *resource.NewQuantity(n.amounts.disk*diskFloorPercent/100, resource.BinarySI))
@@ -339,6 +357,7 @@ func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error, pressu
 	if engine != "" {
 		o.Labels[LabelEngine] = engine
 	}
+	o.Spec.Taints, o.Spec.Unschedulable = n.Taints, n.Unschedulable
 	s := &o.Status
 	s.Capacity, s.Allocatable = n.capacity(), n.allocatable()
 	s.DeclaredFeatures = n.Features

@@ -1,7 +1,9 @@
 package pods
 
 import (
+	"context"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"strconv"
@@ -12,41 +14,88 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/features"
 )
 
+// refusal is why a pod isn't taken, in a kubelet's words; nil takes it.
+type refusal struct {
+	reason, message string
+	// short are the resources that don't suffice and by how much, if nothing else
+	// is wrong: a critical pod makes room.
+	short []shortage
+}
+
 // admit decides whether this node takes a pod it has not taken before. A pod
 // that was admitted stays so: after a reboot nothing is decided anew. Reasons
-// and messages are a kubelet's.
-func (m *Manager) admit(w *worker, pod *v1.Pod) (reason, message string, ok bool) {
+// and messages are a kubelet's. It may take as long as a device plugin takes to
+// answer, or pods to end that make room for a critical one; ctx ends it.
+func (m *Manager) admit(ctx context.Context, w *worker, pod *v1.Pod) (reason, message string, ok bool) {
+	for _, gate := range m.cfg.Gates {
+		if reason, message := gate(pod); reason != "" {
+			return reason, message, false
+		}
+	}
+	if m.cfg.Devices != nil {
+		if err := m.cfg.Devices.Allocate(ctx, pod); err != nil {
+			return "UnexpectedAdmissionError", fmt.Sprintf("Allocate failed due to %v, which is unexpected", err), false
+		}
+	}
+	r := m.decide(w, pod)
+	if r != nil && len(r.short) > 0 && critical(w, pod) {
+		if err := m.makeRoom(ctx, w, pod, r.short); err != nil {
+			r = &refusal{reason: "UnexpectedAdmissionError", message: fmt.Sprintf("Unexpected error while attempting to recover from admission failure: %v", err)}
+		} else {
+			r = m.decide(w, pod)
+		}
+	}
+	if r == nil {
+		return "", "", true
+	}
+	if err := w.freeDevices(); err != nil {
+		m.log.Error("devices of a refused pod stay taken for now", "pod", w.namespace+"/"+w.name, "err", err)
+	}
+	return r.reason, r.message, false
+}
+
+// decide looks at everything but devices, and claims what the pod asks for if
+// nothing speaks against it.
+func (m *Manager) decide(w *worker, pod *v1.Pod) *refusal {
+	m.admission.Lock()
+	defer m.admission.Unlock()
 	if pod.Spec.OS != nil && string(pod.Spec.OS.Name) != runtime.GOOS {
-		return "PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS", false
+		return &refusal{reason: "PodOSNotSupported", message: "Failed to admit pod as the OS field doesn't match node OS"}
+	}
+	if os, has := pod.Labels[v1.LabelOSStable]; has && os != runtime.GOOS {
+		return &refusal{reason: "PodOSSelectorNodeLabelDoesNotMatch", message: "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label"}
 	}
 	if missing := features.Missing(needs(pod), m.cfg.Node.DeclaredFeatures()); len(missing) > 0 {
-		return "PodFeatureUnsupported", "Pod requires node features that are not available: " + strings.Join(missing, ", "), false
+		return &refusal{reason: "PodFeatureUnsupported", message: "Pod requires node features that are not available: " + strings.Join(missing, ", ")}
 	}
-	if name, used, capacity, fits := m.fits(w, pod); !fits {
-		want := requests(pod)[name]
-		amount := func(n int64) string { return strconv.FormatInt(n, 10) }
-		requested := want.Value()
-		if name == v1.ResourceCPU {
-			requested = want.MilliValue()
-		} else if name == v1.ResourcePods {
-			requested = 1
+	short := m.shortages(w, pod)
+	var r *refusal
+	if len(short) > 0 {
+		s := short[0]
+		r = &refusal{reason: "OutOf" + string(s.name), short: short,
+			message: fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", s.name, s.requested, s.used, s.capacity)}
+	}
+	other := func(reason, message string) {
+		if r == nil {
+			r = &refusal{reason: reason, message: message}
 		}
-		return "OutOf" + string(name), fmt.Sprintf("Node didn't have enough resource: %s, requested: %s, used: %s, capacity: %s",
-			name, amount(requested), amount(used), amount(capacity)), false
+		r.short = nil // room alone doesn't help
 	}
-	if !matchesNode(pod, m.cfg.Node.Name(), m.cfg.Node.Labels()) {
-		return "NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector", false
+	if !matchesNode(pod, m.cfg.Node.Name(), m.cfg.Node.Labels(), w.isStatic()) {
+		other("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector")
 	}
 	if host, taken := m.hostPortTaken(w, pod); taken {
-		return "NodePorts", fmt.Sprintf("Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports (%s)", host), false
+		other("NodePorts", fmt.Sprintf("Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports (%s)", host))
 	}
 	for i := range pod.Spec.Containers {
 		if err := unsupported(&pod.Spec.Containers[i]); err != "" {
-			return "UnexpectedAdmissionError", err, false
+			other("UnexpectedAdmissionError", err)
 		}
 	}
-	w.claim(pod)
-	return "", "", true
+	if r == nil {
+		w.claim(pod)
+	}
+	return r
 }
 
 // Features that follow from a pod's spec: the part of upstream's list
@@ -110,22 +159,30 @@ func (w *worker) holds() *claimed {
 	return w.claims
 }
 
-// fits compares with allocatable what the pods here and this one ask for. The
-// first resource that doesn't suffice is named; CPU is in thousandths.
-func (m *Manager) fits(w *worker, pod *v1.Pod) (name v1.ResourceName, used, capacity int64, ok bool) {
-	have := m.cfg.Node.Allocatable()
-	want := requests(pod)
+// shortage is a resource of which the node has too little for a pod. CPU is in
+// thousandths.
+type shortage struct {
+	name                      v1.ResourceName
+	requested, used, capacity int64
+}
+
+// amount of a resource; CPU in thousandths.
+func amount(list v1.ResourceList, name v1.ResourceName) int64 {
+	q := list[name]
+	if name == v1.ResourceCPU {
+		return q.MilliValue()
+	}
+	return q.Value()
+}
+
+// shortages compares with allocatable what the pods here and this one ask for.
+func (m *Manager) shortages(w *worker, pod *v1.Pod) []shortage {
+	have, want := m.cfg.Node.Allocatable(), requests(pod)
+	var out []shortage
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	pods := int64(0)
 	sum := map[v1.ResourceName]int64{}
-	amount := func(list v1.ResourceList, name v1.ResourceName) int64 {
-		q := list[name]
-		if name == v1.ResourceCPU {
-			return q.MilliValue()
-		}
-		return q.Value()
-	}
 	for _, other := range m.workers {
 		c := other.holds()
 		if other == w || c == nil {
@@ -137,20 +194,21 @@ func (m *Manager) fits(w *worker, pod *v1.Pod) (name v1.ResourceName, used, capa
 		}
 	}
 	if limit, has := have[v1.ResourcePods]; has && pods+1 > limit.Value() {
-		return v1.ResourcePods, pods, limit.Value(), false
+		out = append(out, shortage{v1.ResourcePods, 1, pods, limit.Value()})
 	}
-	for _, n := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage} {
-		if a := amount(want, n); a > 0 && sum[n]+a > amount(have, n) {
-			return n, sum[n], amount(have, n), false
-		}
-	}
-	for n := range want {
+	names := []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory, v1.ResourceEphemeralStorage}
+	for _, n := range slices.Sorted(maps.Keys(want)) {
 		// Extended resources that the node doesn't have at all are the cluster's own.
-		if _, has := have[n]; has && amount(want, n) > 0 && sum[n]+amount(want, n) > amount(have, n) {
-			return n, sum[n], amount(have, n), false
+		if _, has := have[n]; has && n != v1.ResourcePods && !slices.Contains(names, n) {
+			names = append(names, n)
 		}
 	}
-	return "", 0, 0, true
+	for _, n := range names {
+		if a := amount(want, n); a > 0 && sum[n]+a > amount(have, n) {
+			out = append(out, shortage{n, a, sum[n], amount(have, n)})
+		}
+	}
+	return out
 }
 
 func hostPorts(pod *v1.Pod) []string {
@@ -196,10 +254,13 @@ func portsConflict(a, b string) bool {
 	return portA == portB && (ipA == ipB || any(ipA) || any(ipB))
 }
 
-// matchesNode evaluates nodeSelector and required node affinity.
-func matchesNode(pod *v1.Pod, name string, labels map[string]string) bool {
+// matchesNode evaluates nodeSelector and required node affinity against the
+// labels that the node gave itself. Labels that an administrator gave it are known
+// to the control plane only, which looked at them when it bound the pod; so what
+// is asked of any other label is taken to be so, unless the pod is the node's own.
+func matchesNode(pod *v1.Pod, name string, labels map[string]string, static bool) bool {
 	for k, v := range pod.Spec.NodeSelector {
-		if have, ok := labels[k]; !ok || have != v {
+		if have, ok := labels[k]; (ok || static) && (!ok || have != v) {
 			return false
 		}
 	}
@@ -208,14 +269,17 @@ func matchesNode(pod *v1.Pod, name string, labels map[string]string) bool {
 		return true
 	}
 	return slices.ContainsFunc(a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms,
-		func(t v1.NodeSelectorTerm) bool { return matchesTerm(&t, name, labels) })
+		func(t v1.NodeSelectorTerm) bool { return matchesTerm(&t, name, labels, static) })
 }
 
-func matchesTerm(t *v1.NodeSelectorTerm, name string, labels map[string]string) bool {
+func matchesTerm(t *v1.NodeSelectorTerm, name string, labels map[string]string, static bool) bool {
 	if len(t.MatchExpressions)+len(t.MatchFields) == 0 {
 		return false
 	}
 	for i := range t.MatchExpressions {
+		if _, known := labels[t.MatchExpressions[i].Key]; !known && !static {
+			continue
+		}
 		if !matchesRequirement(&t.MatchExpressions[i], labels) {
 			return false
 		}

@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 const etcHosts = "/etc/hosts"
 
 // containerConfig translates a container into CRI. ips are the pod's.
-func (m *Manager) containerConfig(pod *v1.Pod, c *v1.Container, img images.Image, mounted volumes.Mounted, ips []string, restartCount int32) (*runtimeapi.ContainerConfig, error) {
+func (m *Manager) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Container, img images.Image, mounted volumes.Mounted, ips []string, restartCount int32) (*runtimeapi.ContainerConfig, error) {
 	env, err := m.environment(pod, c)
 	if err != nil {
 		return nil, err
@@ -52,6 +53,9 @@ func (m *Manager) containerConfig(pod *v1.Pod, c *v1.Container, img images.Image
 		}
 	}
 	if cfg.Mounts, err = m.mounts(pod, c, mounted, env, ips); err != nil {
+		return nil, err
+	}
+	if err := m.addDevices(ctx, pod, c, img, cfg); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(m.logDir(pod.Namespace, pod.Name, string(pod.UID)), c.Name)

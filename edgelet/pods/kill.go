@@ -56,7 +56,7 @@ func (w *worker) settle(ctx, wait context.Context, seen *observation) error {
 		w.isMounted = false
 	}
 	w.m.cgroups.remove(w.pod)
-	return nil
+	return w.freeDevices()
 }
 
 // terminate ends a pod that is to be deleted or is not wanted any more: its
@@ -95,6 +95,9 @@ func (w *worker) terminate(ctx, wait context.Context) error {
 		return fmt.Errorf("removing the logs of pod %s/%s: %w", w.namespace, w.name, err)
 	}
 	w.m.cfg.Images.Forget(w.uid)
+	if err := w.freeDevices(); err != nil {
+		return err
+	}
 	if err := w.report(final, true); err != nil {
 		return err
 	}
@@ -102,6 +105,7 @@ func (w *worker) terminate(ctx, wait context.Context) error {
 		return err
 	}
 	w.finished = true
+	w.served()
 	return nil
 }
 
@@ -111,6 +115,11 @@ func (w *worker) setDeadline() {
 	w.mu.Lock()
 	secs := w.graceSecs
 	w.mu.Unlock()
+	w.shorten(secs)
+}
+
+// shorten bounds the grace, in seconds from now.
+func (w *worker) shorten(secs int64) {
 	at := time.Now().Add(time.Duration(max(secs, minGrace)) * time.Second)
 	if w.deadline.IsZero() || at.Before(w.deadline) {
 		w.deadline = at

@@ -75,11 +75,22 @@ type Config struct {
 	LogMaxSize  int64
 	LogMaxFiles int
 
+	// Devices gives containers devices; nil: the node has none.
+	Devices Devices
+
+	// Gates are asked before a pod is taken, in order; a reason other than empty
+	// refuses it.
+	Gates []Gate
+
 	Log *slog.Logger
 	// Now is the wall clock, for time stamps only; time.Now if nil. Durations are
 	// measured on the monotonic clock.
 	Now func() time.Time
 }
+
+// Gate says why a pod that is new to the node can't be taken now, with a reason
+// and a message as a kubelet words them; an empty reason lets it in.
+type Gate func(pod *v1.Pod) (reason, message string)
 
 // Manager runs the pods of one node.
 type Manager struct {
@@ -91,6 +102,8 @@ type Manager struct {
 	ready   chan struct{}
 
 	runtimeName string // set before ready is closed
+
+	admission sync.Mutex // one decision after the other; before mu
 
 	mu       sync.Mutex
 	workers  map[string]*worker // by UID
@@ -589,7 +602,7 @@ func (m *Manager) Log(namespace, name, uid, container string, previous bool) (Co
 	if s == nil {
 		return ContainerLog{}, fmt.Errorf("container %q in pod %q is waiting to start: %s", container, name, reasonCreating)
 	}
-	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			if list[i].Name == container {
 				return m.containerLog(found, &list[i], previous)

@@ -19,6 +19,7 @@ const (
 	recordAdmitted = "admitted"
 	recordReason   = "reason"
 	recordMessage  = "message"
+	recordDisrupt  = "disruption"
 )
 
 // lostExitCode is what a container is taken to have ended with when nobody saw
@@ -42,7 +43,9 @@ type record struct {
 	// reason and message of a verdict: the pod has failed whatever its containers
 	// did.
 	reason, message string
-	status          v1.PodStatus
+	// disruption is the message of DisruptionTarget, empty without that condition.
+	disruption string
+	status     v1.PodStatus
 }
 
 func (r *record) terminal() bool {
@@ -59,6 +62,9 @@ func (r *record) encode() ([]byte, error) {
 	if r.reason != "" {
 		carrier.Annotations[recordReason] = r.reason
 		carrier.Annotations[recordMessage] = r.message
+	}
+	if r.disruption != "" {
+		carrier.Annotations[recordDisrupt] = r.disruption
 	}
 	raw, err := carrier.Marshal()
 	if err != nil {
@@ -84,7 +90,8 @@ func decodeRecord(raw []byte) (r *record, err error) {
 		return nil, fmt.Errorf("%w: %w", ErrRecord, err)
 	}
 	return &record{status: carrier.Status, admitted: carrier.Annotations[recordAdmitted] == "true",
-		reason: carrier.Annotations[recordReason], message: carrier.Annotations[recordMessage]}, nil
+		reason: carrier.Annotations[recordReason], message: carrier.Annotations[recordMessage],
+		disruption: carrier.Annotations[recordDisrupt]}, nil
 }
 
 // addLost adds to an observation the containers that the record knows and the

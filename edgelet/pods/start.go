@@ -540,7 +540,7 @@ func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Co
 		run = previous.restartCount
 	}
 	pod := w.withAddresses(ips)
-	config, err := w.m.containerConfig(pod, c, img, w.mounted, ips, run)
+	config, err := w.m.containerConfig(ctx, pod, c, img, w.mounted, ips, run)
 	if err != nil {
 		return fail(reasonConfig, err)
 	}

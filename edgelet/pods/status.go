@@ -31,6 +31,8 @@ type statusInput struct {
 	// started and ready answer for a running container; nil says yes. This is where
 	// probes come in.
 	started, ready func(id string) bool
+	// health is of the devices that a container has; nil: there are none.
+	health func(container string) []v1.ResourceStatus
 }
 
 // podStatus words what a client sees of the pod, as a kubelet does.
@@ -132,6 +134,9 @@ func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, i
 		s.LastTerminationState = lastTermination(in, &s, before, old)
 		s.Resources = c.Resources.DeepCopy()
 		s.AllocatedResources = c.Resources.Requests.DeepCopy()
+	}
+	if in.health != nil && !in.over && !in.record.terminal() {
+		s.AllocatedResourcesStatus = in.health(c.Name)
 	}
 	finished := init && current != nil && current.state == stateExited && current.exitCode == 0 && !isSidecar(c)
 	if w, ok := in.waiting[c.Name]; ok && !in.over && !finished && shouldRun(in.pod, c, in.seen) {
@@ -362,6 +367,10 @@ func conditions(in statusInput, s *v1.PodStatus) []v1.PodCondition {
 	}
 	set(v1.ContainersReady, cok, creason, cmessage)
 	set(v1.PodScheduled, true, "", "")
+	if in.record.disruption != "" {
+		out = slices.DeleteFunc(out, func(c v1.PodCondition) bool { return c.Type == v1.DisruptionTarget })
+		set(v1.DisruptionTarget, true, v1.PodReasonTerminationByKubelet, in.record.disruption)
+	}
 	return out
 }
 

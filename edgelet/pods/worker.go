@@ -46,6 +46,7 @@ type worker struct {
 	interrupt   context.CancelFunc // ends what waits, when the pod is to end or to end sooner
 	refs        map[ref]uint64
 	claims      *claimed
+	ending      *ending         // a verdict that is being carried out
 	stopped     map[string]bool // containers whose end was told
 
 	// Below: the goroutine's own.
@@ -266,10 +267,21 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 			return next, err
 		}
 		if w.record.terminal() {
-			return time.Time{}, w.settle(ctx, wait, seen)
+			err := w.settle(ctx, wait, seen)
+			if err == nil {
+				w.served()
+			}
+			return time.Time{}, err
+		}
+		if e := w.verdict(); e != nil {
+			return time.Time{}, w.serve(ctx, wait, e, seen)
 		}
 		if !w.record.admitted {
-			if reason, message, ok := w.m.admit(w, w.pod); !ok {
+			reason, message, ok := w.m.admit(wait, w, w.pod)
+			if wait.Err() != nil {
+				return time.Time{}, wait.Err()
+			}
+			if !ok {
 				return time.Time{}, w.reject(reason, message)
 			}
 			w.record.admitted = true // made durable with the first report
@@ -399,6 +411,9 @@ func (w *worker) status(seen *observation, over bool) v1.PodStatus {
 	in := statusInput{pod: w.pod, seen: seen, record: w.record, waiting: w.waiting, over: over,
 		runtimeName: w.m.runtimeName, hostIPs: w.m.cfg.Node.HostIPs(), now: w.m.cfg.Now()}
 	in.started, in.ready = w.m.probes.Started, w.m.probes.Ready
+	if d := w.m.cfg.Devices; d != nil {
+		in.health = func(c string) []v1.ResourceStatus { return d.Health(w.uid, c) }
+	}
 	return podStatus(in)
 }
 

@@ -20,11 +20,27 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/identity"
 )
 
-// PurposeKubelet is the one purpose known so far: serve the kubelet's API.
-const PurposeKubelet = "kubelet"
+// Purposes of tunnels.
+const (
+	PurposeKubelet = enrollment.PurposeKubelet
+	PurposeDial    = enrollment.PurposeDial
+)
+
+// Defaults of [Config].
+const (
+	// DefaultStreams costs about 100 KiB each while open: TLS within TLS.
+	DefaultStreams = 64
+	defaultWaiting = 256
+	// defaultWait leaves the control plane, which waits 15 s, time for the answer
+	// that there are too many.
+	defaultWait = 8 * time.Second
+	// busyStreams are those on which that is said.
+	busyStreams = 4
+)
 
 var (
-	// ErrBusy is returned when as many streams are open as the node allows.
+	// ErrBusy is returned when as many streams are open as the node allows, and as
+	// many requests wait.
 	ErrBusy = errors.New("this node has too many tunnels open")
 	// ErrPurpose is returned for a purpose that this edgelet doesn't know.
 	ErrPurpose = errors.New("this node doesn't know the tunnel's purpose")
@@ -46,8 +62,13 @@ type Config struct {
 	Identity *identity.Identity
 	// Handler is the API, by NewAPI.
 	Handler http.Handler
-	// Streams bounds what is open at once; 0 means 32.
-	Streams int
+	// Dial serves [PurposeDial], by NewDial; nil refuses it.
+	Dial http.Handler
+	// Streams bounds what is open at once for one purpose, so that neither keeps
+	// the other out; 0 means [DefaultStreams]. Up to Waiting further requests wait
+	// for Wait each; 0 means 256 and 8 s.
+	Streams, Waiting int
+	Wait             time.Duration
 	// Count, if set, returns what is told the bytes on the sockets of tunnels for a
 	// purpose.
 	Count func(purpose string) func(sent, received int)
@@ -58,22 +79,36 @@ type Config struct {
 
 // Tunnels of a node.
 type Tunnels struct {
-	cfg Config
+	cfg   Config
+	lanes map[string]*lane // by purpose
+	busy  chan struct{}    // a token for each stream that only says so
 
 	mu     sync.Mutex
 	ctx    context.Context // nil unless Run runs
-	open   int
-	recent []string // ids, because a request may come twice
+	recent []string        // ids, because a request may come twice
 	wg     sync.WaitGroup
 }
 
+// lane is what is open and what waits for one purpose.
+type lane struct {
+	handler http.Handler
+	slots   chan struct{}
+	waiting int // guarded by Tunnels.mu
+}
+
 // recentIDs is how many ids are remembered.
-const recentIDs = 64
+const recentIDs = 1024
 
 // New returns Tunnels that refuse requests until Run.
 func New(cfg Config) *Tunnels {
 	if cfg.Streams == 0 {
-		cfg.Streams = 32
+		cfg.Streams = DefaultStreams
+	}
+	if cfg.Waiting == 0 {
+		cfg.Waiting = defaultWaiting
+	}
+	if cfg.Wait == 0 {
+		cfg.Wait = defaultWait
 	}
 	if cfg.Clients == nil {
 		cfg.Clients = []string{enrollment.KubeletClientName}
@@ -81,7 +116,13 @@ func New(cfg Config) *Tunnels {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Tunnels{cfg: cfg}
+	t := &Tunnels{cfg: cfg, lanes: map[string]*lane{}, busy: make(chan struct{}, busyStreams)}
+	for purpose, handler := range map[string]http.Handler{PurposeKubelet: cfg.Handler, PurposeDial: cfg.Dial} {
+		if handler != nil {
+			t.lanes[purpose] = &lane{handler: handler, slots: make(chan struct{}, cfg.Streams)}
+		}
+	}
+	return t
 }
 
 // Run serves requests until ctx ends, and then until all streams are closed.
@@ -105,31 +146,71 @@ func (t *Tunnels) Request(r Request) error {
 	if t.ctx == nil {
 		return ErrStopped
 	}
-	if r.Purpose != PurposeKubelet {
-		return fmt.Errorf("%w: %q", ErrPurpose, r.Purpose)
+	l := t.lanes[r.Purpose]
+	if l == nil {
+		return fmt.Errorf("%w: %.64q", ErrPurpose, r.Purpose)
 	}
 	if slices.Contains(t.recent, r.ID) {
 		return nil
 	}
-	if t.open >= t.cfg.Streams {
-		return fmt.Errorf("%w: %d", ErrBusy, t.open)
+	if l.waiting >= t.cfg.Waiting {
+		return fmt.Errorf("%w: %d for purpose %q, and %d wait; end some, or try again later", ErrBusy, t.cfg.Streams, r.Purpose, l.waiting)
 	}
 	t.recent = append(t.recent[max(0, len(t.recent)+1-recentIDs):], r.ID)
-	t.open++
+	l.waiting++
 	ctx := t.ctx
 	t.wg.Go(func() {
-		if err := t.Serve(ctx, r); err != nil && ctx.Err() == nil {
-			t.cfg.Logger.Info("tunnel", "id", r.ID, "err", err)
+		if err := t.serveInTurn(ctx, r, l); err != nil && ctx.Err() == nil {
+			t.cfg.Logger.Info("tunnel", "id", r.ID, "purpose", r.Purpose, "err", err)
 		}
-		t.mu.Lock()
-		t.open--
-		t.mu.Unlock()
 	})
 	return nil
 }
 
-// Serve opens the stream and serves it until either side closes it or ctx ends.
-func (t *Tunnels) Serve(ctx context.Context, r Request) error {
+// serveInTurn serves a request when one of its lane's streams is free.
+func (t *Tunnels) serveInTurn(ctx context.Context, r Request, l *lane) error {
+	got := t.turn(ctx, l)
+	t.mu.Lock()
+	l.waiting--
+	t.mu.Unlock()
+	if got {
+		defer func() { <-l.slots }()
+		return t.serve(ctx, r, l.handler)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	err := fmt.Errorf("%w: %d for purpose %q; end some, or try again later", ErrBusy, t.cfg.Streams, r.Purpose)
+	select {
+	case t.busy <- struct{}{}:
+		defer func() { <-t.busy }()
+		return errors.Join(err, t.serve(ctx, r, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fail(w, http.StatusServiceUnavailable, err.Error())
+		})))
+	default:
+		return err
+	}
+}
+
+func (t *Tunnels) turn(ctx context.Context, l *lane) bool {
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	default:
+	}
+	timer := time.NewTimer(t.cfg.Wait)
+	defer timer.Stop()
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// serve opens the stream and serves it until either side closes it or ctx ends.
+func (t *Tunnels) serve(ctx context.Context, r Request, handler http.Handler) error {
 	conn, err := t.dial(ctx, r)
 	if err != nil {
 		return err
@@ -137,7 +218,7 @@ func (t *Tunnels) Serve(ctx context.Context, r Request) error {
 	stream := &stream{Conn: conn, closed: make(chan struct{})}
 	defer stream.Close()
 	server := &http.Server{
-		Handler:           t.cfg.Handler,
+		Handler:           handler,
 		ReadHeaderTimeout: 30 * time.Second,
 		MaxHeaderBytes:    32 << 10,
 		TLSNextProto:      map[string]func(*http.Server, *tls.Conn, http.Handler){},

@@ -36,6 +36,9 @@ type Registry struct {
 	// Dir holds blobs, the registry's key and certificate, and hosts.d, the
 	// registry hosts directory (containerd's certs.d layout) that leads to it.
 	Dir string
+	// Addresses are others than loopback under which it is reached, for its
+	// certificate.
+	Addresses []net.IP
 }
 
 // HostsDir is the folder to give to whoever pulls or pushes.
@@ -62,13 +65,18 @@ func (r *Registry) Listen(addr string) (net.Listener, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	url := "https://" + l.Addr().String()
-	hosts := fmt.Sprintf("server = %q\nca = %q\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n  ca = %q\n",
-		url, r.certFile(), url, r.certFile())
+	hosts := r.Hosts(l.Addr().String())
 	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(hosts), 0o644); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
 	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}), nil
+}
+
+// Hosts is a hosts.toml that leads to the registry at an address.
+func (r *Registry) Hosts(address string) string {
+	url := "https://" + address
+	return fmt.Sprintf("server = %q\nca = %q\n\n[host.%q]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n  ca = %q\n",
+		url, r.certFile(), url, r.certFile())
 }
 
 // Serve answers on l until ctx ends.
@@ -111,7 +119,7 @@ func (r *Registry) certFile() string { return filepath.Join(r.Dir, "tls.crt") }
 // its own authority: it is trusted by the hosts.toml beside it and by nothing else.
 func (r *Registry) certificate() (tls.Certificate, error) {
 	keyFile := filepath.Join(r.Dir, "tls.key")
-	if c, err := tls.LoadX509KeyPair(r.certFile(), keyFile); err == nil && time.Now().Before(c.Leaf.NotAfter.AddDate(0, -1, 0)) {
+	if c, err := tls.LoadX509KeyPair(r.certFile(), keyFile); err == nil && time.Now().Before(c.Leaf.NotAfter.AddDate(0, -1, 0)) && r.names(c.Leaf) {
 		return c, nil
 	}
 	if err := os.MkdirAll(r.Dir, 0o755); err != nil {
@@ -130,7 +138,7 @@ func (r *Registry) certificate() (tls.Certificate, error) {
 		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, IsCA: true, BasicConstraintsValid: true,
-		DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
+		DNSNames: []string{"localhost"}, IPAddresses: append([]net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, r.Addresses...),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
@@ -147,4 +155,14 @@ func (r *Registry) certificate() (tls.Certificate, error) {
 		return tls.Certificate{}, err
 	}
 	return tls.LoadX509KeyPair(r.certFile(), keyFile)
+}
+
+// names says whether the certificate has all our addresses.
+func (r *Registry) names(c *x509.Certificate) bool {
+	for _, a := range r.Addresses {
+		if c.VerifyHostname(a.String()) != nil {
+			return false
+		}
+	}
+	return true
 }

@@ -23,6 +23,8 @@ type process struct {
 	layout Layout
 	log    *slog.Logger
 	grace  time.Duration // between SIGTERM and SIGKILL
+	// start starts it elsewhere than here; nil: here.
+	start func(*exec.Cmd) error
 }
 
 const (
@@ -73,7 +75,11 @@ func (p *process) once(ctx context.Context) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = p.grace
-	if err := cmd.Start(); err != nil {
+	start := p.start
+	if start == nil {
+		start = (*exec.Cmd).Start
+	}
+	if err := start(cmd); err != nil {
 		return err
 	}
 	pid := fmt.Sprintf("%d %s\n", cmd.Process.Pid, startTime(cmd.Process.Pid))

@@ -30,6 +30,17 @@ type Options struct {
 	Nodes   int    // how many nodes, at least one
 	// RegistryAddress is where the registry listens; if it is taken, any port.
 	RegistryAddress string
+	// Isolate says whether nodes get namespaces of their own.
+	Isolate Isolate
+	// NoOutbound: isolated nodes reach this machine and nothing beyond it.
+	NoOutbound bool
+	// Containerd is the program, and CNIBinDir the folder of plugins, that nodes
+	// use; empty: those found.
+	Containerd, CNIBinDir string
+	// RegistryMirror is the URL of a registry from which nodes pull every image,
+	// and RegistryHosts a registry hosts directory that they follow; both may be
+	// empty.
+	RegistryMirror, RegistryHosts string
 	// ControlPlaneArgs and NodeArgs are added to the processes' own.
 	ControlPlaneArgs, NodeArgs []string
 	Logger                     *slog.Logger
@@ -96,13 +107,36 @@ func Supervise(ctx context.Context, o Options, ready func(State) error) error {
 		_ = os.Remove(l.state())
 	}()
 
+	lan, err := openLAN(o)
+	if err != nil {
+		cancel(err)
+		return err
+	}
+	if lan != nil {
+		defer func() {
+			running.Wait()
+			stopPlane()
+			plane.Wait()
+			if err := errors.Join(lan.down(), l.removeCgroups()); err != nil {
+				o.Logger.Warn("something of the boards' network stays", "err", err)
+			}
+		}()
+	}
 	reg := &registry.Registry{Dir: l.Registry()}
+	if lan != nil {
+		reg.Addresses = []net.IP{lan.host().AsSlice()}
+	}
 	regListener, err := reg.Listen(o.RegistryAddress)
 	if err != nil {
 		cancel(err)
 		return err
 	}
 	start(func(ctx context.Context) error { return reg.Serve(ctx, regListener) })
+	nodeHosts, err := nodeRegistries(o, reg, regListener, lan, start)
+	if err != nil {
+		cancel(err)
+		return err
+	}
 
 	info := filepath.Join(l.ControlPlane(), "run", "controlplane.json")
 	if err := os.Remove(info); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -111,7 +145,12 @@ func Supervise(ctx context.Context, o Options, ready func(State) error) error {
 	}
 	cp := &process{name: "controlplane", layout: l, log: o.Logger, grace: stopGrace,
 		args: func(context.Context) ([]string, error) {
-			return append([]string{filepath.Join(o.BinDir, "controlplane"), "--data-dir", l.ControlPlane(), "--port-fallback"}, o.ControlPlaneArgs...), nil
+			args := []string{filepath.Join(o.BinDir, "controlplane"), "--data-dir", l.ControlPlane(), "--port-fallback"}
+			if lan != nil {
+				host := lan.host().String()
+				args = append(args, "--bind-address", host, "--advertise-address", host)
+			}
+			return append(args, o.ControlPlaneArgs...), nil
 		}}
 	plane.Go(func() { _ = cp.run(planeCtx) })
 	ep, err := waitForEndpoints(ctx, info, l.Log("controlplane"))
@@ -135,7 +174,7 @@ func Supervise(ctx context.Context, o Options, ready func(State) error) error {
 
 	state := State{PID: os.Getpid(), API: ep.API, HostsDir: reg.HostsDir(), Moved: moved(o, ep, regListener.Addr().String())}
 	for i := 1; i <= max(1, o.Nodes); i++ {
-		n := &node{name: fmt.Sprintf("board-%d", i), layout: l, options: o, client: client, hostsDir: reg.HostsDir()}
+		n := &node{name: fmt.Sprintf("board-%d", i), number: i, layout: l, options: o, client: client, hostsDir: nodeHosts, lan: lan}
 		state.Nodes = append(state.Nodes, n.name)
 		start(n.run)
 	}
@@ -264,6 +303,12 @@ func Down(dataDir string, out io.Writer) error {
 		if err := oci.RemoveNetwork(privateContainerd(l, node)); err != nil {
 			return err
 		}
+	}
+	if err := (&lan{layout: l, device: lanDevice(l)}).down(); err != nil {
+		return err
+	}
+	if err := l.removeCgroups(); err != nil {
+		return err
 	}
 	if s.PID == 0 && len(left) == 0 {
 		fmt.Fprintf(out, "No cluster is running from %s.\n", l.Root)

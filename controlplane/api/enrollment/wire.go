@@ -19,11 +19,26 @@ const (
 	TunnelPath     = "/v1/tunnel/"
 	TunnelProtocol = "coracle-tunnel"
 	// RelayPath is followed by a node's name: another control plane asks the one that
-	// nodes are connected to for a stream to its API, as of TunnelPath.
+	// nodes are connected to for a stream to its API, as of TunnelPath. With the query
+	// purpose=dial it is one to its pods.
 	RelayPath = "/v1/relay/"
 	// ObjectsPath is followed by the hex sha256 of an object.
 	ObjectsPath = "/v1/objects/"
 )
+
+// Purposes of tunnels: what a node serves on a stream, to the API server only, by
+// TLS inside of it.
+const (
+	// PurposeKubelet is the node's API, that of a kubelet.
+	PurposeKubelet = "kubelet"
+	// PurposeDial is DialPath and nothing else.
+	PurposeDial = "dial"
+)
+
+// DialPath of a stream of PurposeDial, with the query address=IP:PORT: the answer
+// to a GET is 101 Switching Protocols to TunnelProtocol, and then the bytes of a
+// connection to that port of one of the node's own pods.
+const DialPath = "/coracle/v1/dial"
 
 // Names by which a node knows the control plane's servers. A node asks for these
 // and not for the address it dialed, so that a new address or a port forwarding

@@ -1,0 +1,209 @@
+package devices
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+)
+
+// socketName is where plugins register.
+const socketName = "kubelet.sock"
+
+// ErrTaken is returned when another program listens on the socket.
+var ErrTaken = errors.New("another kubelet or agent listens there")
+
+// Socket is where plugins register.
+func (m *Manager) Socket() string { return filepath.Join(m.cfg.Dir, socketName) }
+
+// Run listens until ctx ends. Without root, or beside a kubelet, there are no
+// device plugins and the node goes on: that is logged, not returned.
+//
+// Until the first plugin comes it costs a socket and a goroutine that waits.
+func (m *Manager) Run(ctx context.Context) error {
+	defer m.wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	m.mu.Lock()
+	m.ctx = ctx
+	if len(m.resources) > 0 {
+		m.forgetLater()
+	}
+	m.mu.Unlock()
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.expiry != nil {
+			m.expiry.Stop()
+		}
+	}()
+	l, err := m.listen()
+	if err != nil {
+		m.log.Warn("no device plugins on this node", "err", err)
+		<-ctx.Done()
+		return nil
+	}
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	first, err := l.Accept()
+	if err != nil {
+		return nil // ctx ended
+	}
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(64<<10), grpc.ConnectionTimeout(dialTimeout), grpc.MaxConcurrentStreams(16))
+	pluginapi.RegisterRegistrationServer(server, &registration{m: m, ctx: ctx})
+	stopServer := context.AfterFunc(ctx, server.Stop)
+	defer stopServer()
+	if err := server.Serve(&primed{Listener: l, first: first}); err != nil && ctx.Err() == nil {
+		m.log.Error("device plugins can't register any more", "socket", m.Socket(), "err", err)
+		<-ctx.Done()
+	}
+	return nil
+}
+
+// forgetLater has the node looked at again when resources whose plugins did not
+// come back are no more. It needs m.mu.
+func (m *Manager) forgetLater() {
+	if m.expiry == nil {
+		m.expiry = time.AfterFunc(stopGrace+time.Second, m.cfg.Changed)
+		return
+	}
+	m.expiry.Reset(stopGrace + time.Second)
+}
+
+// listen opens the socket, for root only. What other sockets lie in the folder
+// are those of plugins of an earlier start: removing them tells a plugin to
+// register again, as it does with a kubelet.
+func (m *Manager) listen() (net.Listener, error) {
+	if err := os.MkdirAll(m.cfg.Dir, 0o750); err != nil {
+		return nil, fmt.Errorf("making the folder of device plugins: %w", err)
+	}
+	path := m.Socket()
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("%s: %w; give this one another folder with --device-plugin-dir", path, ErrTaken)
+	}
+	entries, err := os.ReadDir(m.cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("reading the folder of device plugins: %w", err)
+	}
+	for _, e := range entries {
+		if e.Type()&os.ModeSocket == 0 {
+			continue
+		}
+		if err := os.Remove(filepath.Join(m.cfg.Dir, e.Name())); err != nil {
+			return nil, fmt.Errorf("removing the socket of an earlier start: %w", err)
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listening for device plugins: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("listening for device plugins: %w", err)
+	}
+	return l, nil
+}
+
+// primed is a listener whose first connection was accepted before.
+type primed struct {
+	net.Listener
+	once  sync.Once
+	first net.Conn
+}
+
+func (p *primed) Accept() (c net.Conn, err error) {
+	p.once.Do(func() { c = p.first })
+	if c != nil {
+		return c, nil
+	}
+	return p.Listener.Accept()
+}
+
+// registration is the service behind the socket.
+type registration struct {
+	pluginapi.UnimplementedRegistrationServer
+	m   *Manager
+	ctx context.Context // the manager's life; a call's own ends with the call
+}
+
+// Register implements the API.
+func (r *registration) Register(ctx context.Context, req *pluginapi.RegisterRequest) (*pluginapi.Empty, error) {
+	if !slices.Contains(pluginapi.SupportedVersions[:], req.Version) {
+		return nil, status.Errorf(codes.InvalidArgument, "requested API version %q is not supported by kubelet. Supported version is %q", req.Version, pluginapi.SupportedVersions)
+	}
+	if err := checkName(req.ResourceName); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	socket, err := r.m.endpoint(req.Endpoint)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err := r.m.connect(r.ctx, req.ResourceName, socket); err != nil {
+		r.m.log.Warn("a device plugin can't be registered", "resource", req.ResourceName, "socket", socket, "err", err)
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return &pluginapi.Empty{}, nil
+}
+
+// endpoint is the path of a plugin's socket, which lies in the folder.
+func (m *Manager) endpoint(name string) (string, error) {
+	if name == "" || name == socketName || !filepath.IsLocal(name) || strings.ContainsRune(name, 0) {
+		return "", fmt.Errorf("endpoint %q is not the name of a socket in %s", name, m.cfg.Dir)
+	}
+	path := filepath.Join(m.cfg.Dir, name)
+	if len(path) >= len(syscall.RawSockaddrUnix{}.Path) {
+		return "", fmt.Errorf("endpoint %q: a socket's path has at most %d bytes", path, len(syscall.RawSockaddrUnix{}.Path)-1)
+	}
+	return path, nil
+}
+
+// ValidatePlugin says whether a plugin that was found in plugins_registry can be
+// taken: its name is that of its resource.
+func (m *Manager) ValidatePlugin(name, _ string, versions []string) error {
+	for _, v := range versions {
+		if slices.Contains(pluginapi.SupportedVersions[:], v) {
+			return checkName(name)
+		}
+	}
+	return fmt.Errorf("manager version, %s, is not among plugin supported versions %v", pluginapi.Version, versions)
+}
+
+// RegisterPlugin connects to a plugin that was found in plugins_registry.
+func (m *Manager) RegisterPlugin(name, endpoint string, versions []string) error {
+	if err := m.ValidatePlugin(name, endpoint, versions); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	ctx := m.ctx
+	m.mu.Unlock()
+	if ctx == nil {
+		return errors.New("device plugins are not listened for yet")
+	}
+	return m.connect(ctx, name, endpoint)
+}
+
+// DeregisterPlugin says that the socket of such a plugin was removed.
+func (m *Manager) DeregisterPlugin(name, endpoint string) {
+	m.mu.Lock()
+	var p *plugin
+	if k := m.resources[name]; k != nil && k.plugin != nil && k.plugin.socket == endpoint {
+		p = k.plugin
+	}
+	m.mu.Unlock()
+	if p != nil {
+		m.disconnected(p, errors.New("its socket was removed"))
+	}
+}
