@@ -20,6 +20,7 @@ type actions struct {
 	attempt       uint32
 	init          []int // indexes into spec.initContainers to start, in this order
 	containers    []int // indexes into spec.containers to start
+	ephemeral     []int // indexes into spec.ephemeralContainers to start
 	kill          map[string]killOrder
 }
 
@@ -30,7 +31,7 @@ type killOrder struct {
 }
 
 func (a *actions) none() bool {
-	return !a.stopPod && !a.createSandbox && len(a.init)+len(a.containers)+len(a.kill) == 0
+	return !a.stopPod && !a.createSandbox && len(a.init)+len(a.containers)+len(a.ephemeral)+len(a.kill) == 0
 }
 
 // verdicts are what the probes say of running containers.
@@ -52,6 +53,12 @@ func computeActions(pod *v1.Pod, o *observation, probe verdicts) actions {
 	if changed {
 		computeFresh(pod, o, &a)
 		return a
+	}
+	// They don't wait for the pod to be initialised, and none is started twice.
+	for i := range pod.Spec.EphemeralContainers {
+		if o.find(pod.Spec.EphemeralContainers[i].Name) == nil {
+			a.ephemeral = append(a.ephemeral, i)
+		}
 	}
 	initialized := computeInit(pod, o, &a, probe)
 	if a.stopPod || !initialized {
@@ -87,7 +94,7 @@ func computeActions(pod *v1.Pod, o *observation, probe verdicts) actions {
 		a.kill[got.id] = killOrder{c.Name, message, grace}
 	}
 	if kept == 0 && len(a.containers) == 0 {
-		a.stopPod, a.init = true, nil
+		a.stopPod, a.init, a.ephemeral = true, nil, nil
 	}
 	return a
 }

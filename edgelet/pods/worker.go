@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -345,7 +346,7 @@ func (w *worker) load(o *Object) error {
 			for _, c := range s.ContainerStatuses {
 				w.ran[c.Name] = c.ContainerID != "" || c.RestartCount > 0
 			}
-			for _, c := range s.InitContainerStatuses {
+			for _, c := range slices.Concat(s.InitContainerStatuses, s.EphemeralContainerStatuses) {
 				w.ran[c.Name] = c.ContainerID != "" || c.RestartCount > 0
 			}
 		}
@@ -540,7 +541,7 @@ func references(pod *v1.Pod) []ref {
 			}
 		}
 	}
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers, ephemerals(pod)} {
 		for i := range list {
 			for _, e := range list[i].EnvFrom {
 				if e.ConfigMapRef != nil {
