@@ -315,3 +315,12 @@ func condition(s *v1.PodStatus, t v1.PodConditionType) v1.PodCondition {
 	}
 	return v1.PodCondition{}
 }
+
+type planT = fakecri.Plan
+
+// plan is a service's with a change.
+func plan(change func(*planT)) planT {
+	p := fakecri.Forever()
+	change(&p)
+	return p
+}
