@@ -327,16 +327,16 @@ func (a *agent) buildPods() (err error) {
 	if a.wrap != nil {
 		seen = a.wrap(store)
 	}
-	var gates []pods.Gate
+	gates := []pods.Gate{a.gate}
 	if a.shutdown != nil {
 		gates = append(gates, a.shutdown.Admit)
 	}
 	a.pods, err = pods.New(pods.Config{
-		Devices: a.devices, Gates: gates,
 		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
-		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) }, Gates: []pods.Gate{a.gate},
+		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) },
+		Devices: a.devices, Gates: gates,
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
 	})
 	return err
