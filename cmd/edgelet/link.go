@@ -43,7 +43,7 @@ func (a *agent) runLink(ctx context.Context) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
 		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs, Counters: &a.counters, Budget: a.budget,
-		Addresses: id.Addresses, Learn: id.Learn,
+		Addresses: id.Addresses, Learn: func(to *fleet.Addresses) error { return a.learn(id, to) },
 		OnStanding: a.standing.Told,
 		TrustID:    id.TrustID, OnTrust: id.RootsAre,
 		Readmission: func(ctx context.Context) bool { return a.standing.Await(ctx, id.Renew) },
