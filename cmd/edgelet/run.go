@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	v1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-edge/coracle/boards"
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
@@ -20,15 +21,19 @@ import (
 	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/edgelet/budget"
 	"github.com/coracle-edge/coracle/edgelet/csi"
+	"github.com/coracle-edge/coracle/edgelet/evict"
 	"github.com/coracle-edge/coracle/edgelet/identity"
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/node"
 	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/pods/podstate"
 	"github.com/coracle-edge/coracle/edgelet/pods/remote"
+	"github.com/coracle-edge/coracle/edgelet/proxy"
 	"github.com/coracle-edge/coracle/edgelet/standing"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
+	"github.com/coracle-edge/coracle/edgelet/stats"
+	"github.com/coracle-edge/coracle/edgelet/streams"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 	"github.com/coracle-edge/coracle/internal/version"
 )
@@ -54,6 +59,8 @@ type agent struct {
 	csi     *csi.Manager // nil without root
 	volumes *volumes.Manager
 	pods    *pods.Manager
+	proxy   *proxy.Proxy // nil where there can be none
+	res     resources
 	link    atomic.Pointer[linkStatus]
 	refused atomic.Pointer[refusal] // of the join line; nil if it wasn't
 
@@ -75,6 +82,8 @@ type containerRuntime interface {
 	pods.Runtime
 	images.Service
 	node.Runtime
+	streams.Runtime
+	runtimeStats
 }
 
 func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
@@ -109,6 +118,10 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 	if err := a.buildPods(); err != nil {
 		return err
 	}
+	a.buildProxy()
+	if err := a.buildResources(); err != nil {
+		return err
+	}
 	log.Info("edgelet", "version", version.String(), "node", a.name, "data", o.dataDir, "boot", a.state.BootSeq(), "standalone", o.standalone)
 	err = a.runParts(ctx)
 	if o.stopPods && err == nil {
@@ -117,6 +130,9 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 		defer cancel()
 		log.Info("stopping the pods")
 		err = a.pods.StopAll(stop, stopPodsGrace)
+		if a.proxy != nil {
+			err = errors.Join(err, a.proxy.Close())
+		}
 	}
 	return err
 }
@@ -133,10 +149,14 @@ func (a *agent) runParts(ctx context.Context) error {
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
 	g.Go(func() error { return a.watchPlugins(ctx) })
+	if a.proxy != nil {
+		g.Go(func() error { return a.proxy.Run(ctx) })
+	}
+	g.Go(func() error { return a.runResources(ctx) })
 	g.Go(func() error { return a.budget.Run(ctx) })
 	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
-	g.Go(func() error { settle(ctx); return nil })
+	g.Go(func() error { return settle(ctx) })
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -248,8 +268,17 @@ func (a *agent) buildNode() (err error) {
 	}
 	machine := boards.This(a.o.dataDir)
 	machine.Floor = a.state.TimeFloor()
+	reserved, err := a.o.resources.reserved()
+	if err != nil {
+		return err
+	}
+	thresholds, err := a.o.resources.thresholds(int64(stats.ReadMemory("/proc").MemoryTotal))
+	if err != nil {
+		return err
+	}
 	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
-		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Storage: a.storage, Log: a.log, Now: a.now}
+		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Storage: a.storage, Log: a.log, Now: a.now,
+		Reserved: reserved, Pressure: a.pressure, Keeps: func(capacity v1.ResourceList) v1.ResourceList { return evict.Keeps(thresholds, capacity) }}
 	if ips := split(a.o.nodeIP); len(ips) > 0 {
 		for _, ip := range ips {
 			if _, err := netip.ParseAddr(ip); err != nil {
@@ -265,6 +294,10 @@ func (a *agent) buildNode() (err error) {
 }
 
 func (a *agent) buildPods() (err error) {
+	reserved, err := a.o.resources.reserved()
+	if err != nil {
+		return err
+	}
 	store := podstate.New(a.state)
 	cgroupRoot := a.o.cgroupRoot
 	if os.Geteuid() != 0 {
@@ -281,8 +314,47 @@ func (a *agent) buildPods() (err error) {
 		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: a.volumes, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
+		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) }, Gates: []pods.Gate{a.gate},
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
 	})
+	return err
+}
+
+// buildProxy lets pods reach the API by its Service, where rules can be made for
+// that: not for the pods of an ordinary user, which have the machine's network.
+func (a *agent) buildProxy() {
+	if os.Geteuid() != 0 || a.o.standalone {
+		return
+	}
+	var err error
+	a.proxy, err = proxy.New(proxy.Config{
+		Service: func() []byte {
+			o, _, err := a.state.Get(state.KindService, v1.NamespaceDefault, "kubernetes")
+			if err != nil {
+				a.log.Warn("the kubernetes Service can't be read", "err", err)
+			}
+			return o.Raw
+		},
+		Changed: a.state.Follow(),
+		API: func() []string {
+			if id := a.id.Load(); id != nil {
+				return id.Cluster().API
+			}
+			return nil
+		},
+		Log: a.log,
+	})
+	if err != nil {
+		a.log.Warn(err.Error())
+	}
+}
+
+// learn takes other addresses of control planes over.
+func (a *agent) learn(id *identity.Identity, addresses *fleet.Addresses) error {
+	err := id.Learn(addresses)
+	if err == nil && a.proxy != nil {
+		a.proxy.AddressesChanged()
+	}
 	return err
 }
 
