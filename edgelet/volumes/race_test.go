@@ -16,7 +16,10 @@ import (
 
 // envAttack makes the test binary another process that does to a volume whatever
 // a pod with the rights of root could: it holds the folder's path.
-const envAttack = "CORACLE_TEST_ATTACK"
+const (
+	envAttack = "CORACLE_TEST_ATTACK"
+	envFast   = "CORACLE_TEST_ATTACK_FAST" // two pairs of names only, as fast as it goes
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(envAttack); dir != "" {
@@ -29,6 +32,14 @@ func TestMain(m *testing.M) {
 // attack swaps folders, links that lead out and mounts, until it is killed.
 func attack(volume string) {
 	in := func(name string) string { return filepath.Join(volume, name) }
+	if os.Getenv(envFast) != "" {
+		_ = os.Symlink("../outside/secret", in("file.link"))
+		_ = os.Symlink("../outside", in("link"))
+		for {
+			_ = unix.Renameat2(unix.AT_FDCWD, in("file"), unix.AT_FDCWD, in("file.link"), unix.RENAME_EXCHANGE)
+			_ = unix.Renameat2(unix.AT_FDCWD, in("a"), unix.AT_FDCWD, in("link"), unix.RENAME_EXCHANGE)
+		}
+	}
 	links := []string{"../outside", filepath.Join(filepath.Dir(volume), "outside"), "/proc/self/root" + filepath.Join(filepath.Dir(volume), "outside"), "..", "a/../../outside"}
 	for i := 0; ; i++ {
 		_ = os.Remove(in("link"))
@@ -179,7 +190,7 @@ func TestOwnershipWhileAnotherProcessSwaps(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), envAttack+"="+volume)
+	cmd.Env = append(os.Environ(), envAttack+"="+volume, envFast+"=1")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
