@@ -143,6 +143,9 @@ func (m *Manager) readsRecursively(ctx context.Context, pod *v1.Pod) (bool, erro
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	status, err := runtime.Status(ctx, &runtimeapi.StatusRequest{})
+	if isUnimplemented(err) {
+		return false, nil
+	}
 	if err != nil {
 		return false, fmt.Errorf("asking the runtime what it can do: %w", err)
 	}
