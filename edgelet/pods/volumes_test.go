@@ -76,7 +76,7 @@ func TestImageVolumes(t *testing.T) {
 			t.Fatalf("when the image is there: %s", got)
 		}
 		m := mountAt(b.rt.Config("main"), "/model")
-		if m == nil || m.GetImage().GetImage() != "model:1" || m.ImageSubPath != "weights/a" || !m.Readonly || m.HostPath != "" {
+		if m == nil || m.GetImage().GetImage() != "sha256:model:1" || m.ImageSubPath != "weights/a" || !m.Readonly || m.HostPath != "" {
 			t.Errorf("%v", m)
 		}
 	})
