@@ -28,9 +28,10 @@ func (a *agent) runLink(ctx context.Context) error {
 	if err != nil || id == nil {
 		return err
 	}
-	tunnels := tunnel.New(tunnel.Config{Identity: id, Logger: a.log,
-		Count:   a.countStream,
-		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log, More: a.morePaths()})})
+	tunnels, err := a.tunnels(tunnel.Config{Identity: id})
+	if err != nil {
+		return err
+	}
 	var known []ed25519.PublicKey
 	if key, err := id.HubKey(); err == nil {
 		known = append(known, key)
@@ -42,7 +43,7 @@ func (a *agent) runLink(ctx context.Context) error {
 			return tunnels.Request(tunnel.Request{ID: r.GetId(), Purpose: r.GetPurpose(), URL: r.GetUrl()})
 		},
 		ObjectsTLS: id.ClientTLS(enrollment.FleetServerName), FleetURLs: id.FleetURLs, Counters: &a.counters, Budget: a.budget,
-		Addresses: id.Addresses, Learn: id.Learn,
+		Addresses: id.Addresses, Learn: func(to *fleet.Addresses) error { return a.learn(id, to) },
 		OnStanding: a.standing.Told,
 		TrustID:    id.TrustID, OnTrust: id.RootsAre,
 		Readmission: func(ctx context.Context) bool { return a.standing.Await(ctx, id.Renew) },

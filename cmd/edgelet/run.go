@@ -27,10 +27,12 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/pods/podstate"
 	"github.com/coracle-edge/coracle/edgelet/pods/remote"
+	"github.com/coracle-edge/coracle/edgelet/proxy"
 	"github.com/coracle-edge/coracle/edgelet/standing"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
 	"github.com/coracle-edge/coracle/edgelet/stats"
+	"github.com/coracle-edge/coracle/edgelet/streams"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 	"github.com/coracle-edge/coracle/internal/version"
 )
@@ -54,6 +56,7 @@ type agent struct {
 	runtime containerRuntime
 	node    *node.Node
 	pods    *pods.Manager
+	proxy   *proxy.Proxy // nil where there can be none
 	res     resources
 	link    atomic.Pointer[linkStatus]
 	refused atomic.Pointer[refusal] // of the join line; nil if it wasn't
@@ -76,6 +79,7 @@ type containerRuntime interface {
 	pods.Runtime
 	images.Service
 	node.Runtime
+	streams.Runtime
 	runtimeStats
 }
 
@@ -111,6 +115,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 	if err := a.buildPods(); err != nil {
 		return err
 	}
+	a.buildProxy()
 	if err := a.buildResources(); err != nil {
 		return err
 	}
@@ -122,6 +127,9 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 		defer cancel()
 		log.Info("stopping the pods")
 		err = a.pods.StopAll(stop, stopPodsGrace)
+		if a.proxy != nil {
+			err = errors.Join(err, a.proxy.Close())
+		}
 	}
 	return err
 }
@@ -137,11 +145,14 @@ func (a *agent) runParts(ctx context.Context) error {
 		a.setStatic(nil)
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
+	if a.proxy != nil {
+		g.Go(func() error { return a.proxy.Run(ctx) })
+	}
 	g.Go(func() error { return a.runResources(ctx) })
 	g.Go(func() error { return a.budget.Run(ctx) })
 	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
-	g.Go(func() error { settle(ctx); return nil })
+	g.Go(func() error { return settle(ctx) })
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -301,6 +312,44 @@ func (a *agent) buildPods() (err error) {
 		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) }, Gates: []pods.Gate{a.gate},
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
 	})
+	return err
+}
+
+// buildProxy lets pods reach the API by its Service, where rules can be made for
+// that: not for the pods of an ordinary user, which have the machine's network.
+func (a *agent) buildProxy() {
+	if os.Geteuid() != 0 || a.o.standalone {
+		return
+	}
+	var err error
+	a.proxy, err = proxy.New(proxy.Config{
+		Service: func() []byte {
+			o, _, err := a.state.Get(state.KindService, v1.NamespaceDefault, "kubernetes")
+			if err != nil {
+				a.log.Warn("the kubernetes Service can't be read", "err", err)
+			}
+			return o.Raw
+		},
+		Changed: a.state.Follow(),
+		API: func() []string {
+			if id := a.id.Load(); id != nil {
+				return id.Cluster().API
+			}
+			return nil
+		},
+		Log: a.log,
+	})
+	if err != nil {
+		a.log.Warn(err.Error())
+	}
+}
+
+// learn takes other addresses of control planes over.
+func (a *agent) learn(id *identity.Identity, addresses *fleet.Addresses) error {
+	err := id.Learn(addresses)
+	if err == nil && a.proxy != nil {
+		a.proxy.AddressesChanged()
+	}
 	return err
 }
 

@@ -273,9 +273,13 @@ func (s *Store) apply(version fleet.OrderVersion, upserts []*fleet.Object, remov
 	}
 	whole := s.desired.partial && !partial
 	s.desired.version, s.desired.partial = version, partial
+	followers := s.followers
 	s.mu.Unlock()
 	if len(upserts)+len(removes) > 0 || whole {
 		signal(s.changed)
+		for _, ch := range followers {
+			signal(ch)
+		}
 	}
 	return nil
 }

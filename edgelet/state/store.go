@@ -90,7 +90,9 @@ type Store struct {
 	reports  reports
 	journal  journal
 	usage    Usage
-	health   error
+	// followers hear of the desired set, too.
+	followers []chan struct{}
+	health    error
 
 	usageDirty bool
 
@@ -326,6 +328,17 @@ func (s *Store) Written() Written {
 // Changed signals that something in the desired set changed since it was last
 // received from. It holds one signal: read everything anew.
 func (s *Store) Changed() <-chan struct{} { return s.changed }
+
+// Follow is Changed for one more who wants to know; it has a signal of its own
+// already. Call it before anything is applied.
+func (s *Store) Follow() <-chan struct{} {
+	ch := make(chan struct{}, 1)
+	signal(ch)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.followers = append(s.followers, ch)
+	return ch
+}
 
 // Outbox signals that there may be something to send.
 func (s *Store) Outbox() <-chan struct{} { return s.outbox }
