@@ -30,9 +30,6 @@ type ref struct {
 	kind, namespace, name string
 }
 
-// everyName is the name in a reference to all objects of a kind and namespace.
-const everyName = "*"
-
 // object is an object on its way to nodes: the API's, and what nodes see of it.
 type object struct {
 	ref
@@ -95,10 +92,7 @@ func (e *encoder) raw(o object) ([]byte, error) {
 		c.ObjectMeta = project(from.ObjectMeta)
 		out = &c
 	case *corev1.Service:
-		c := *from
-		c.ObjectMeta = project(from.ObjectMeta)
-		c.Status = corev1.ServiceStatus{}
-		out = &c
+		out = projectService(from)
 	case *nodev1.RuntimeClass:
 		c := *from
 		c.ObjectMeta = project(from.ObjectMeta)
@@ -147,8 +141,7 @@ func projectStatus(pod *corev1.Pod) corev1.PodStatus {
 
 // references lists what a pod on a node refers to: image pull secrets, and
 // ConfigMaps and Secrets in environment and volumes, as upstream's
-// VisitPodSecretNames and VisitPodConfigmapNames do; its RuntimeClass; and the
-// Services that its environment tells of, as a kubelet's does.
+// VisitPodSecretNames and VisitPodConfigmapNames do; and its RuntimeClass.
 func references(pod *corev1.Pod) map[ref]bool {
 	out := map[ref]bool{}
 	add := func(kind, name string) {
@@ -191,10 +184,6 @@ func references(pod *corev1.Pod) map[ref]bool {
 	}
 	for _, v := range pod.Spec.Volumes {
 		volume(v.VolumeSource, add)
-	}
-	out[ref{"Service", metav1.NamespaceDefault, "kubernetes"}] = true
-	if pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks {
-		out[ref{"Service", pod.Namespace, everyName}] = true
 	}
 	if pod.Spec.RuntimeClassName != nil && *pod.Spec.RuntimeClassName != "" {
 		out[ref{"RuntimeClass", "", *pod.Spec.RuntimeClassName}] = true

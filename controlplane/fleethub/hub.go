@@ -133,13 +133,13 @@ type Hub struct {
 	reign   reign
 	encoder *encoder
 
-	podLister   corelisters.PodLister
-	nodeLister  corelisters.NodeLister
-	mapLister   corelisters.ConfigMapLister
-	secretList  corelisters.SecretLister
-	classLister nodelisters.RuntimeClassLister
-	serviceList corelisters.ServiceLister
-	synced      []cache.InformerSynced
+	podLister     corelisters.PodLister
+	nodeLister    corelisters.NodeLister
+	mapLister     corelisters.ConfigMapLister
+	secretList    corelisters.SecretLister
+	classLister   nodelisters.RuntimeClassLister
+	serviceLister corelisters.ServiceLister
+	synced        []cache.InformerSynced
 
 	work     workqueue.TypedDelayingInterface[string]
 	writes   workqueue.TypedRateLimitingInterface[writeKey]
@@ -195,8 +195,7 @@ func New(c Config) (*Hub, error) {
 	core := c.Factory.Core().V1()
 	h.podLister, h.nodeLister = core.Pods().Lister(), core.Nodes().Lister()
 	h.mapLister, h.secretList = core.ConfigMaps().Lister(), core.Secrets().Lister()
-	h.classLister = c.Factory.Node().V1().RuntimeClasses().Lister()
-	h.serviceList = core.Services().Lister()
+	h.classLister, h.serviceLister = c.Factory.Node().V1().RuntimeClasses().Lister(), core.Services().Lister()
 	for _, s := range []struct {
 		informer cache.SharedIndexInformer
 		handler  cache.ResourceEventHandler
@@ -205,8 +204,8 @@ func New(c Config) (*Hub, error) {
 		{core.Nodes().Informer(), nodeHandler{h}},
 		{core.ConfigMaps().Informer(), refHandler{h, "ConfigMap"}},
 		{core.Secrets().Informer(), refHandler{h, "Secret"}},
+		{core.Services().Informer(), serviceHandler{h}},
 		{c.Factory.Node().V1().RuntimeClasses().Informer(), refHandler{h, "RuntimeClass"}},
-		{core.Services().Informer(), refHandler{h, "Service"}},
 	} {
 		registration, err := s.informer.AddEventHandler(s.handler)
 		if err != nil {

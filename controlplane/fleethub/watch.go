@@ -2,11 +2,10 @@ package fleethub
 
 import (
 	"context"
-	"slices"
+	"maps"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
@@ -101,21 +100,22 @@ func (r refHandler) change(obj any) {
 	if err != nil {
 		return
 	}
-	h := r.h
-	h.see(revisionOf(m.GetResourceVersion()))
 	if secret, ok := obj.(*corev1.Secret); ok && secret.Namespace == Namespace && secret.Name == RecordName {
-		h.seeRecord(secret)
+		r.h.seeRecord(secret)
 	}
+	r.h.changed(m.GetResourceVersion(), ref{r.kind, m.GetNamespace(), m.GetName()})
+}
+
+// changed has what the nodes should have computed anew that use one of refs.
+func (h *Hub) changed(revision string, refs ...ref) {
+	h.see(revisionOf(revision))
 	h.mu.Lock()
-	names := make([]string, 0, 4)
-	for name := range h.users[ref{r.kind, m.GetNamespace(), m.GetName()}] {
-		names = append(names, name)
-	}
-	for name := range h.users[ref{r.kind, m.GetNamespace(), everyName}] {
-		names = append(names, name)
+	names := map[string]bool{}
+	for _, r := range refs {
+		maps.Copy(names, h.users[r])
 	}
 	h.mu.Unlock()
-	for _, name := range names {
+	for name := range names {
 		h.dirty(name)
 	}
 }
@@ -272,9 +272,8 @@ func (h *Hub) compute(n *node) Desired {
 	}
 	for _, pod := range pods {
 		add(h.encoder.describe(ref{"Pod", pod.Namespace, pod.Name}, pod, pod, n.objects[string(pod.UID)]))
-		for r := range references(pod) {
-			refs[r] = true
-		}
+		maps.Copy(refs, references(pod))
+		servicesOf(pod, refs)
 	}
 	// The index first: a change after this look is seen by the handler.
 	h.reindex(n, refs)
@@ -288,13 +287,13 @@ func (h *Hub) compute(n *node) Desired {
 			if o, err := h.secretList.Secrets(r.namespace).Get(r.name); err == nil {
 				add(h.encoder.describe(r, o, o, n.objects[string(o.UID)]))
 			}
+		case kindService, kindServices:
+			for _, o := range h.services(r) {
+				add(h.encoder.describe(ref{kindService, o.Namespace, o.Name}, o, o, n.objects[string(o.UID)]))
+			}
 		case "RuntimeClass":
 			if o, err := h.classLister.Get(r.name); err == nil {
 				add(h.encoder.describe(r, o, o, n.objects[string(o.UID)]))
-			}
-		case "Service":
-			for _, o := range h.services(r) {
-				add(h.encoder.describe(ref{r.kind, o.Namespace, o.Name}, o, o, n.objects[string(o.UID)]))
 			}
 		}
 	}
@@ -304,21 +303,6 @@ func (h *Hub) compute(n *node) Desired {
 		desired[uid] = Item{Hash: o.hash, Size: o.size, Later: o.kind == "Pod"}
 	}
 	return desired
-}
-
-// services are those that a reference means and that have an address.
-func (h *Hub) services(r ref) []*corev1.Service {
-	var found []*corev1.Service
-	if r.name != everyName {
-		if o, err := h.serviceList.Services(r.namespace).Get(r.name); err == nil {
-			found = []*corev1.Service{o}
-		}
-	} else if all, err := h.serviceList.Services(r.namespace).List(labels.Everything()); err == nil {
-		found = all
-	}
-	return slices.DeleteFunc(found, func(o *corev1.Service) bool {
-		return o.Spec.ClusterIP == "" || o.Spec.ClusterIP == corev1.ClusterIPNone
-	})
 }
 
 func (h *Hub) reindex(n *node, refs map[ref]bool) {
