@@ -70,7 +70,11 @@ func TestEachNodeHasItsOwnNamespaces(t *testing.T) {
 func TestPodsOfTwoBoardsReachEachOther(t *testing.T) {
 	isolated(t, shared)
 	ns := shared.namespace(t)
-	image := push(t, shared, filepath.Join("..", "..", "examples", "http", "http.wasm"), "http")
+	module, err := filepath.Abs("../../examples/http/http.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := push(t, shared, module, "http")
 	for _, n := range []string{"1", "2"} {
 		shared.apply(t, ns, wasmPod("on-"+n, image)+"    ports: [{name: http, containerPort: 8080}]\n  nodeName: board-"+n+"\n")
 	}
