@@ -110,15 +110,20 @@ func sameData(a, b any) bool {
 	return ok1 && ok2 && maps.Equal(x.Data, y.Data)
 }
 
-// dialNode reaches a node's API: through its own tunnel on duty, and through the
-// control plane that is on duty otherwise.
-func (f *fleet) dialNode(ctx context.Context, network, address string) (net.Conn, error) {
-	if f.duty.active() {
-		return f.tunnels.DialContext(ctx, network, address)
+// dialNode reaches a node's API.
+func (f *fleet) dialNode(ctx context.Context, _, address string) (net.Conn, error) {
+	node, err := tunnel.NodeOf(address)
+	if err != nil {
+		return nil, err
 	}
-	node, port, err := net.SplitHostPort(address)
-	if err != nil || port != tunnel.KubeletPort || enrollment.CheckNodeName(node) != nil {
-		return nil, fmt.Errorf("%w: %q; want NODE:%s", tunnel.ErrAddress, address, tunnel.KubeletPort)
+	return f.stream(ctx, node, enrollment.PurposeKubelet)
+}
+
+// stream opens one to a node: through its own tunnel on duty, and through the
+// control plane that is on duty otherwise.
+func (f *fleet) stream(ctx context.Context, node, purpose string) (net.Conn, error) {
+	if f.duty.active() {
+		return f.tunnels.Dial(ctx, node, purpose)
 	}
 	leader, err := f.duty.lead.Leader(ctx)
 	if err != nil {
@@ -127,5 +132,5 @@ func (f *fleet) dialNode(ctx context.Context, network, address string) (net.Conn
 	if leader.Self {
 		return nil, fmt.Errorf("node %q: %w (any more)", node, leadership.ErrNotActive)
 	}
-	return tunnel.DialRelay(ctx, leader.Fleet, f.relayTLS, node)
+	return tunnel.DialRelay(ctx, leader.Fleet, f.relayTLS, node, purpose)
 }

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"time"
@@ -36,6 +37,7 @@ type options struct {
 	restore          string
 	markRestored     bool
 
+	podRoutes     []netip.Prefix
 	mqttURL       string
 	nodeKeepalive time.Duration
 	linkClasses   fleetapi.LinkClasses
@@ -66,6 +68,7 @@ func parseFlags(args []string) (options, error) {
 	snapshotMiB := fs.Int64("snapshot-max-mib", 512, "bound of all kept snapshots together, in MiB")
 	fs.StringVar(&o.restore, "restore", "", "put this snapshot, a file or a name in the folder of snapshots, in the place of the embedded etcd's data, and exit; nodes keep what they run until `coracle restore confirm`")
 	fs.BoolVar(&o.markRestored, "mark-restored", false, "say in etcd that it was put back to an earlier time by other means than --restore, and exit; no control plane may run on it meanwhile")
+	routes := fs.String("pod-routes", "", "comma-separated networks (CIDR) of pods that this machine reaches by itself; all other pods are reached through their nodes' tunnels")
 	fs.StringVar(&o.mqttURL, "mqtt-url", "", "URL of an external MQTT broker; embedded if unset")
 	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", 0, "how often an idle node says that it is there, whatever its link class; that of the class if 0")
 	o.linkClasses = fleetapi.DefaultClasses()
@@ -92,6 +95,13 @@ func parseFlags(args []string) (options, error) {
 	}
 	if o.snapshotDir == "" {
 		o.snapshotDir = filepath.Join(o.dataDir, "snapshots")
+	}
+	for _, text := range list(*routes) {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return o, fmt.Errorf("--pod-routes: %w; want networks such as 10.42.0.0/16", err)
+		}
+		o.podRoutes = append(o.podRoutes, p)
 	}
 	o.snapshotBytes = *snapshotMiB << 20
 	o.hosts, o.etcdEndpoints = list(*hosts), list(*endpoints)

@@ -29,6 +29,7 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/join/noderecord"
 	"github.com/coracle-edge/coracle/controlplane/nodetoken"
 	"github.com/coracle-edge/coracle/controlplane/pki"
+	"github.com/coracle-edge/coracle/controlplane/poddial"
 	"github.com/coracle-edge/coracle/controlplane/restoration"
 	"github.com/coracle-edge/coracle/controlplane/tunnel"
 )
@@ -48,6 +49,7 @@ type fleet struct {
 	logger    *slog.Logger
 
 	tunnels *tunnel.Tunnels
+	pods    *poddial.Dialer
 	clients *nodetoken.Connections // of the API server
 	records *noderecord.Directory  // made by extend
 	hub     atomic.Pointer[fleethub.Hub]
@@ -67,6 +69,9 @@ func newFleet(store *datastore.Store, authority *pki.Authority, kubelet *pki.Lea
 	f := &fleet{store: store, duty: onDuty, authority: authority, listeners: l, opts: o, trace: recorder, logger: logger, counters: &fleetapi.Counters{}, clients: nodetoken.NewConnections()}
 	f.relayTLS = &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.RootPool(), GetClientCertificate: kubelet.GetClientCertificate}
 	f.tunnels = tunnel.New(tunnel.Config{Asker: f, Count: f.countStream, Logger: logger})
+	f.pods = poddial.New(poddial.Config{Stream: f.stream, Direct: o.podRoutes, Logger: logger, TLS: func() *tls.Config {
+		return &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.RootPool(), GetClientCertificate: kubelet.GetClientCertificate}
+	}})
 	return f
 }
 

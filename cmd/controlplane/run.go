@@ -86,6 +86,7 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		PKI:              keys,
 		Extend:           fleet.extend,
 		DialNode:         fleet.dialNode,
+		DialCluster:      fleet.pods.DialContext,
 		APIServers:       o.apiServers(),
 		Operations:       ops,
 		NodeLeases:       fleet,
@@ -94,6 +95,9 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		Logger:           logger,
 	})
 	if err != nil {
+		return err
+	}
+	if err := fleet.pods.Use(server.Informers().Core().V1().Pods().Informer()); err != nil {
 		return err
 	}
 	if len(o.etcdEndpoints) > 0 {

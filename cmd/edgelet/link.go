@@ -28,9 +28,10 @@ func (a *agent) runLink(ctx context.Context) error {
 	if err != nil || id == nil {
 		return err
 	}
-	tunnels := tunnel.New(tunnel.Config{Identity: id, Logger: a.log,
-		Count:   a.countStream,
-		Handler: tunnel.NewAPI(tunnel.APIConfig{Pods: podLogs{a.pods}, Now: a.now, Logger: a.log, More: a.morePaths()})})
+	tunnels, err := a.tunnels(tunnel.Config{Identity: id})
+	if err != nil {
+		return err
+	}
 	var known []ed25519.PublicKey
 	if key, err := id.HubKey(); err == nil {
 		known = append(known, key)

@@ -15,12 +15,13 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/edgelet/streams"
+	"github.com/coracle-edge/coracle/edgelet/tunnel"
 	"github.com/coracle-edge/coracle/internal/version"
 	"github.com/coracle-edge/coracle/wasmruntime"
 )
@@ -54,7 +55,10 @@ type options struct {
 	maxPods                                           int64
 	logMaxSize                                        int64
 	logMaxFiles                                       int
+	streams                                           int
+	streamIdle                                        time.Duration
 	stopPods, verbose, version                        bool
+	resources                                         resourceFlags
 }
 
 const defaultDataDir = "/var/lib/coracle"
@@ -91,6 +95,9 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	fs.Int64Var(&o.maxPods, "max-pods", 0, "how many pods fit; default 110")
 	fs.Int64Var(&o.logMaxSize, "container-log-max-size", 1<<20, "bytes of a container's log before it is rotated")
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
+	fs.IntVar(&o.streams, "streams", tunnel.DefaultStreams, "how many streams to the control plane may be open at once for kubectl (logs -f, exec, port-forward), and how many besides for connections to pods; more wait, and are refused if it takes too long")
+	fs.DurationVar(&o.streamIdle, "stream-idle-timeout", streams.DefaultIdle, "how long nothing may pass on an exec, attach or port-forward before it is ended")
+	o.resources.define(fs)
 	fs.BoolVar(&o.stopPods, "stop-pods", false, "stop the pods when the agent is told to end; otherwise they outlive it")
 	fs.BoolVar(&o.verbose, "v", false, "log what is done")
 	fs.BoolVar(&o.version, "version", false, "print the version and end")
@@ -112,6 +119,9 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	}
 	if o.standalone && o.join != "" {
 		return nil, errors.New("--standalone and --join exclude each other")
+	}
+	if o.streams < 1 || o.streamIdle <= 0 {
+		return nil, fmt.Errorf("--streams %d and --stream-idle-timeout %s: at least one stream, and a time longer than nothing", o.streams, o.streamIdle)
 	}
 	if o.joinRetry <= 0 {
 		return nil, fmt.Errorf("--join-retry %s: a pause must be longer than nothing", o.joinRetry)
@@ -147,30 +157,6 @@ func mainErr(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	return run(ctx, o, log)
-}
-
-// tuneMemory trades a little CPU for a small heap; the environment overrides it.
-func tuneMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(25)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(32 << 20)
-	}
-}
-
-// settle gives back what starting took.
-func settle(ctx context.Context) {
-	for _, after := range []time.Duration{5 * time.Second, time.Minute} {
-		t := time.NewTimer(after)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return
-		case <-t.C:
-			debug.FreeOSMemory()
-		}
-	}
 }
 
 func split(list string) []string {

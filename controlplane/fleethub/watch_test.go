@@ -2,6 +2,7 @@ package fleethub
 
 import (
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ func TestAPodReplacedUnseenIsTakenFromItsNode(t *testing.T) {
 				c: Config{Now: time.Now}, log: slog.New(slog.DiscardHandler), encoder: newEncoder([]byte("key")),
 				nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
 				work:          workqueue.NewTypedDelayingQueue[string](),
-				serviceLister: corelisters.NewServiceLister(cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})),
+				serviceLister: corelisters.NewServiceLister(cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})),
 			}
 			defer h.work.ShutDown()
 			a, b := h.get("board-a"), h.get("board-b")
@@ -53,5 +54,64 @@ func TestAPodReplacedUnseenIsTakenFromItsNode(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A pod's environment tells of the Services of its namespace that have an address,
+// and always of the API's. A node gets those, and hears of one that comes later.
+func TestNodesGetTheServicesOfTheirPods(t *testing.T) {
+	service := func(namespace, name, ip string) *corev1.Service {
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID(namespace + "/" + name)}, Spec: corev1.ServiceSpec{ClusterIP: ip}}
+	}
+	known := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc})
+	h := &Hub{
+		c: Config{Now: time.Now}, log: slog.New(slog.DiscardHandler), encoder: newEncoder([]byte("key")),
+		nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
+		work: workqueue.NewTypedDelayingQueue[string](), serviceLister: corelisters.NewServiceLister(known),
+	}
+	defer h.work.ShutDown()
+	for _, s := range []*corev1.Service{service("default", "kubernetes", "10.43.0.1"), service("default", "other", "10.43.0.2"),
+		service("shop", "web", "10.43.0.3"), service("shop", "headless", "None"), service("shop", "outside", "")} {
+		if err := known.Add(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	no := false
+	linked := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "a", UID: "a"}, Spec: corev1.PodSpec{NodeName: "linked"}}
+	plain := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "b", UID: "b"}, Spec: corev1.PodSpec{NodeName: "plain", EnableServiceLinks: &no}}
+	has := func(n *node) []string {
+		var uids []string
+		for uid := range h.compute(n) {
+			uids = append(uids, uid)
+		}
+		slices.Sort(uids)
+		return uids
+	}
+	empty, a, b := h.get("empty"), h.get("linked"), h.get("plain")
+	podHandler{h}.OnAdd(linked, true)
+	podHandler{h}.OnAdd(plain, true)
+	for _, c := range []struct {
+		n    *node
+		want []string
+	}{
+		{empty, nil},
+		{a, []string{"a", "default/kubernetes", "shop/web"}},
+		{b, []string{"b", "default/kubernetes"}},
+	} {
+		if got := has(c.n); !slices.Equal(got, c.want) {
+			t.Errorf("%s should have %q, want %q", c.n.name, got, c.want)
+		}
+		c.n.stale = false
+	}
+	later := service("shop", "later", "10.43.0.4")
+	if err := known.Add(later); err != nil {
+		t.Fatal(err)
+	}
+	serviceHandler{h}.OnAdd(later, false)
+	if !a.stale || b.stale || empty.stale {
+		t.Errorf("told of a new Service: linked %v, plain %v, empty %v", a.stale, b.stale, empty.stale)
+	}
+	if got := has(a); !slices.Contains(got, "shop/later") {
+		t.Errorf("linked should have %q", got)
 	}
 }

@@ -25,14 +25,23 @@ const relayDial = 5 * time.Second
 // ErrRelay is returned when the active control plane couldn't be asked.
 var ErrRelay = errors.New("the active control plane can't be asked for a stream to the node")
 
-// ServeRelay gives another control plane a stream to node: its bytes are passed on
-// as they are. The caller authenticated it.
+// ServeRelay gives another control plane a stream to node, for the purpose that the
+// query names: its bytes are passed on as they are. The caller authenticated it.
 func (t *Tunnels) ServeRelay(w http.ResponseWriter, r *http.Request, node string) {
 	if r.Header.Get("Upgrade") != enrollment.TunnelProtocol {
 		refuse(w, http.StatusUpgradeRequired, "BadRequest", "this path is for an Upgrade to "+enrollment.TunnelProtocol)
 		return
 	}
-	to, err := t.DialContext(r.Context(), "tcp", net.JoinHostPort(node, KubeletPort))
+	purpose := r.URL.Query().Get("purpose")
+	switch purpose {
+	case "":
+		purpose = enrollment.PurposeKubelet // who asked before there was another
+	case enrollment.PurposeKubelet, enrollment.PurposeDial:
+	default:
+		refuse(w, http.StatusBadRequest, "BadRequest", fmt.Sprintf("no purpose of a stream is called %.64q", purpose))
+		return
+	}
+	to, err := t.Dial(r.Context(), node, purpose)
 	if err != nil {
 		refuse(w, http.StatusBadGateway, "Node", err.Error())
 		return
@@ -74,13 +83,13 @@ func splice(ctx context.Context, a, b net.Conn) {
 	both.Wait()
 }
 
-// DialRelay opens a stream to node through the control plane whose fleet endpoint is
+// DialRelay opens a stream to node for a purpose through the control plane whose fleet endpoint is
 // at one of urls. config shows the API server's certificate and verifies the other
 // side; its server name is set here.
-func DialRelay(ctx context.Context, urls []string, config *tls.Config, node string) (net.Conn, error) {
+func DialRelay(ctx context.Context, urls []string, config *tls.Config, node, purpose string) (net.Conn, error) {
 	var errs []error
 	for _, text := range urls {
-		conn, err := dialRelay(ctx, text, config, node)
+		conn, err := dialRelay(ctx, text, config, node, purpose)
 		if err == nil {
 			return conn, nil
 		}
@@ -98,7 +107,7 @@ func DialRelay(ctx context.Context, urls []string, config *tls.Config, node stri
 // errAnswered marks an error that the other control plane said.
 var errAnswered = errors.New("its answer")
 
-func dialRelay(ctx context.Context, text string, config *tls.Config, node string) (net.Conn, error) {
+func dialRelay(ctx context.Context, text string, config *tls.Config, node, purpose string) (net.Conn, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("address %q isn't https://HOST:PORT", text)
@@ -112,7 +121,7 @@ func dialRelay(ctx context.Context, text string, config *tls.Config, node string
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	stream, err := askRelay(conn, u.Host, node)
+	stream, err := askRelay(conn, u.Host, node, purpose)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -123,9 +132,9 @@ func dialRelay(ctx context.Context, text string, config *tls.Config, node string
 	return stream, nil
 }
 
-func askRelay(conn net.Conn, host, node string) (net.Conn, error) {
-	if _, err := fmt.Fprintf(conn, "GET %s%s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n",
-		enrollment.RelayPath, url.PathEscape(node), host, enrollment.TunnelProtocol); err != nil {
+func askRelay(conn net.Conn, host, node, purpose string) (net.Conn, error) {
+	if _, err := fmt.Fprintf(conn, "GET %s%s?purpose=%s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n",
+		enrollment.RelayPath, url.PathEscape(node), url.QueryEscape(purpose), host, enrollment.TunnelProtocol); err != nil {
 		return nil, err
 	}
 	reader := bufio.NewReaderSize(conn, 4096)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 	"github.com/coracle-edge/coracle/controlplane/pki"
 	"github.com/coracle-edge/coracle/controlplane/tunnel"
 )
@@ -26,7 +27,7 @@ func (f *fleet) other(urls ...string) *http.Client {
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			node, _, _ := net.SplitHostPort(address)
-			return tunnel.DialRelay(ctx, urls, f.relayTLS(cert), node)
+			return tunnel.DialRelay(ctx, urls, f.relayTLS(cert), node, enrollment.PurposeKubelet)
 		},
 		TLSClientConfig: &tls.Config{RootCAs: f.authority.RootPool(), GetClientCertificate: cert.GetClientCertificate},
 	}
@@ -108,26 +109,26 @@ func TestRelayIsForAPIServersOnly(t *testing.T) {
 		"another cluster's":  f.relayTLS(check(foreign.KubeletClient())(t)),
 		"a server's own key": f.relayTLS(check(f.authority.APIServer())(t)),
 	} {
-		if conn, err := tunnel.DialRelay(t.Context(), []string{f.url}, config, "pi-1"); err == nil || !errors.Is(err, tunnel.ErrRelay) {
+		if conn, err := tunnel.DialRelay(t.Context(), []string{f.url}, config, "pi-1", enrollment.PurposeKubelet); err == nil || !errors.Is(err, tunnel.ErrRelay) {
 			t.Errorf("%s: %v", who, err)
 			conn.Close()
 		}
 	}
 	cert := check(f.authority.KubeletClient())(t)
 	for _, name := range []string{"..", "a/b", "", "UPPER", "mqtt.coracle.internal"} {
-		if conn, err := tunnel.DialRelay(t.Context(), []string{f.url}, f.relayTLS(cert), name); err == nil {
+		if conn, err := tunnel.DialRelay(t.Context(), []string{f.url}, f.relayTLS(cert), name, enrollment.PurposeKubelet); err == nil {
 			t.Errorf("node %q", name)
 			conn.Close()
 		}
 	}
 	// And it verifies whom it asks.
 	wrong := &tls.Config{RootCAs: foreign.RootPool(), GetClientCertificate: cert.GetClientCertificate}
-	if _, err := tunnel.DialRelay(t.Context(), []string{f.url}, wrong, "pi-1"); err == nil {
+	if _, err := tunnel.DialRelay(t.Context(), []string{f.url}, wrong, "pi-1", enrollment.PurposeKubelet); err == nil {
 		t.Error("any server is believed")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := tunnel.DialRelay(ctx, []string{f.url}, f.relayTLS(cert), "pi-1"); !errors.Is(err, context.Canceled) {
+	if _, err := tunnel.DialRelay(ctx, []string{f.url}, f.relayTLS(cert), "pi-1", enrollment.PurposeKubelet); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

@@ -21,12 +21,8 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 )
 
-const (
-	// KubeletPort is the one port that nodes have: their API.
-	KubeletPort = "10250"
-	// PurposeKubelet asks the node to serve its API on the stream.
-	PurposeKubelet = "kubelet"
-)
+// KubeletPort is the one port that nodes have: their API.
+const KubeletPort = "10250"
 
 var (
 	// ErrAway is returned when the node isn't connected, so it can't be asked.
@@ -55,7 +51,9 @@ type Config struct {
 	Timeout time.Duration
 	// Count, if set, returns what is told the bytes of a stream to a node.
 	Count func(node, purpose string) func(sent, received int)
-	// Pending and PendingPerNode bound the requests being waited for; 0 means 256 and 16.
+	// Pending bounds the requests of all nodes, 0 means 1024. Of them PendingPerNode
+	// are being waited for at once at one node, 0 means 32; as many as Pending allows
+	// wait for their turn, within Timeout.
 	Pending, PendingPerNode int
 	Logger                  *slog.Logger
 }
@@ -66,7 +64,8 @@ type Tunnels struct {
 
 	mu      sync.Mutex
 	pending map[string]*request
-	perNode map[string]int
+	queues  map[string]*queue           // by node
+	all     int                         // requests in queues
 	streams map[string]map[*stream]bool // handed over and not closed yet, by node
 }
 
@@ -85,15 +84,15 @@ func New(cfg Config) *Tunnels {
 		cfg.Timeout = 15 * time.Second
 	}
 	if cfg.Pending == 0 {
-		cfg.Pending = 256
+		cfg.Pending = 1024
 	}
 	if cfg.PendingPerNode == 0 {
-		cfg.PendingPerNode = 16
+		cfg.PendingPerNode = 32
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Tunnels{cfg: cfg, pending: map[string]*request{}, perNode: map[string]int{}, streams: map[string]map[*stream]bool{}}
+	return &Tunnels{cfg: cfg, pending: map[string]*request{}, queues: map[string]*queue{}, streams: map[string]map[*stream]bool{}}
 }
 
 // End closes a node's streams and fails those who wait for one: the node is no
@@ -151,18 +150,35 @@ func (s *stream) Close() error {
 // DialContext has the form of net.Dialer's. address is NODE:10250; the network is
 // ignored. The errors name the node.
 func (t *Tunnels) DialContext(ctx context.Context, _, address string) (net.Conn, error) {
-	node, port, err := net.SplitHostPort(address)
-	if err != nil || port != KubeletPort || enrollment.CheckNodeName(node) != nil {
-		return nil, fmt.Errorf("%w: %q; want NODE:%s", ErrAddress, address, KubeletPort)
-	}
-	id, r, err := t.expect(node)
+	node, err := NodeOf(address)
 	if err != nil {
 		return nil, err
 	}
-	defer t.forget(id, r)
+	return t.Dial(ctx, node, enrollment.PurposeKubelet)
+}
+
+// NodeOf reads NODE:10250; anything else is ErrAddress.
+func NodeOf(address string) (string, error) {
+	node, port, err := net.SplitHostPort(address)
+	if err != nil || port != KubeletPort || enrollment.CheckNodeName(node) != nil {
+		return "", fmt.Errorf("%w: %.300q; want NODE:%s", ErrAddress, address, KubeletPort)
+	}
+	return node, nil
+}
+
+// Dial opens a stream to a node for one of enrollment's purposes. On it the node is
+// a TLS server. The errors name the node.
+func (t *Tunnels) Dial(ctx context.Context, node, purpose string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, t.cfg.Timeout)
 	defer cancel()
-	if err := t.cfg.Asker.RequestTunnel(ctx, node, id, PurposeKubelet); err != nil {
+	leave, err := t.inTurn(ctx, node)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	id, r := t.expect(node, purpose)
+	defer t.forget(id, r)
+	if err := t.cfg.Asker.RequestTunnel(ctx, node, id, purpose); err != nil {
 		return nil, fmt.Errorf("%w: node %q: %w", ErrAway, node, err)
 	}
 	select {
@@ -172,6 +188,45 @@ func (t *Tunnels) DialContext(ctx context.Context, _, address string) (net.Conn,
 		return nil, err
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w: node %q was asked and is silent: it is away, or on a very slow link: %w", ErrNoAnswer, node, context.Cause(ctx))
+	}
+}
+
+// queue is of those who dial one node.
+type queue struct {
+	slots chan struct{}
+	users int // guarded by Tunnels.mu
+}
+
+// inTurn waits until the node may be asked for one more stream. leave is to be
+// called when it has answered.
+func (t *Tunnels) inTurn(ctx context.Context, node string) (leave func(), err error) {
+	t.mu.Lock()
+	if t.all >= t.cfg.Pending {
+		defer t.mu.Unlock()
+		return nil, fmt.Errorf("%w: %d of all nodes, while dialing node %q; try again later", ErrTooMany, t.all, node)
+	}
+	q := t.queues[node]
+	if q == nil {
+		q = &queue{slots: make(chan struct{}, t.cfg.PendingPerNode)}
+		t.queues[node] = q
+	}
+	q.users++
+	t.all++
+	t.mu.Unlock()
+	gone := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.all--
+		if q.users--; q.users == 0 {
+			delete(t.queues, node)
+		}
+	}
+	select {
+	case q.slots <- struct{}{}:
+		return func() { <-q.slots; gone() }, nil
+	case <-ctx.Done():
+		gone()
+		return nil, fmt.Errorf("%w: %d of node %q, which is slow or away; try again later: %w", ErrTooMany, t.cfg.PendingPerNode, node, context.Cause(ctx))
 	}
 }
 
@@ -219,22 +274,15 @@ func (t *Tunnels) Refused(node, id, reason string) {
 }
 
 // expect registers a new request.
-func (t *Tunnels) expect(node string) (string, *request, error) {
+func (t *Tunnels) expect(node, purpose string) (string, *request) {
 	var random [16]byte
 	rand.Read(random[:]) // never fails, says its documentation
 	id := hex.EncodeToString(random[:])
-	r := &request{node: node, purpose: PurposeKubelet, stream: make(chan net.Conn), failed: make(chan error, 1), gone: make(chan struct{})}
+	r := &request{node: node, purpose: purpose, stream: make(chan net.Conn), failed: make(chan error, 1), gone: make(chan struct{})}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.perNode[node] >= t.cfg.PendingPerNode {
-		return "", nil, fmt.Errorf("%w: %d of node %q, which is slow or away; try again later", ErrTooMany, t.perNode[node], node)
-	}
-	if len(t.pending) >= t.cfg.Pending {
-		return "", nil, fmt.Errorf("%w: %d of all nodes, while dialing node %q; try again later", ErrTooMany, len(t.pending), node)
-	}
 	t.pending[id] = r
-	t.perNode[node]++
-	return id, r, nil
+	return id, r
 }
 
 // claim takes the request, so that it is answered once. It returns nil if there
@@ -256,9 +304,6 @@ func (t *Tunnels) forget(id string, r *request) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.pending, id)
-	if t.perNode[r.node]--; t.perNode[r.node] <= 0 {
-		delete(t.perNode, r.node)
-	}
 }
 
 // upgrade says 101 and returns the stream, with what was read too early.

@@ -22,9 +22,9 @@ var (
 	// ErrNotOurs is returned for an address that no pod of this node has: the node
 	// is no way to anything else.
 	ErrNotOurs = errors.New("no pod of this node has this address")
-	// ErrPort is returned for a port of the node's own address that no pod on the
-	// node's network declares.
-	ErrPort = errors.New("no pod on this node's own network declares this port")
+	// ErrPort is returned for a port of the node's own address that no running
+	// container on the node's network declares.
+	ErrPort = errors.New("no running container on this node's own network declares this port")
 )
 
 // Dial serves enrollment.DialPath: connections to ports of this node's pods, for
@@ -127,15 +127,27 @@ func sharesNode(pod *v1.Pod, addr netip.Addr) bool {
 	return addr.IsLoopback()
 }
 
-// declares says whether a container of the pod declares a TCP port.
+// declares says whether a running container of the pod declares a TCP port. One
+// that doesn't run listens nowhere: what does may be the host's.
 func declares(pod *v1.Pod, port uint16) bool {
 	for _, list := range [][]v1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
 		for i := range list {
 			for _, p := range list[i].Ports {
 				tcp := p.Protocol == "" || p.Protocol == v1.ProtocolTCP
-				if tcp && (p.ContainerPort == int32(port) || p.HostPort == int32(port)) {
+				if tcp && (p.ContainerPort == int32(port) || p.HostPort == int32(port)) && runs(pod, list[i].Name) {
 					return true
 				}
+			}
+		}
+	}
+	return false
+}
+
+func runs(pod *v1.Pod, name string) bool {
+	for _, list := range [][]v1.ContainerStatus{pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses} {
+		for i := range list {
+			if list[i].Name == name && list[i].State.Running != nil {
+				return true
 			}
 		}
 	}

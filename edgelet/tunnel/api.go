@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,8 @@ import (
 	"net/url"
 	"strconv"
 	"time"
+
+	v1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-edge/coracle/edgelet/logs"
 )
@@ -36,34 +39,37 @@ type Pods interface {
 	ContainerLog(namespace, pod, container string, previous bool) (Log, error)
 }
 
-// APIConfig of the kubelet API.
+// APIConfig of the kubelet API. What is nil or empty is answered as a kubelet does
+// that has it switched off.
 type APIConfig struct {
 	Pods Pods
+	// Specs are the pods of this node with their status, Running those that its
+	// runtime runs.
+	Specs   func() ([]*v1.Pod, error)
+	Running func(context.Context) ([]*v1.Pod, error)
+	// Config is what /configz shows as "kubeletconfig".
+	Config func() any
+	// Healthy returns why pods aren't looked after now, if so.
+	Healthy func() error
+	// LogsDir is the folder of the host's log files that /logs/ shows.
+	LogsDir string
 	// Now is the clock that log lines were stamped with; nil means time.Now.
 	Now    func() time.Time
 	Logger *slog.Logger
 	// More are further paths of the kubelet's API, by pattern of http.ServeMux,
 	// such as "POST /exec/{namespace}/{pod}/{container}". They take precedence over
-	// the answer "not implemented".
+	// all but the patterns of this package.
 	More map[string]http.Handler
 }
 
-// unsupported are the paths of the kubelet's API that need a streaming runtime.
-// The methods are those of kubelet's server.
+// unsupported are paths of the kubelet's API that only More can serve, or nobody.
 var unsupported = map[string]string{
-	"/exec/":        "exec",
-	"/run/":         "run",
-	"/attach/":      "attach",
-	"/portForward/": "port-forward",
-	"/debug/":       "debug handlers",
-	"/logs/":        "the host's log files",
-	"/checkpoint/":  "checkpoint",
-	"/metrics":      "metrics",
-	"/metrics/":     "metrics",
-	"/stats/":       "stats",
-	"/pods":         "the list of pods",
-	"/runningpods/": "the list of running pods",
-	"/configz":      "the configuration",
+	"/debug/":   "profiling endpoint is disabled.",
+	"/metrics":  "metrics aren't served by this node",
+	"/metrics/": "these metrics aren't served by this node",
+	"/stats/":   "statistics aren't served by this node",
+	"/statusz":  "statusz isn't served by this node: see /healthz?verbose and /configz",
+	"/flagz":    "flagz isn't served by this node: see /configz",
 }
 
 // NewAPI returns the part of the kubelet's HTTP API that this node has.
@@ -76,12 +82,14 @@ func NewAPI(cfg APIConfig) http.Handler {
 	}
 	a := &api{cfg}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", a.containerLogs)
-	for path, what := range unsupported {
-		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			http.Error(w, what+" isn't implemented on this node: this edgelet serves container logs only", http.StatusNotImplemented)
-		})
+	a.health(mux)
+	a.shows(mux)
+	for path, why := range unsupported {
+		if _, taken := cfg.More["GET "+path]; taken || cfg.More[path] != nil {
+			continue
+		}
+		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) { fail(w, http.StatusMethodNotAllowed, why+"\n") })
 	}
 	for pattern, handler := range cfg.More {
 		mux.Handle(pattern, handler)

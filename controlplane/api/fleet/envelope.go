@@ -17,13 +17,11 @@ const (
 	window = 64 << 10
 )
 
-// Codec wraps messages into signed envelopes and back. It keeps a compressor
-// and a decompressor once they were needed (some 300 KiB). Safe for concurrent
-// use.
+// Codec wraps messages into signed envelopes and back. Its compressors and
+// decompressors (some 300 KiB) are there while they are needed, so that a node
+// with nothing to say has none. Safe for concurrent use.
 type Codec struct {
-	mu  sync.Mutex
-	enc *zstd.Encoder
-	dec *zstd.Decoder
+	encoders, decoders sync.Pool // of *zstd.Encoder, *zstd.Decoder
 }
 
 // NewCodec returns a Codec.
@@ -125,31 +123,31 @@ func (c *Codec) Decode(d Direction, node string, data []byte, keys KeyFunc, msg 
 }
 
 func (c *Codec) compress(b []byte) ([]byte, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.enc == nil {
-		enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest),
+	enc, _ := c.encoders.Get().(*zstd.Encoder)
+	if enc == nil {
+		var err error
+		enc, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest),
 			zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
 		if err != nil {
 			return nil, fmt.Errorf("fleet: zstd: %w", err)
 		}
-		c.enc = enc
 	}
-	return c.enc.EncodeAll(b, make([]byte, 0, len(b)/2)), nil
+	defer c.encoders.Put(enc)
+	return enc.EncodeAll(b, make([]byte, 0, len(b)/2)), nil
 }
 
 func (c *Codec) decompress(b []byte) ([]byte, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.dec == nil {
-		dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+	dec, _ := c.decoders.Get().(*zstd.Decoder)
+	if dec == nil {
+		var err error
+		dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxMemory(MaxDecoded), zstd.WithDecoderMaxWindow(MaxDecoded))
 		if err != nil {
 			return nil, fmt.Errorf("fleet: zstd: %w", err)
 		}
-		c.dec = dec
 	}
-	out, err := c.dec.DecodeAll(b, nil)
+	defer c.decoders.Put(dec)
+	out, err := dec.DecodeAll(b, nil)
 	if err != nil {
 		if err == zstd.ErrDecoderSizeExceeded || err == zstd.ErrWindowSizeExceeded {
 			return nil, fmt.Errorf("%w: more than %d bytes after decompression", ErrTooLarge, MaxDecoded)
