@@ -91,8 +91,8 @@ func because(all ...*message) string {
 		}
 		for _, text := range []string{m.Message, m.Text} {
 			for line := range strings.Lines(text) {
-				if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "skipped") {
-					return line
+				if line = strings.TrimSpace(line); line != "" && line != "skipped" {
+					return strings.TrimPrefix(line, "skipped - ") // ginkgo says so of all
 				}
 			}
 		}

@@ -42,7 +42,7 @@ type options struct {
 func parse(args []string) (*options, error) {
 	o := &options{}
 	fs := flag.NewFlagSet("conformance", flag.ContinueOnError)
-	fs.StringVar(&o.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "the cluster; empty: one is started for the run")
+	fs.StringVar(&o.kubeconfig, "kubeconfig", "", "the cluster; empty: one is started for the run")
 	fs.StringVar(&o.bin, "bin", "bin", "folder of this project's programs")
 	fs.StringVar(&o.dataDir, "data-dir", ".coracle/conformance", "folder of the cluster that is started")
 	fs.StringVar(&o.upArgs, "up", "", "more flags for `coracle up`, such as --registry-mirror=URL")
