@@ -58,6 +58,7 @@ type options struct {
 	streams                                           int
 	streamIdle                                        time.Duration
 	stopPods, verbose, version                        bool
+	resources                                         resourceFlags
 }
 
 const defaultDataDir = "/var/lib/coracle"
@@ -96,6 +97,7 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
 	fs.IntVar(&o.streams, "streams", tunnel.DefaultStreams, "how many streams to the control plane may be open at once for kubectl (logs -f, exec, port-forward), and how many besides for connections to pods; more wait, and are refused if it takes too long")
 	fs.DurationVar(&o.streamIdle, "stream-idle-timeout", streams.DefaultIdle, "how long nothing may pass on an exec, attach or port-forward before it is ended")
+	o.resources.define(fs)
 	fs.BoolVar(&o.stopPods, "stop-pods", false, "stop the pods when the agent is told to end; otherwise they outlive it")
 	fs.BoolVar(&o.verbose, "v", false, "log what is done")
 	fs.BoolVar(&o.version, "version", false, "print the version and end")

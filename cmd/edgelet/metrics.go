@@ -12,10 +12,9 @@ import (
 
 // morePaths are those of the kubelet's API that this node has more of, and its own.
 func (a *agent) morePaths() map[string]http.Handler {
-	return map[string]http.Handler{
-		"GET /metrics":          metrics.Handler(a.fillMetrics),
-		"GET " + fleet.HeldPath: tunnel.Held(a.state, a.log),
-	}
+	paths := a.resourcePaths()
+	paths["GET "+fleet.HeldPath] = tunnel.Held(a.state, a.log)
+	return paths
 }
 
 // fillMetrics says what this node does and what it costs.

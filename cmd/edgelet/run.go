@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/edgelet/budget"
+	"github.com/coracle-edge/coracle/edgelet/evict"
 	"github.com/coracle-edge/coracle/edgelet/identity"
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/node"
@@ -30,6 +31,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/standing"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
+	"github.com/coracle-edge/coracle/edgelet/stats"
 	"github.com/coracle-edge/coracle/edgelet/streams"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 	"github.com/coracle-edge/coracle/internal/version"
@@ -55,6 +57,7 @@ type agent struct {
 	node    *node.Node
 	pods    *pods.Manager
 	proxy   *proxy.Proxy // nil where there can be none
+	res     resources
 	link    atomic.Pointer[linkStatus]
 	refused atomic.Pointer[refusal] // of the join line; nil if it wasn't
 
@@ -77,6 +80,7 @@ type containerRuntime interface {
 	images.Service
 	node.Runtime
 	streams.Runtime
+	runtimeStats
 }
 
 func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
@@ -112,6 +116,9 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 		return err
 	}
 	a.buildProxy()
+	if err := a.buildResources(); err != nil {
+		return err
+	}
 	log.Info("edgelet", "version", version.String(), "node", a.name, "data", o.dataDir, "boot", a.state.BootSeq(), "standalone", o.standalone)
 	err = a.runParts(ctx)
 	if o.stopPods && err == nil {
@@ -141,6 +148,7 @@ func (a *agent) runParts(ctx context.Context) error {
 	if a.proxy != nil {
 		g.Go(func() error { return a.proxy.Run(ctx) })
 	}
+	g.Go(func() error { return a.runResources(ctx) })
 	g.Go(func() error { return a.budget.Run(ctx) })
 	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
@@ -256,8 +264,17 @@ func (a *agent) buildNode() (err error) {
 	}
 	machine := boards.This(a.o.dataDir)
 	machine.Floor = a.state.TimeFloor()
+	reserved, err := a.o.resources.reserved()
+	if err != nil {
+		return err
+	}
+	thresholds, err := a.o.resources.thresholds(int64(stats.ReadMemory("/proc").MemoryTotal))
+	if err != nil {
+		return err
+	}
 	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
-		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Log: a.log, Now: a.now}
+		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Log: a.log, Now: a.now,
+		Reserved: reserved, Pressure: a.pressure, Keeps: func(capacity v1.ResourceList) v1.ResourceList { return evict.Keeps(thresholds, capacity) }}
 	if ips := split(a.o.nodeIP); len(ips) > 0 {
 		for _, ip := range ips {
 			if _, err := netip.ParseAddr(ip); err != nil {
@@ -273,6 +290,10 @@ func (a *agent) buildNode() (err error) {
 }
 
 func (a *agent) buildPods() (err error) {
+	reserved, err := a.o.resources.reserved()
+	if err != nil {
+		return err
+	}
 	store := podstate.New(a.state)
 	cgroupRoot := a.o.cgroupRoot
 	if os.Geteuid() != 0 {
@@ -288,6 +309,7 @@ func (a *agent) buildPods() (err error) {
 		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
+		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) }, Gates: []pods.Gate{a.gate},
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
 	})
 	return err

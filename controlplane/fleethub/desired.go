@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -49,6 +50,12 @@ type encoder struct {
 func newEncoder(hashKey []byte) *encoder {
 	scheme := runtime.NewScheme()
 	return &encoder{protobuf.NewSerializer(scheme, scheme), hashKey}
+}
+
+// described is what objects of the API are.
+type described interface {
+	runtime.Object
+	metav1.Object
 }
 
 // describe hashes an object, or returns known if that is the same.
@@ -97,12 +104,25 @@ func (e *encoder) raw(o object) ([]byte, error) {
 		c := *from
 		c.ObjectMeta = project(from.ObjectMeta)
 		out = &c
+	case *corev1.PersistentVolumeClaim:
+		out = projectClaim(from)
+	case *corev1.PersistentVolume:
+		out = projectVolume(from)
+	case *storagev1.CSIDriver:
+		c := *from
+		c.ObjectMeta = project(from.ObjectMeta)
+		out = &c
+	case *storagev1.VolumeAttachment:
+		out = projectAttachment(from)
 	default:
 		return nil, fmt.Errorf("%s %s/%s: no way to send a %T", o.kind, o.namespace, o.name, from)
 	}
 	gv := corev1.SchemeGroupVersion
-	if o.kind == "RuntimeClass" {
+	switch o.kind {
+	case "RuntimeClass":
 		gv = nodev1.SchemeGroupVersion
+	case kindDriver, kindAttachment:
+		gv = storagev1.SchemeGroupVersion
 	}
 	out.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{Group: gv.Group, Version: gv.Version, Kind: o.kind})
 	var buf bytes.Buffer
@@ -141,7 +161,8 @@ func projectStatus(pod *corev1.Pod) corev1.PodStatus {
 
 // references lists what a pod on a node refers to: image pull secrets, and
 // ConfigMaps and Secrets in environment and volumes, as upstream's
-// VisitPodSecretNames and VisitPodConfigmapNames do; and its RuntimeClass.
+// VisitPodSecretNames and VisitPodConfigmapNames do; its RuntimeClass; and the
+// claims and CSI drivers of its volumes, see also storageLists.follow.
 func references(pod *corev1.Pod) map[ref]bool {
 	out := map[ref]bool{}
 	add := func(kind, name string) {
@@ -184,6 +205,14 @@ func references(pod *corev1.Pod) map[ref]bool {
 	}
 	for _, v := range pod.Spec.Volumes {
 		volume(v.VolumeSource, add)
+		switch {
+		case v.PersistentVolumeClaim != nil:
+			add(kindClaim, v.PersistentVolumeClaim.ClaimName)
+		case v.Ephemeral != nil:
+			add(kindClaim, pod.Name+"-"+v.Name)
+		case v.CSI != nil:
+			out[ref{kindDriver, "", v.CSI.Driver}] = true
+		}
 	}
 	if pod.Spec.RuntimeClassName != nil && *pod.Spec.RuntimeClassName != "" {
 		out[ref{"RuntimeClass", "", *pod.Spec.RuntimeClassName}] = true

@@ -139,6 +139,7 @@ type Hub struct {
 	secretList    corelisters.SecretLister
 	classLister   nodelisters.RuntimeClassLister
 	serviceLister corelisters.ServiceLister
+	storage       storageLists
 	synced        []cache.InformerSynced
 
 	work     workqueue.TypedDelayingInterface[string]
@@ -196,17 +197,23 @@ func New(c Config) (*Hub, error) {
 	h.podLister, h.nodeLister = core.Pods().Lister(), core.Nodes().Lister()
 	h.mapLister, h.secretList = core.ConfigMaps().Lister(), core.Secrets().Lister()
 	h.classLister, h.serviceLister = c.Factory.Node().V1().RuntimeClasses().Lister(), core.Services().Lister()
-	for _, s := range []struct {
+	h.storage = newStorageLists(c.Factory)
+	type source struct {
 		informer cache.SharedIndexInformer
 		handler  cache.ResourceEventHandler
-	}{
+	}
+	sources := []source{
 		{core.Pods().Informer(), podHandler{h}},
 		{core.Nodes().Informer(), nodeHandler{h}},
 		{core.ConfigMaps().Informer(), refHandler{h, "ConfigMap"}},
 		{core.Secrets().Informer(), refHandler{h, "Secret"}},
 		{core.Services().Informer(), serviceHandler{h}},
 		{c.Factory.Node().V1().RuntimeClasses().Informer(), refHandler{h, "RuntimeClass"}},
-	} {
+	}
+	for kind, informer := range h.storage.informers(c.Factory) {
+		sources = append(sources, source{informer, refHandler{h, kind}})
+	}
+	for _, s := range sources {
 		registration, err := s.informer.AddEventHandler(s.handler)
 		if err != nil {
 			return nil, fmt.Errorf("fleethub: %w", err)

@@ -83,8 +83,10 @@ func richPod() *corev1.Pod {
 					{Secret: &corev1.SecretProjection{LocalObjectReference: local("proj-secret")}},
 					{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{}},
 				}}}},
-				{VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{NodePublishSecretRef: &corev1.LocalObjectReference{Name: "csi-secret"}}}},
+				{VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: "inline.example.com", NodePublishSecretRef: &corev1.LocalObjectReference{Name: "csi-secret"}}}},
 				{VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+				{VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "claim"}}},
+				{Name: "scratch", VolumeSource: corev1.VolumeSource{Ephemeral: &corev1.EphemeralVolumeSource{}}},
 			},
 		},
 	}
@@ -97,10 +99,10 @@ func TestReferencesAreComplete(t *testing.T) {
 	}
 	slices.Sort(got)
 	want := []string{
+		"CSIDriver /inline.example.com",
 		"ConfigMap ns/debug-env", "ConfigMap ns/init-env", "ConfigMap ns/key-map", "ConfigMap ns/kube-root-ca.crt", "ConfigMap ns/vol-map",
-		"RuntimeClass /wasm",
+		"PersistentVolumeClaim ns/claim", "PersistentVolumeClaim ns/p-scratch", "RuntimeClass /wasm",
 		"Secret ns/csi-secret", "Secret ns/env-secret", "Secret ns/key-secret", "Secret ns/proj-secret", "Secret ns/pull", "Secret ns/vol-secret",
-		"Service default/kubernetes", "Service ns/*",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)

@@ -275,8 +275,13 @@ func (h *Hub) compute(n *node) Desired {
 		maps.Copy(refs, references(pod))
 		servicesOf(pod, refs)
 	}
-	// The index first: a change after this look is seen by the handler.
-	h.reindex(n, refs)
+	// The index first: a change after this look is seen by the handler. What claims
+	// lead to is looked up anew once it's in the index, until nothing is added.
+	for known := -1; known != len(refs); {
+		known = len(refs)
+		h.reindex(n, maps.Clone(refs))
+		h.storage.follow(n.name, refs)
+	}
 	for r := range refs {
 		switch r.kind {
 		case "ConfigMap":
@@ -294,6 +299,10 @@ func (h *Hub) compute(n *node) Desired {
 		case "RuntimeClass":
 			if o, err := h.classLister.Get(r.name); err == nil {
 				add(h.encoder.describe(r, o, o, n.objects[string(o.UID)]))
+			}
+		default:
+			if o, ok := h.storage.get(r); ok {
+				add(h.encoder.describe(r, o, o, n.objects[string(o.GetUID())]))
 			}
 		}
 	}

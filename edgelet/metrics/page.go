@@ -3,6 +3,7 @@ package metrics
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -12,7 +13,25 @@ import (
 const ContentType = "text/plain; version=0.0.4; charset=utf-8"
 
 // Page is one answer in the making. All samples of a name follow its Family.
-type Page struct{ buf bytes.Buffer }
+type Page struct {
+	buf bytes.Buffer
+	to  io.Writer // nil: all is kept
+	err error     // of to
+}
+
+// piece is how much of a streamed page is held.
+const piece = 8 << 10
+
+// drain hands on what is held once it is enough.
+func (p *Page) drain(least int) {
+	if p.to == nil || p.buf.Len() < least {
+		return
+	}
+	if p.err == nil {
+		_, p.err = p.to.Write(p.buf.Bytes())
+	}
+	p.buf.Reset()
+}
 
 // Counter and Gauge begin a family.
 func (p *Page) Counter(name, help string) { p.family(name, "counter", help) }
@@ -35,10 +54,19 @@ func (p *Page) Sample(name string, value float64, labels ...string) {
 	p.buf.WriteByte(' ')
 	p.buf.WriteString(strconv.FormatFloat(value, 'g', -1, 64))
 	p.buf.WriteByte('\n')
+	p.drain(piece)
 }
 
 // Bytes of the page.
 func (p *Page) Bytes() []byte { return p.buf.Bytes() }
+
+// Stream writes a page to w, a few kilobytes of it held at a time.
+func Stream(w io.Writer, fill func(*Page)) error {
+	p := &Page{to: w}
+	fill(p)
+	p.drain(1)
+	return p.err
+}
 
 // Handler serves what fill writes.
 func Handler(fill func(*Page)) http.Handler {

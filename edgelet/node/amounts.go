@@ -1,7 +1,6 @@
 package node
 
 import (
-	"fmt"
 	"io/fs"
 	"strconv"
 	"strings"
@@ -71,44 +70,4 @@ func pageSize(name string) (bytes int64, ok bool) {
 // hugepageResource is the resource of a page size: "hugepages-2Mi".
 func hugepageResource(bytes int64) v1.ResourceName {
 	return v1.ResourceName(v1.ResourceHugePagesPrefix + resource.NewQuantity(bytes, resource.BinarySI).String())
-}
-
-// pressure says of what is short now why; what isn't, is empty.
-type pressure struct{ memory, disk, pids string }
-
-func readPressure(m *boards.Machine, disk boards.Storage, f facts) pressure {
-	var p pressure
-	if mem := meminfo(m.Root); mem["MemTotal"] > 0 {
-		if available, ok := mem["MemAvailable"]; ok && available < memoryFloor(mem["MemTotal"]) {
-			p.memory = fmt.Sprintf("%d MiB available, less than %d", available>>20, memoryFloor(mem["MemTotal"])>>20)
-		}
-	}
-	p.disk = diskPressure(m, disk)
-	// The fourth field of loadavg is RUNNING/TOTAL tasks.
-	if fields := strings.Fields(firstLine(m.Root, "proc/loadavg")); len(fields) > 3 && f.maxPIDs > 0 {
-		_, total, _ := strings.Cut(fields[3], "/")
-		if n, err := strconv.ParseInt(total, 10, 64); err == nil && f.maxPIDs-n < f.maxPIDs/100*pidFloorPercent {
-			p.pids = fmt.Sprintf("%d of %d process ids taken", n, f.maxPIDs)
-		}
-	}
-	return p
-}
-
-// diskPressure compares with a kubelet's nodefs.available and nodefs.inodesFree:
-// a disk full of small files is full, whatever room there is.
-func diskPressure(m *boards.Machine, disk boards.Storage) string {
-	short := func(what string, ask func(string) (free, total uint64, err error), percent uint64, unit func(uint64) string) string {
-		if ask == nil {
-			return ""
-		}
-		free, total, err := ask(m.DataDir)
-		if err != nil || total == 0 || float64(free) >= float64(total)*float64(percent)/100 {
-			return ""
-		}
-		return fmt.Sprintf("%s of %s %s free on %s, where %s is; less than %d %%", unit(free), unit(total), what, disk, m.DataDir, percent)
-	}
-	if s := short("space", m.Space, diskFloorPercent, func(n uint64) string { return fmt.Sprintf("%d MiB", n>>20) }); s != "" {
-		return s
-	}
-	return short("inodes", m.Inodes, inodeFloorPercent, func(n uint64) string { return strconv.FormatUint(n, 10) })
 }

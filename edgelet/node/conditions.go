@@ -11,25 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-const (
-	// diskFloorPercent of the bytes and inodeFloorPercent of the inodes of the data
-	// folder's file system are kept free, as by a kubelet's hard eviction thresholds
-	// nodefs.available and nodefs.inodesFree.
-	diskFloorPercent  = 10
-	inodeFloorPercent = 5
-	pidFloorPercent   = 5
-	// pressureTransition is how long pressure must be over before it is said to be,
-	// as a kubelet waits.
-	pressureTransition = 5 * time.Minute
-)
-
-// memoryFloor is what must stay free: a kubelet's 100 MiB, or a tenth of a
-// smaller board's memory.
-func memoryFloor(capacity int64) int64 { return min(100<<20, capacity/10) }
-
-// conditions keeps the times and messages of those whose status and reason
-// stay: a figure in a message must not make a report.
-func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error, p pressure, now time.Time) []v1.NodeCondition {
+func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error) []v1.NodeCondition {
 	var out []v1.NodeCondition
 	add := func(t v1.NodeConditionType, on bool, reason, message string) {
 		c := v1.NodeCondition{Type: t, Status: v1.ConditionFalse, Reason: reason, Message: message,
@@ -52,30 +34,22 @@ func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error, p
 		}
 		out = append(out, c)
 	}
-	pressed := func(t v1.NodeConditionType, why, bad, good, badMessage, goodMessage string) {
-		since, ever := n.pressure[t]
-		was := ever && now.Sub(since) < pressureTransition
-		if why != "" {
-			if !was {
-				n.Log.Warn("the node runs short", "condition", t, "why", why)
-			}
-			n.pressure[t], was = now, true
-		}
-		if was {
-			add(t, true, bad, badMessage)
-			return
-		}
-		if ever {
-			n.Log.Info("the node has enough again", "condition", t)
-			delete(n.pressure, t)
-		}
-		add(t, false, good, goodMessage)
+	var short []v1.NodeConditionType
+	if n.Pressure != nil {
+		short = n.Pressure()
 	}
-	pressed(v1.NodeMemoryPressure, p.memory, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
+	pressed := func(t v1.NodeConditionType, bad, good, badMessage, goodMessage string) {
+		if slices.Contains(short, t) {
+			add(t, true, bad, badMessage)
+		} else {
+			add(t, false, good, goodMessage)
+		}
+	}
+	pressed(v1.NodeMemoryPressure, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory",
 		"kubelet has insufficient memory available", "kubelet has sufficient memory available")
-	pressed(v1.NodeDiskPressure, p.disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
+	pressed(v1.NodeDiskPressure, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure",
 		"kubelet has disk pressure", "kubelet has no disk pressure")
-	pressed(v1.NodePIDPressure, p.pids, "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
+	pressed(v1.NodePIDPressure, "KubeletHasInsufficientPID", "KubeletHasSufficientPID",
 		"kubelet has insufficient PID available", "kubelet has sufficient PID available")
 	readings := n.readings
 	if n.More != nil {

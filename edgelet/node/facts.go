@@ -17,7 +17,6 @@ type facts struct {
 	cpus                    int
 	machineID, systemUUID   string
 	bootID, kernel, osImage string
-	maxPIDs                 int64
 }
 
 func readFacts(root fs.FS, cores int) facts {
@@ -42,7 +41,6 @@ func readFacts(root fs.FS, cores int) facts {
 	if f.cpus == 0 {
 		f.cpus = runtime.NumCPU()
 	}
-	f.maxPIDs, _ = strconv.ParseInt(firstLine(root, "proc/sys/kernel/pid_max"), 10, 64)
 	return f
 }
 

@@ -76,6 +76,11 @@ type Config struct {
 	MaxPods int64
 	// Reserved is kept from pods, beside what eviction keeps free.
 	Reserved v1.ResourceList
+	// Keeps is what eviction keeps free of a capacity; may be nil.
+	Keeps func(capacity v1.ResourceList) v1.ResourceList
+	// Pressure are the conditions, of MemoryPressure, DiskPressure and PIDPressure,
+	// that hold; nil: none. Call Changed when they change.
+	Pressure func() []v1.NodeConditionType
 	// Devices are what plugins have: all of it, and what pods may have of it; may be
 	// nil. Call Changed when it does.
 	Devices func() (capacity, allocatable v1.ResourceList)
@@ -110,7 +115,6 @@ type Node struct {
 	readings       []boards.Condition
 	boardRead      time.Time
 	runtimeVersion *runtimeapi.VersionResponse
-	pressure       map[v1.NodeConditionType]time.Time // when it was last seen
 	changed        chan struct{}
 }
 
@@ -140,7 +144,7 @@ func New(c Config) (*Node, error) {
 	if c.MaxPods == 0 {
 		c.MaxPods = DefaultMaxPods
 	}
-	n := &Node{Config: c, board: c.Machine.Detect(), pressure: map[v1.NodeConditionType]time.Time{}, changed: make(chan struct{}, 1)}
+	n := &Node{Config: c, board: c.Machine.Detect(), changed: make(chan struct{}, 1)}
 	n.facts = readFacts(c.Machine.Root, n.board.CPU.Cores)
 	n.amounts = readAmounts(&n.Machine, amounts{})
 	if c.IPs == nil {
@@ -248,8 +252,11 @@ func (n *Node) allocatable() v1.ResourceList {
 		_, well := n.Devices()
 		maps.Copy(out, well)
 	}
-	sub(v1.ResourceMemory, *resource.NewQuantity(memoryFloor(n.facts.memory), resource.BinarySI))
-	sub(v1.ResourceEphemeralStorage, *resource.NewQuantity(n.amounts.disk*diskFloorPercent/100, resource.BinarySI))
+	if n.Keeps != nil {
+		for name, q := range n.Keeps(n.capacity()) {
+			sub(name, q)
+		}
+	}
 	for name, r := range n.Reserved {
 		sub(name, r)
 	}
@@ -320,12 +327,10 @@ func (n *Node) Look(ctx context.Context) error {
 		n.readings, n.boardRead = r.Conditions(), now
 		amounts = readAmounts(&n.Machine, amounts)
 	}
-	pressure := readPressure(&n.Machine, n.board.Storage, n.facts)
-
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.amounts = amounts
-	object := n.build(status, runtimeErr, pressure, now)
+	object := n.build(status, runtimeErr)
 	raw, err := object.Marshal()
 	if err != nil {
 		return err
@@ -341,7 +346,7 @@ func (n *Node) Look(ctx context.Context) error {
 	return nil
 }
 
-func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error, pressure pressure, now time.Time) *v1.Node {
+func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error) *v1.Node {
 	oci, engine := false, ""
 	for _, c := range status.GetStatus().GetConditions() {
 		switch {
@@ -386,7 +391,7 @@ func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error, pressu
 	if f := status.GetFeatures(); f != nil {
 		s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: ptr(f.SupplementalGroupsPolicy)}
 	}
-	s.Conditions = n.conditions(status, runtimeErr, pressure, now)
+	s.Conditions = n.conditions(status, runtimeErr)
 	return o
 }
 

@@ -1,34 +1,70 @@
 package pods
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 
 	v1 "k8s.io/api/core/v1"
 )
 
-// cgroups names pod cgroups as a kubelet does: one level per QoS class below a
-// root, so that what asked for nothing is weighed and killed first.
+// cgroupMount is where all hierarchies are.
+const cgroupMount = "/sys/fs/cgroup"
+
+// cgroups names and keeps pod cgroups as a kubelet does: one level per QoS class
+// below a root, so that what asked for nothing is weighed and killed first. The
+// root is bounded by what the node has for pods, a class weighs what its pods ask
+// for, and a pod is bounded as a whole.
 type cgroups struct {
 	root    string // such as "/kubepods"; empty: the runtime chooses
 	systemd bool
+	mount   string // empty: cgroupMount
+	maxPIDs int64  // of one pod; 0: no limit
+
+	mu    sync.Mutex
+	ready bool
+	limit rootLimits
+	pods  map[string]held // that have their cgroup, by UID
+}
+
+// held is what a pod's class weighs because of it.
+type held struct {
+	qos   v1.PodQOSClass
+	milli int64
+}
+
+// rootLimits is what all pods together may have.
+type rootLimits struct {
+	milliCPU, memory, pids int64 // 0: no limit
+	hugepages              map[string]int64
 }
 
 // parent is the cgroup parent of a pod's containers, in the driver's notation.
-func (c cgroups) parent(pod *v1.Pod) string {
+func (c *cgroups) parent(pod *v1.Pod) string { return c.path(qosClass(pod), string(pod.UID)) }
+
+// path of a pod's cgroup; without a uid, of its class.
+func (c *cgroups) path(qos v1.PodQOSClass, uid string) string {
 	if c.root == "" {
 		return ""
 	}
 	class := ""
-	switch qosClass(pod) {
+	switch qos {
 	case v1.PodQOSBestEffort:
 		class = "besteffort"
 	case v1.PodQOSBurstable:
 		class = "burstable"
 	}
-	uid := "pod" + string(pod.UID)
+	if uid != "" {
+		uid = "pod" + uid
+	}
 	if !c.systemd {
 		return path.Join("/", c.root, class, uid)
 	}
@@ -44,17 +80,111 @@ func (c cgroups) parent(pod *v1.Pod) string {
 	return dir
 }
 
+// ensure makes the pod's cgroup with its limits, those above it first. One that
+// was made is left alone: see apply. Where a kernel has no such controller, or
+// doesn't let it be set, pods run without; that a cgroup can't be made at all is an
+// error.
+func (c *cgroups) ensure(pod *v1.Pod) error {
+	if c.root == "" {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, done := c.pods[string(pod.UID)]; done {
+		return nil
+	}
+	if !c.ready {
+		if err := c.makeRoots(); err != nil {
+			return err
+		}
+		c.ready = true
+	}
+	if err := c.apply(pod); err != nil {
+		return err
+	}
+	if c.pods == nil {
+		c.pods = map[string]held{}
+	}
+	c.pods[string(pod.UID)] = held{qosClass(pod), podRequest(pod, v1.ResourceCPU).MilliValue()}
+	c.weighBurstable()
+	return nil
+}
+
+// apply makes a pod's cgroup and sets its limits.
+func (c *cgroups) apply(pod *v1.Pod) error {
+	at := c.parent(pod)
+	if err := c.make(at); err != nil {
+		return fmt.Errorf("the cgroup of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	l := podLimits(pod)
+	l.pids = c.maxPIDs
+	c.set(at, l)
+	return nil
+}
+
+// setLimits bounds all pods together.
+func (c *cgroups) setLimits(l rootLimits) {
+	if c.root == "" {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limit = l
+	if c.ready {
+		c.limitRoot()
+	}
+}
+
+func (c *cgroups) limitRoot() {
+	shares := milliCPUToShares(c.limit.milliCPU)
+	c.set(c.path(v1.PodQOSGuaranteed, ""), cgroupLimits{shares: &shares, memory: c.limit.memory, pids: c.limit.pids, hugepages: c.limit.hugepages})
+}
+
+// makeRoots makes the levels above pods.
+func (c *cgroups) makeRoots() error {
+	root := c.path(v1.PodQOSGuaranteed, "")
+	for _, at := range []string{root, c.path(v1.PodQOSBurstable, ""), c.path(v1.PodQOSBestEffort, "")} {
+		if err := c.make(at); err != nil {
+			return fmt.Errorf("the cgroup of all pods: %w", err)
+		}
+	}
+	c.limitRoot()
+	least := int64(minShares)
+	c.set(c.path(v1.PodQOSBestEffort, ""), cgroupLimits{shares: &least})
+	return nil
+}
+
+// weighBurstable lets the class weigh what its pods ask for together.
+func (c *cgroups) weighBurstable() {
+	var sum int64
+	for _, p := range c.pods {
+		if p.qos == v1.PodQOSBurstable {
+			sum += p.milli
+		}
+	}
+	shares := milliCPUToShares(sum)
+	c.set(c.path(v1.PodQOSBurstable, ""), cgroupLimits{shares: &shares})
+}
+
 // remove removes the pod's cgroup from every hierarchy. It can only be empty
 // ones that go: a cgroup with processes refuses.
-func (c cgroups) remove(pod *v1.Pod) {
+func (c *cgroups) remove(pod *v1.Pod) {
 	parent := c.parent(pod)
 	if parent == "" {
 		return
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup" + parent, "/sys/fs/cgroup/*" + parent} {
+	for _, pattern := range []string{c.at() + parent, c.at() + "/*" + parent} {
 		dirs, _ := filepath.Glob(pattern)
 		for _, dir := range dirs {
 			removeTree(dir, 3)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p, had := c.pods[string(pod.UID)]; had {
+		delete(c.pods, string(pod.UID))
+		if p.qos == v1.PodQOSBurstable {
+			c.weighBurstable()
 		}
 	}
 }
@@ -68,4 +198,161 @@ func removeTree(dir string, depth int) {
 		}
 	}
 	_ = os.Remove(dir)
+}
+
+// at is the mount.
+func (c *cgroups) at() string {
+	if c.mount == "" {
+		return cgroupMount
+	}
+	return c.mount
+}
+
+func (c *cgroups) v2() bool {
+	_, err := os.Stat(filepath.Join(c.at(), "cgroup.controllers"))
+	return err == nil
+}
+
+// controllersV1 are the hierarchies of v1 in which there is something to set. In
+// the others, such as cpuset, which wants to be filled first, the runtime makes
+// what it needs.
+var controllersV1 = [...]string{"cpu", "cpuacct", "memory", "pids", "hugetlb"}
+
+// make makes a cgroup and all above it. Folders that are there stay as they are.
+func (c *cgroups) make(cgroup string) error {
+	cgroup = path.Clean("/" + cgroup)
+	if c.v2() {
+		dir := c.at()
+		for level := range strings.SplitSeq(strings.Trim(cgroup, "/"), "/") {
+			c.delegate(dir)
+			dir = filepath.Join(dir, level)
+			if err := mkdir(dir); err != nil {
+				return err
+			}
+		}
+		c.delegate(dir) // to the containers'
+		return nil
+	}
+	var errs []error
+	made := 0
+	for _, controller := range controllersV1 {
+		base := filepath.Join(c.at(), controller)
+		if _, err := os.Stat(base); err != nil {
+			continue
+		}
+		if err := os.MkdirAll(filepath.Join(base, cgroup), 0o755); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		made++
+	}
+	if made == 0 && len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	return nil
+}
+
+func mkdir(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+// delegate has the children of a cgroup of v2 counted and bounded. One controller
+// that can't be had, because the kernel or the level above lacks it, doesn't keep
+// the others away.
+func (c *cgroups) delegate(dir string) {
+	have, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return
+	}
+	on, _ := os.ReadFile(filepath.Join(dir, "cgroup.subtree_control"))
+	already := strings.Fields(string(on))
+	for _, controller := range strings.Fields(string(have)) {
+		switch controller {
+		case "cpu", "cpuset", "io", "memory", "pids", "hugetlb":
+			if !slices.Contains(already, controller) {
+				_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
+			}
+		}
+	}
+}
+
+// cgroupLimits are what one cgroup is bounded by. Zero values aren't written,
+// but for huge pages, of which none is a limit.
+type cgroupLimits struct {
+	shares    *int64 // as v1 counts
+	quota     int64  // microseconds of quotaPeriod; -1: none
+	memory    int64  // bytes
+	pids      int64
+	hugepages map[string]int64 // by the kernel's name of the size, such as 2MB
+}
+
+// set writes limits. What can't be written isn't there.
+func (c *cgroups) set(cgroup string, l cgroupLimits) {
+	v2 := c.v2()
+	write := func(controller, file, value string) {
+		dir := c.at()
+		if !v2 {
+			dir = filepath.Join(dir, controller)
+		}
+		name := filepath.Join(dir, path.Clean("/"+cgroup), file)
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
+		if err != nil {
+			return
+		}
+		defer f.Close()
+		_, _ = f.WriteString(value)
+	}
+	number := func(n int64) string { return strconv.FormatInt(n, 10) }
+	if l.shares != nil {
+		if v2 {
+			write("cpu", "cpu.weight", number(cpuWeight(*l.shares)))
+		} else {
+			write("cpu", "cpu.shares", number(*l.shares))
+		}
+	}
+	if l.quota != 0 {
+		switch {
+		case !v2:
+			write("cpu", "cpu.cfs_period_us", number(quotaPeriod))
+			write("cpu", "cpu.cfs_quota_us", number(l.quota))
+		case l.quota < 0:
+			write("cpu", "cpu.max", "max "+number(quotaPeriod))
+		default:
+			write("cpu", "cpu.max", number(l.quota)+" "+number(quotaPeriod))
+		}
+	}
+	if l.memory > 0 {
+		if v2 {
+			write("memory", "memory.max", number(l.memory))
+		} else {
+			write("memory", "memory.limit_in_bytes", number(l.memory))
+		}
+	}
+	if l.pids > 0 {
+		write("pids", "pids.max", number(l.pids))
+	}
+	for size, bytes := range l.hugepages {
+		if v2 {
+			write("hugetlb", "hugetlb."+size+".max", number(bytes))
+		} else {
+			write("hugetlb", "hugetlb."+size+".limit_in_bytes", number(bytes))
+		}
+	}
+}
+
+// cpuWeight converts as runc does since 1.3.2 (opencontainers/cgroups,
+// ConvertCPUSharesToCgroupV2Value): a curve through the least, the most, and 1024
+// shares, which is the weight 100 that a cgroup begins with.
+func cpuWeight(shares int64) int64 {
+	switch {
+	case shares <= minShares:
+		return 1
+	case shares >= maxShares:
+		return 10000
+	}
+	l := math.Log2(float64(shares))
+	return int64(math.Ceil(math.Pow(10, (l*l+125*l)/612-7.0/34)))
 }

@@ -193,10 +193,11 @@ func (fakeNode) DeclaredFeatures() []string {
 // noMounts keeps tests from needing root.
 type noMounts struct{}
 
-func (noMounts) Tmpfs(string, int64) error         { return fs.ErrPermission }
-func (noMounts) BindFD(int, string) error          { return fs.ErrPermission }
-func (noMounts) IsMountPoint(string) (bool, error) { return false, nil }
-func (noMounts) UnmountBelow(string) error         { return nil }
+func (noMounts) Tmpfs(string, int64) error                    { return fs.ErrPermission }
+func (noMounts) Mount(string, string, string, []string) error { return fs.ErrPermission }
+func (noMounts) BindFD(int, string) error                     { return fs.ErrPermission }
+func (noMounts) IsMountPoint(string) (bool, error)            { return false, nil }
+func (noMounts) UnmountBelow(string) error                    { return nil }
 
 // board is a node: what survives the agent, and the agent.
 type board struct {

@@ -30,6 +30,21 @@ func hugepageLimits(pod *v1.Pod, c *v1.Container, node v1.ResourceList) []*runti
 	return out
 }
 
+// hugepageSizes are the amounts of huge pages in a list, by the kernel's name of
+// their size.
+func hugepageSizes(list v1.ResourceList) map[string]int64 {
+	var out map[string]int64
+	for name, q := range list {
+		if size, ok := hugepageSize(name); ok {
+			if out == nil {
+				out = map[string]int64{}
+			}
+			out[size] += q.Value()
+		}
+	}
+	return out
+}
+
 // hugepageSize is the page size of a resource as the CRI and the kernel's cgroups
 // write it: hugepages-2Mi is "2MB".
 func hugepageSize(name v1.ResourceName) (string, bool) {

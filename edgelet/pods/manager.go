@@ -63,6 +63,11 @@ type Config struct {
 	// CgroupRoot is the cgroup below which pods get theirs, such as "/kubepods".
 	// Empty leaves it to the runtime, as it must be without root.
 	CgroupRoot string
+	// PodMaxPIDs bounds the processes of one pod; 0 doesn't.
+	PodMaxPIDs int64
+	// PodLimits is what all pods together may have: the node's capacity without what
+	// is reserved. nil bounds nothing.
+	PodLimits func() v1.ResourceList
 
 	// Relist is how often the runtime is asked for everything although it reports
 	// events: [DefaultRelist] if 0.
@@ -240,7 +245,9 @@ func (m *Manager) awaitRuntime(ctx context.Context) error {
 			}
 			cancel()
 			m.runtimeName = v.RuntimeName
-			m.cgroups = cgroups{root: m.cfg.CgroupRoot, systemd: m.cfg.CgroupRoot != "" && driver == runtimeapi.CgroupDriver_SYSTEMD}
+			m.cgroups.root, m.cgroups.maxPIDs = m.cfg.CgroupRoot, m.cfg.PodMaxPIDs
+			m.cgroups.systemd = m.cfg.CgroupRoot != "" && driver == runtimeapi.CgroupDriver_SYSTEMD
+			m.LimitPods()
 			m.log.Info("container runtime", "name", v.RuntimeName, "version", v.RuntimeVersion, "cgroupDriver", driver)
 			return nil
 		}
@@ -382,6 +389,7 @@ func (m *Manager) startLocked(ctx context.Context, w *worker) {
 	m.workers[w.uid] = w
 	m.wg.Go(func() {
 		w.run(ctx)
+		w.swept()
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		delete(m.workers, w.uid)

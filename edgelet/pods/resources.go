@@ -5,6 +5,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	resourcehelper "k8s.io/component-helpers/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -61,8 +62,12 @@ func containerResources(pod *v1.Pod, c *v1.Container, capacity int64, node v1.Re
 	return r
 }
 
-// oomScore makes what asked for little memory and uses much go first.
+// oomScore makes what asked for little memory and uses much go first (upstream:
+// pkg/kubelet/qos/policy.go).
 func oomScore(pod *v1.Pod, c *v1.Container, capacity int64) int64 {
+	if pod.Spec.PriorityClassName == systemNodeCritical && deref(pod.Spec.Priority, 0) >= systemCriticalPriority {
+		return oomGuaranteed
+	}
 	switch qosClass(pod) {
 	case v1.PodQOSGuaranteed:
 		return oomGuaranteed
@@ -72,76 +77,97 @@ func oomScore(pod *v1.Pod, c *v1.Container, capacity int64) int64 {
 	if capacity <= 0 {
 		return oomBestEffort - 1
 	}
-	adjust := 1000 - int64(math.Floor(1000*float64(c.Resources.Requests.Memory().Value())/float64(capacity)))
+	// What a pod asks for as a whole and no container does is all containers' alike.
+	shared := int64(0)
+	if p := pod.Spec.Resources; p != nil {
+		if q, ok := p.Requests[v1.ResourceMemory]; ok {
+			sum, n := int64(0), int64(len(pod.Spec.Containers))
+			for i := range pod.Spec.Containers {
+				sum += pod.Spec.Containers[i].Resources.Requests.Memory().Value()
+			}
+			for i := range pod.Spec.InitContainers {
+				if isSidecar(&pod.Spec.InitContainers[i]) {
+					sum += pod.Spec.InitContainers[i].Resources.Requests.Memory().Value()
+					n++
+				}
+			}
+			if left := q.Value() - sum; left > 0 && n > 0 {
+				shared = left / n
+			}
+		}
+	}
+	adjust := 1000 - 1000*(c.Resources.Requests.Memory().Value()+shared)/capacity
+	if isSidecar(c) && isInit(pod, c.Name) {
+		// A sidecar doesn't go before the containers it serves.
+		least := int64(math.MaxInt64)
+		for i := range pod.Spec.Containers {
+			least = min(least, pod.Spec.Containers[i].Resources.Requests.Memory().Value())
+		}
+		if len(pod.Spec.Containers) == 0 {
+			least = 0
+		}
+		adjust = min(adjust, 1000-1000*(least+shared)/capacity)
+	}
 	return min(max(adjust, 1000+oomGuaranteed), oomBestEffort-1)
 }
 
-// podResources sums what the containers of a pod ask for, for its sandbox.
+// systemNodeCritical is scheduling.SystemNodeCritical.
+const systemNodeCritical = "system-node-critical"
+
+// podResources is what a pod asks for as a whole, without its overhead, for its
+// sandbox.
 func podResources(pod *v1.Pod) *runtimeapi.LinuxContainerResources {
-	var cpuRequest, cpuLimit, memoryLimit resource.Quantity
-	hasRequest, cpuUnlimited, memoryUnlimited := false, false, false
-	for i := range pod.Spec.Containers {
-		r := &pod.Spec.Containers[i].Resources
-		if q, ok := r.Requests[v1.ResourceCPU]; ok {
-			hasRequest = true
-			cpuRequest.Add(q)
+	options := resourcehelper.PodResourcesOptions{ExcludeOverhead: true}
+	requests, limits := resourcehelper.PodRequests(pod, options), resourcehelper.PodLimits(pod, options)
+	var cpu *resource.Quantity
+	if q, ok := requests[v1.ResourceCPU]; ok {
+		cpu = &q
+	}
+	return linuxResources(cpu, limits.Cpu(), limits.Memory())
+}
+
+// podLimits is what a pod's own cgroup is bounded by, its overhead included
+// (upstream: pkg/kubelet/cm/helpers_linux.go, ResourceConfigForPod): by CPU and
+// memory only if every container is, or the pod as a whole.
+func podLimits(pod *v1.Pod) cgroupLimits {
+	cpuBound, memoryBound := true, true
+	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{
+		ContainerFn: func(l v1.ResourceList, _ resourcehelper.ContainerType) {
+			cpuBound = cpuBound && !l.Cpu().IsZero()
+			memoryBound = memoryBound && !l.Memory().IsZero()
+		}})
+	if p := pod.Spec.Resources; p != nil {
+		cpuBound = cpuBound || !p.Limits.Cpu().IsZero()
+		memoryBound = memoryBound || !p.Limits.Memory().IsZero()
+	}
+	requests := requests(pod)
+	l := cgroupLimits{hugepages: hugepageSizes(requests)}
+	shares := int64(minShares)
+	qos := qosClass(pod)
+	if qos != v1.PodQOSBestEffort {
+		shares = milliCPUToShares(requests.Cpu().MilliValue())
+	}
+	l.shares = &shares
+	if qos == v1.PodQOSGuaranteed || qos == v1.PodQOSBurstable && cpuBound {
+		if milli := limits.Cpu().MilliValue(); milli > 0 {
+			l.quota = max(milli*quotaPeriod/1000, minQuota)
 		}
-		cpuUnlimited = cpuUnlimited || r.Limits.Cpu().IsZero()
-		memoryUnlimited = memoryUnlimited || r.Limits.Memory().IsZero()
-		cpuLimit.Add(*r.Limits.Cpu())
-		memoryLimit.Add(*r.Limits.Memory())
 	}
-	if cpuUnlimited {
-		cpuLimit = resource.Quantity{}
+	if qos == v1.PodQOSGuaranteed || qos == v1.PodQOSBurstable && memoryBound {
+		l.memory = limits.Memory().Value()
 	}
-	if memoryUnlimited {
-		memoryLimit = resource.Quantity{}
-	}
-	if hasRequest {
-		return linuxResources(&cpuRequest, &cpuLimit, &memoryLimit)
-	}
-	return linuxResources(nil, &cpuLimit, &memoryLimit)
+	return l
+}
+
+// podRequest is what a pod asks for of one resource.
+func podRequest(pod *v1.Pod, name v1.ResourceName) *resource.Quantity {
+	q := requests(pod)[name]
+	return &q
 }
 
 // requests is what a pod takes of a node: the larger of what its app containers
 // and sidecars ask for together and what any init container does beside the
-// sidecars started before it, and its overhead.
+// sidecars started before it, or what the pod asks for as a whole; and its overhead.
 func requests(pod *v1.Pod) v1.ResourceList {
-	add := func(to v1.ResourceList, from v1.ResourceList) {
-		for name, q := range from {
-			sum := to[name]
-			sum.Add(q)
-			to[name] = sum
-		}
-	}
-	raise := func(to v1.ResourceList, from v1.ResourceList) {
-		for name, q := range from {
-			if have, ok := to[name]; !ok || q.Cmp(have) > 0 {
-				to[name] = q.DeepCopy()
-			}
-		}
-	}
-	total, sidecars, peak := v1.ResourceList{}, v1.ResourceList{}, v1.ResourceList{}
-	for i := range pod.Spec.Containers {
-		add(total, pod.Spec.Containers[i].Resources.Requests)
-	}
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		beside := v1.ResourceList{}
-		add(beside, sidecars)
-		add(beside, c.Resources.Requests)
-		if isSidecar(c) {
-			add(sidecars, c.Resources.Requests)
-			add(total, c.Resources.Requests)
-		}
-		raise(peak, beside)
-	}
-	raise(total, peak)
-	if pod.Spec.Resources != nil {
-		for name, q := range pod.Spec.Resources.Requests {
-			total[name] = q
-		}
-	}
-	add(total, pod.Spec.Overhead)
-	return total
+	return resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
 }

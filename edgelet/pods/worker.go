@@ -47,6 +47,7 @@ type worker struct {
 	claims      *claimed
 	ending      *ending         // a verdict that is being carried out
 	stopped     map[string]bool // containers whose end was told
+	sweeps      []chan struct{} // asked for, see sweep; closed when done
 
 	// Below: the goroutine's own.
 	fresh     bool // the runtime has nothing of this pod
@@ -263,6 +264,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 			err := w.settle(ctx, wait, seen)
 			if err == nil {
 				w.served()
+				err = w.sweep(ctx, seen)
 			}
 			return time.Time{}, err
 		}
@@ -290,6 +292,10 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 		}
 		if st := w.status(seen, false); st.Phase == v1.PodSucceeded || st.Phase == v1.PodFailed {
 			return time.Time{}, w.settle(ctx, wait, seen)
+		}
+		if err := w.m.cgroups.ensure(w.pod); err != nil {
+			w.eventOnce(v1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
+			return next, err
 		}
 		a := computeActions(w.pod, seen, w.failing())
 		did, at, err := w.perform(ctx, wait, seen, a)

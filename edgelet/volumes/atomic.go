@@ -22,6 +22,7 @@ const (
 type file struct {
 	data []byte
 	mode os.FileMode
+	user *int64 // its owner; nil: the agent
 }
 
 // writeAtomically makes dir show exactly files, all at once, in the layout of a
@@ -139,6 +140,12 @@ func stage(staged string, files map[string]file, prepare func(string) error) err
 			return err
 		}
 		if err := os.Chmod(path, f.mode); err != nil { // whatever the umask
+			return err
+		}
+		if f.user == nil {
+			continue
+		}
+		if err := os.Lchown(path, int(*f.user), -1); err != nil && os.Geteuid() == 0 {
 			return err
 		}
 	}

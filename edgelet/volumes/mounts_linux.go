@@ -18,6 +18,9 @@ type Mounts interface {
 	// Tmpfs mounts one on dir, limited to size bytes if size is positive. The error
 	// is fs.ErrPermission when the agent may not mount.
 	Tmpfs(dir string, size int64) error
+	// Mount mounts what is at source on dir, with options as of mount(8). Without a
+	// file system type it is a bind mount.
+	Mount(source, dir, fstype string, options []string) error
 	// BindFD mounts what fd refers to on target.
 	BindFD(fd int, target string) error
 	IsMountPoint(path string) (bool, error)
@@ -25,9 +28,11 @@ type Mounts interface {
 	UnmountBelow(dir string) error
 }
 
-type kernel struct{}
+// Kernel is the machine's own [Mounts].
+type Kernel struct{}
 
-func (kernel) Tmpfs(dir string, size int64) error {
+// Tmpfs implements [Mounts].
+func (Kernel) Tmpfs(dir string, size int64) error {
 	options := "mode=0777"
 	if size > 0 {
 		options += fmt.Sprintf(",size=%d", size)
@@ -35,33 +40,158 @@ func (kernel) Tmpfs(dir string, size int64) error {
 	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options)
 }
 
-func (kernel) BindFD(fd int, target string) error {
+// BindFD implements [Mounts].
+func (Kernel) BindFD(fd int, target string) error {
 	return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), target, "", unix.MS_BIND, "")
 }
 
-// IsMountPoint compares devices first, which is enough for a tmpfs; a bind
-// mount of the same file system shows in mountinfo only.
-func (kernel) IsMountPoint(path string) (bool, error) {
-	var here, parent unix.Stat_t
-	if err := unix.Lstat(path, &here); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return false, nil
-		}
-		return false, err
+// mountFlags are mount(8)'s options that are the kernel's flags: the flag, and
+// whether the option takes it away.
+func mountFlag(option string) (flag uintptr, clear, ok bool) {
+	switch option {
+	case "defaults", "rw":
+		return unix.MS_RDONLY, true, true
+	case "ro":
+		return unix.MS_RDONLY, false, true
+	case "nosuid":
+		return unix.MS_NOSUID, false, true
+	case "suid":
+		return unix.MS_NOSUID, true, true
+	case "nodev":
+		return unix.MS_NODEV, false, true
+	case "dev":
+		return unix.MS_NODEV, true, true
+	case "noexec":
+		return unix.MS_NOEXEC, false, true
+	case "exec":
+		return unix.MS_NOEXEC, true, true
+	case "sync":
+		return unix.MS_SYNCHRONOUS, false, true
+	case "async":
+		return unix.MS_SYNCHRONOUS, true, true
+	case "dirsync":
+		return unix.MS_DIRSYNC, false, true
+	case "noatime":
+		return unix.MS_NOATIME, false, true
+	case "atime":
+		return unix.MS_NOATIME, true, true
+	case "nodiratime":
+		return unix.MS_NODIRATIME, false, true
+	case "relatime":
+		return unix.MS_RELATIME, false, true
+	case "strictatime":
+		return unix.MS_STRICTATIME, false, true
 	}
-	if err := unix.Stat(filepath.Dir(path), &parent); err != nil {
-		return false, err
-	}
-	return here.Dev != parent.Dev, nil
+	return 0, false, false
 }
 
-func (kernel) UnmountBelow(dir string) error {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
+func mountFlags(options []string) (flags uintptr, data []string) {
+	for _, list := range options {
+		for _, o := range strings.Split(list, ",") {
+			switch flag, clear, ok := mountFlag(o); {
+			case o == "":
+			case !ok:
+				data = append(data, o)
+			case clear:
+				flags &^= flag
+			default:
+				flags |= flag
+			}
+		}
+	}
+	return flags, data
+}
+
+// Mount implements [Mounts].
+func (Kernel) Mount(source, dir, fstype string, options []string) error {
+	flags, data := mountFlags(options)
+	if fstype != "" {
+		return unix.Mount(source, dir, fstype, flags, strings.Join(data, ","))
+	}
+	if len(data) > 0 {
+		return fmt.Errorf("%w: mount options %s are not for a folder that is bound", ErrInvalid, strings.Join(data, ","))
+	}
+	if err := unix.Mount(source, dir, "", unix.MS_BIND, ""); err != nil || flags == 0 {
 		return err
 	}
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
+	// The kernel ignores the other flags of a bind mount the first time.
+	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|flags|inherited(dir), ""); err != nil {
+		return errors.Join(err, unix.Unmount(dir, unix.UMOUNT_NOFOLLOW))
+	}
+	return nil
+}
+
+// inherited are the flags that a bind mount has from where it was bound and that
+// a remount must not lose.
+func inherited(dir string) (flags uintptr) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0
+	}
+	for _, f := range []struct {
+		has int64
+		set uintptr
+	}{{unix.ST_NOSUID, unix.MS_NOSUID}, {unix.ST_NODEV, unix.MS_NODEV}, {unix.ST_NOEXEC, unix.MS_NOEXEC}, {unix.ST_NOATIME, unix.MS_NOATIME},
+		{unix.ST_NODIRATIME, unix.MS_NODIRATIME}, {unix.ST_RELATIME, unix.MS_RELATIME}, {unix.ST_RDONLY, unix.MS_RDONLY}} {
+		if int64(st.Flags)&f.has != 0 {
+			flags |= f.set
+		}
+	}
+	return flags
+}
+
+// IsMountPoint implements [Mounts]. It compares mounts, not devices: a folder
+// that is bound lies on the device of its parent.
+func (Kernel) IsMountPoint(path string) (bool, error) {
+	here, err := mountOf(unix.AT_FDCWD, path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	parent, err := mountOf(unix.AT_FDCWD, filepath.Dir(path))
+	if err != nil || here != parent || here.id != 0 {
+		return err == nil && here != parent, err
+	}
+	path, err = realPath(path)
+	if err != nil {
+		return false, err
+	}
+	points, err := currentMountsBelow(path)
+	for _, p := range points {
+		if p == path {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+// mountID tells mounts apart. Kernels before 5.8 don't number them: then it is
+// the device, and mountinfo says the rest.
+type mountID struct {
+	id  uint64
+	dev uint64
+}
+
+func mountOf(dir int, path string) (mountID, error) {
+	var st unix.Statx_t
+	err := unix.Statx(dir, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st)
+	if err != nil {
+		return mountID{}, &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	id := mountID{dev: unix.Mkdev(st.Dev_major, st.Dev_minor)}
+	if st.Mask&unix.STATX_MNT_ID != 0 {
+		id.id = st.Mnt_id
+	}
+	return id, nil
+}
+
+// UnmountBelow implements [Mounts].
+func (Kernel) UnmountBelow(dir string) error {
+	dir, err := realPath(dir)
+	if err != nil {
+		return err
 	}
 	// Mounts are stacked and appear under each other: unmount until none is left,
 	// and say so when one stays, because what follows removes the directory.
@@ -78,19 +208,27 @@ func (kernel) UnmountBelow(dir string) error {
 	}
 	points, err := currentMountsBelow(dir)
 	if err == nil && len(points) > 0 {
-		err = fmt.Errorf("%s is still mounted", points[0])
+		err = fmt.Errorf("%s: %w", points[0], ErrMounted)
 	}
 	return err
 }
 
-// MountsBelow lists the mount points at or below dir, the deepest first.
-func MountsBelow(dir string) ([]string, error) {
+func realPath(dir string) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
 		dir = real
+	}
+	return dir, nil
+}
+
+// MountsBelow lists the mount points at or below dir, the deepest first.
+func MountsBelow(dir string) ([]string, error) {
+	dir, err := realPath(dir)
+	if err != nil {
+		return nil, err
 	}
 	return currentMountsBelow(dir)
 }

@@ -2,43 +2,174 @@ package volumes
 
 import (
 	"errors"
-	"io/fs"
+	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
+	v1 "k8s.io/api/core/v1"
 )
 
-// ownByGroup gives a tree to a group, as fsGroup asks: readable to it, writable
-// unless readOnly, directories with setgid. Without the right to change owners
-// it does nothing: then there is one user only.
-func ownByGroup(root string, gid *int64, readOnly bool) error {
-	if gid == nil {
+// What fsGroup gives to a group: upstream's rwMask, roMask and execMask
+// (pkg/volume/volume_linux.go).
+const (
+	maskWrite = 0o660
+	maskRead  = 0o440
+	maskEnter = 0o110
+)
+
+// ownership is how a volume is given to the pod's group.
+type ownership struct {
+	group        *int64
+	readOnly     bool
+	rootMismatch bool // only if the root isn't as it should be
+}
+
+// ownershipOf is that of a volume that a pod may write, following its policy.
+func ownershipOf(pod *v1.Pod) ownership {
+	o := ownership{group: fsGroup(pod)}
+	if sc := pod.Spec.SecurityContext; sc != nil && sc.FSGroupChangePolicy != nil {
+		o.rootMismatch = *sc.FSGroupChangePolicy == v1.FSGroupChangeOnRootMismatch
+	}
+	return o
+}
+
+// apply gives a tree to the group: readable to it, writable unless readOnly,
+// folders with setgid. The tree is walked by descriptors and no symlink is
+// followed, so that what a pod does in it meanwhile leads nowhere else. The root
+// comes last: with rootMismatch, one that is right says that all is. Without the
+// right to change owners it does nothing: then there is one user only.
+func (o ownership) apply(root string) error {
+	if o.group == nil {
 		return nil
 	}
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if err := os.Lchown(path, -1, int(*gid)); err != nil {
-			return err
-		}
-		if d.Type()&os.ModeSymlink != 0 {
+	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		if o.rootMismatch && o.right(fd) {
 			return nil
 		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		mode := info.Mode() | 0o060
-		if readOnly {
-			mode = info.Mode() | 0o040
-		}
-		if d.IsDir() {
-			mode |= os.ModeSetgid | 0o010
-		}
-		return os.Chmod(path, mode)
-	})
+		err = o.applyAt(fd, root)
+	}
 	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
 		return nil
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("applying fsGroup %d: %w", *o.group, err)
+	}
+	return nil
+}
+
+func (o ownership) mask(dir bool) uint32 {
+	m := uint32(maskWrite)
+	if o.readOnly {
+		m = maskRead
+	}
+	if dir {
+		m |= maskEnter | unix.S_ISGID
+	}
+	return m
+}
+
+// right reports whether a root is as apply leaves it.
+func (o ownership) right(fd int) bool {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return false
+	}
+	return int64(st.Gid) == *o.group && st.Mode&o.mask(true) == o.mask(true)
+}
+
+// applyAt works on what fd has open.
+func (o ownership) applyAt(fd int, path string) error {
+	fail := func(op string, err error) error { return &os.PathError{Op: op, Path: path, Err: err} }
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fail("stat", err)
+	}
+	dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if dir {
+		copied, err := unix.Openat(fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fail("open", err)
+		}
+		f := os.NewFile(uintptr(copied), path)
+		defer f.Close()
+		for {
+			names, err := f.Readdirnames(256)
+			for _, name := range names {
+				if err := o.child(fd, name, filepath.Join(path, name)); err != nil {
+					return err
+				}
+			}
+			if len(names) == 0 || err != nil {
+				break
+			}
+		}
+	}
+	if err := unix.Fchown(fd, -1, int(*o.group)); err != nil {
+		return fail("chown", err)
+	}
+	if err := unix.Fchmod(fd, st.Mode&0o7777|o.mask(dir)); err != nil {
+		return fail("chmod", err)
+	}
+	return nil
+}
+
+// child goes on with an entry of a folder. What is neither file nor folder is
+// not opened: that could wait for ever, or do something.
+func (o ownership) child(dir int, name, path string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // gone meanwhile
+	}
+	if err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFDIR && kind != unix.S_IFREG {
+		if err := unix.Fchownat(dir, name, -1, int(*o.group), unix.AT_SYMLINK_NOFOLLOW); err != nil && !errors.Is(err, unix.ENOENT) {
+			return &os.PathError{Op: "chown", Path: path, Err: err}
+		}
+		return nil
+	}
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
+		return nil // it became something else meanwhile
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	return o.applyAt(fd, path)
+}
+
+func fsGroup(pod *v1.Pod) *int64 {
+	if pod.Spec.SecurityContext == nil {
+		return nil
+	}
+	return pod.Spec.SecurityContext.FSGroup
+}
+
+// fsUser is the user that all containers of the pod run as, nil if they differ or
+// don't say (upstream: util.FsUserFrom).
+func fsUser(pod *v1.Pod) *int64 {
+	var podUser *int64
+	if pod.Spec.SecurityContext != nil {
+		podUser = pod.Spec.SecurityContext.RunAsUser
+	}
+	var user *int64
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			own := podUser
+			if sc := list[i].SecurityContext; sc != nil && sc.RunAsUser != nil {
+				own = sc.RunAsUser
+			}
+			if own == nil || user != nil && *user != *own {
+				return nil
+			}
+			user = own
+		}
+	}
+	return user
 }

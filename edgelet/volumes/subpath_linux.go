@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// subPathsDir is below a pod's directory, as a kubelet's.
+const subPathsDir = "volume-subpaths"
+
 // SubPath returns a host path for a subPath of a volume: never one that leads
 // out of the volume, whatever symlinks are in it. What is missing is created as
 // a directory. Where the agent may mount, the result is a bind mount of the
@@ -35,7 +38,7 @@ func (m *Manager) SubPath(podUID, container string, index int, volume, subPath s
 		return "", fmt.Errorf("%w: subPath %q: %w", ErrInvalid, subPath, err)
 	}
 	defer unix.Close(fd)
-	target := filepath.Join(m.PodDir(podUID), "volume-subpaths", container, strconv.Itoa(index))
+	target := filepath.Join(m.PodDir(podUID), subPathsDir, container, strconv.Itoa(index))
 	if err := m.bind(fd, target); err == nil {
 		return target, nil
 	} else if !errors.Is(err, os.ErrPermission) {

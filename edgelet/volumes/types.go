@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -51,8 +50,19 @@ func (m *Manager) setUp(ctx context.Context, pod *v1.Pod, v *v1.Volume, out *Mou
 	case s.Projected != nil:
 		readOnly = true
 		path, err = m.projected(ctx, pod, v.Name, s.Projected, out)
+	case s.Image != nil:
+		out.Images[v.Name], readOnly = s.Image, true
+	case s.PersistentVolumeClaim != nil:
+		return m.claimed(ctx, pod, v.Name, s.PersistentVolumeClaim.ClaimName, s.PersistentVolumeClaim.ReadOnly, false, out)
+	case s.Ephemeral != nil:
+		return m.claimed(ctx, pod, v.Name, pod.Name+"-"+v.Name, false, true, out)
+	case s.CSI != nil:
+		return m.inlineCSI(ctx, pod, v.Name, s.CSI, out)
+	case s.NFS != nil:
+		readOnly = s.NFS.ReadOnly
+		path, err = m.nfs(ctx, pod, v.Name, s.NFS, nil)
 	default:
-		return fmt.Errorf("%w: %s (supported: configMap, downwardAPI, emptyDir, hostPath, projected, secret)", ErrUnsupported, typeName(&v.VolumeSource))
+		return unsupported(sourceName(&v.VolumeSource))
 	}
 	if err != nil {
 		return err
@@ -60,37 +70,6 @@ func (m *Manager) setUp(ctx context.Context, pod *v1.Pod, v *v1.Volume, out *Mou
 	out.Paths[v.Name] = path
 	out.ReadOnly[v.Name] = readOnly
 	return nil
-}
-
-func (m *Manager) emptyDir(pod *v1.Pod, name string, s *v1.EmptyDirVolumeSource) (string, error) {
-	dir := m.path(pod, "empty-dir", name)
-	switch s.Medium {
-	case v1.StorageMediumDefault:
-		if _, err := os.Lstat(dir); err == nil {
-			return dir, nil
-		}
-		if err := os.MkdirAll(dir, 0o777); err != nil {
-			return "", err
-		}
-	case v1.StorageMediumMemory:
-		var size int64
-		if s.SizeLimit != nil {
-			size = s.SizeLimit.Value()
-		}
-		if mounted, err := m.Mounts.IsMountPoint(dir); err == nil && mounted {
-			return dir, nil
-		}
-		if err := m.memoryDir(dir, size); err != nil {
-			return "", err
-		}
-	default:
-		return "", fmt.Errorf("%w: emptyDir with medium %q", ErrUnsupported, s.Medium)
-	}
-	// The umask has its say in MkdirAll; an emptyDir is everybody's.
-	if err := os.Chmod(dir, 0o777); err != nil {
-		return "", err
-	}
-	return dir, ownByGroup(dir, fsGroup(pod), false)
 }
 
 func (m *Manager) configMapFiles(pod *v1.Pod, name string, items []v1.KeyToPath, mode *int32, optional *bool) (map[string]file, error) {
@@ -232,7 +211,11 @@ func (m *Manager) tokenFile(ctx context.Context, pod *v1.Pod, volume string, s *
 	if out.Refresh.IsZero() || refresh.Before(out.Refresh) {
 		out.Refresh = refresh
 	}
-	return map[string]file{s.Path: {data: []byte(token), mode: fileMode(nil, mode)}}, nil
+	f := file{data: []byte(token), mode: fileMode(nil, mode), user: fsUser(pod)}
+	if f.user != nil || fsGroup(pod) != nil {
+		f.mode = 0o600 // whoever it is for can read it (upstream: projected.go)
+	}
+	return map[string]file{s.Path: f}, nil
 }
 
 // write puts files into a volume by an atomic swap.
@@ -241,16 +224,15 @@ func (m *Manager) write(pod *v1.Pod, plugin, name string, files map[string]file)
 	if err := m.memoryDir(dir, 0); err != nil {
 		return "", err
 	}
-	group := fsGroup(pod)
-	if group != nil {
+	owned := ownership{group: fsGroup(pod), readOnly: true}
+	if owned.group != nil {
 		for name, f := range files {
-			f.mode |= 0o040
+			f.mode |= maskRead
 			files[name] = f
 		}
 	}
-	return dir, writeAtomically(dir, files, m.Now(), func(staged string) error {
-		return ownByGroup(staged, group, true)
-	})
+	// The whole of it, as upstream: its root has setgid, so the links have the group.
+	return dir, writeAtomically(dir, files, m.Now(), func(string) error { return owned.apply(dir) })
 }
 
 func fileMode(item, def *int32) os.FileMode {
@@ -261,24 +243,4 @@ func fileMode(item, def *int32) os.FileMode {
 		return os.FileMode(*def) & os.ModePerm
 	}
 	return defaultFileMode
-}
-
-func fsGroup(pod *v1.Pod) *int64 {
-	if pod.Spec.SecurityContext == nil {
-		return nil
-	}
-	return pod.Spec.SecurityContext.FSGroup
-}
-
-// typeName says which field of a VolumeSource is set, for messages.
-func typeName(s *v1.VolumeSource) string {
-	// String prints "VolumeSource{HostPath:nil,...,NFS:NFSVolumeSource{...". The
-	// field names are the API's but for their first letters.
-	for _, field := range strings.Split(s.String(), ",") {
-		key, value, ok := strings.Cut(strings.TrimPrefix(field, "&VolumeSource{"), ":")
-		if ok && value != "nil" && value != "" && !strings.HasPrefix(value, "nil") {
-			return strings.ToLower(key[:1]) + key[1:]
-		}
-	}
-	return "unknown"
 }

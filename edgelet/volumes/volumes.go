@@ -5,36 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-edge/coracle/edgelet/csi"
 )
-
-var (
-	// ErrUnsupported is returned when a volume's type isn't one this node makes.
-	ErrUnsupported = errors.New("volume type is not supported on this node")
-	// ErrNotFound is returned when an object a volume is made of isn't on the node.
-	ErrNotFound = errors.New("not found")
-	// ErrHostPath is returned when what is at a hostPath isn't of the type asked for.
-	ErrHostPath = errors.New("hostPath type check failed")
-	// ErrInvalid is returned when a volume says something that can't be done, such
-	// as a path that leaves the volume.
-	ErrInvalid = errors.New("invalid volume")
-)
-
-// Error names the volume that can't be set up.
-type Error struct {
-	Volume string
-	Err    error
-}
-
-func (e *Error) Error() string {
-	return fmt.Sprintf("MountVolume.SetUp failed for volume %q : %v", e.Volume, e.Err)
-}
-func (e *Error) Unwrap() error { return e.Err }
 
 // Objects is where API objects come from: the node's desired state.
 type Objects interface {
@@ -67,6 +48,10 @@ type Config struct {
 	Now func() time.Time
 	// Mounts mounts and unmounts; the kernel's if nil.
 	Mounts Mounts
+	// CSI is the node half of CSI volumes; nil: they are [ErrUnsupported].
+	CSI *csi.Manager
+	// Changed is called when [Manager.Expanded] changed; may be nil.
+	Changed func()
 }
 
 // Manager makes and removes volumes. Calls for different pods may run at the
@@ -74,6 +59,14 @@ type Config struct {
 type Manager struct {
 	Config
 	tmpfsRefused sync.Once
+
+	devices sync.Mutex // file systems of local devices are mounted one at a time
+
+	mu sync.Mutex
+	// alone says which pod has a volume that only one may use, by the volume's name.
+	alone map[string]string
+	// expanded are volumes that this agent has grown, by name.
+	expanded map[string]Expanded
 }
 
 // New returns a Manager.
@@ -85,9 +78,9 @@ func New(c Config) *Manager {
 		c.Now = time.Now
 	}
 	if c.Mounts == nil {
-		c.Mounts = kernel{}
+		c.Mounts = Kernel{}
 	}
-	return &Manager{Config: c}
+	return &Manager{Config: c, alone: map[string]string{}, expanded: map[string]Expanded{}}
 }
 
 // Mounted is what a pod's volumes are on the node.
@@ -95,6 +88,12 @@ type Mounted struct {
 	Paths map[string]string // by volume name
 	// ReadOnly volumes are mounted read-only whatever the mount says.
 	ReadOnly map[string]bool
+	// Devices are block volumes' device files on the host, by volume name.
+	Devices map[string]string
+	// Images are volumes that are images, by volume name: the runtime mounts them.
+	Images map[string]*v1.ImageVolumeSource
+	// Groups are to be added to every container's: the owners of volumes.
+	Groups []int64
 	// Refresh is when SetUp should be called again although nothing changed,
 	// because a token grows old; zero if never.
 	Refresh time.Time
@@ -107,37 +106,67 @@ func (m *Manager) PodDir(uid string) string { return filepath.Join(m.Dir, uid) }
 // idempotent and cheap when nothing changed. Addresses of the pod, for the
 // downward API, are taken from pod.Status. On failure it returns an [*Error].
 func (m *Manager) SetUp(ctx context.Context, pod *v1.Pod) (Mounted, error) {
-	out := Mounted{Paths: map[string]string{}, ReadOnly: map[string]bool{}}
+	out := Mounted{Paths: map[string]string{}, ReadOnly: map[string]bool{}, Devices: map[string]string{}, Images: map[string]*v1.ImageVolumeSource{}}
 	if len(pod.Spec.Volumes) == 0 {
 		return out, nil
 	}
 	if err := os.MkdirAll(m.PodDir(string(pod.UID)), 0o750); err != nil {
-		return out, fmt.Errorf("creating the directory of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+		return out, fmt.Errorf("creating the directory of pod %s/%s: %w", pod.Namespace, pod.Name, full(err, m.Dir))
 	}
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
 		if err := m.setUp(ctx, pod, v, &out); err != nil {
-			return out, &Error{Volume: v.Name, Err: err}
+			return out, &Error{Volume: v.Name, Err: full(err, m.PodDir(string(pod.UID)))}
 		}
 	}
 	return out, nil
 }
 
-// TearDown unmounts and removes everything of the pod. It is idempotent. It
-// never follows a mount out of the pod's directory.
+// TearDown unmounts and removes everything of the pod, in the order in which one
+// lies on the other: subPaths, CSI volumes, all that is mounted, files. It is
+// idempotent. It never deletes through a mount, and an error leaves what it is
+// about for the next call.
 func (m *Manager) TearDown(podUID string) error {
-	if podUID == "" || podUID != filepath.Base(podUID) {
+	if podUID == "" || podUID != filepath.Base(podUID) || podUID == ".." {
 		return fmt.Errorf("%w: pod UID %q", ErrInvalid, podUID)
 	}
 	dir := m.PodDir(podUID)
-	if _, err := os.Lstat(dir); errors.Is(err, os.ErrNotExist) {
-		return nil
+	if err := m.unmount(podUID); err != nil {
+		return err
+	}
+	if _, err := os.Lstat(dir); err == nil {
+		if err := removeAll(dir); err != nil {
+			return fmt.Errorf("removing the volumes of pod %s: %w", podUID, err)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	maps.DeleteFunc(m.alone, func(_, uid string) bool { return uid == podUID })
+	return nil
+}
+
+// tearDownTimeout bounds what the drivers of a pod's volumes may take together,
+// before it is tried again.
+const tearDownTimeout = 5 * time.Minute
+
+func (m *Manager) unmount(podUID string) error {
+	dir := m.PodDir(podUID)
+	// Of a subPath below a CSI volume the driver knows nothing.
+	if err := m.Mounts.UnmountBelow(filepath.Join(dir, subPathsDir)); err != nil {
+		return fmt.Errorf("unmounting the subPaths of pod %s: %w", podUID, err)
+	}
+	if m.CSI != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), tearDownTimeout)
+		defer cancel()
+		if err := m.CSI.TearDown(ctx, podUID); err != nil {
+			return err
+		}
 	}
 	if err := m.Mounts.UnmountBelow(dir); err != nil {
 		return fmt.Errorf("unmounting the volumes of pod %s: %w", podUID, err)
 	}
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("removing the volumes of pod %s: %w", podUID, err)
+	if err := m.unmountDevices(); err != nil {
+		return fmt.Errorf("unmounting the devices of pod %s: %w", podUID, err)
 	}
 	return nil
 }
@@ -145,13 +174,35 @@ func (m *Manager) TearDown(podUID string) error {
 // Unmount unmounts everything of the pod and leaves the rest: SetUp mounts again.
 // Nothing of the pod may run.
 func (m *Manager) Unmount(podUID string) error {
-	if podUID == "" || podUID != filepath.Base(podUID) {
+	if podUID == "" || podUID != filepath.Base(podUID) || podUID == ".." {
 		return fmt.Errorf("%w: pod UID %q", ErrInvalid, podUID)
 	}
-	if err := m.Mounts.UnmountBelow(m.PodDir(podUID)); err != nil {
-		return fmt.Errorf("unmounting the volumes of pod %s: %w", podUID, err)
+	return m.unmount(podUID)
+}
+
+// Pods are the UIDs of which there is something here: after a crash, also of pods
+// that are no more.
+func (m *Manager) Pods() ([]string, error) {
+	entries, err := os.ReadDir(m.Dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
 	}
-	return nil
+	uids := map[string]bool{}
+	for _, e := range entries {
+		if e.IsDir() {
+			uids[e.Name()] = true
+		}
+	}
+	if m.CSI != nil {
+		more, err := m.CSI.Pods()
+		if err != nil {
+			return nil, err
+		}
+		for _, uid := range more {
+			uids[uid] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(uids)), nil
 }
 
 // path is where a volume lies: as a kubelet lays it out.

@@ -22,10 +22,11 @@ import (
 // noMounts is a node where the agent may not mount.
 type noMounts struct{}
 
-func (noMounts) Tmpfs(string, int64) error         { return fs.ErrPermission }
-func (noMounts) BindFD(int, string) error          { return fs.ErrPermission }
-func (noMounts) IsMountPoint(string) (bool, error) { return false, nil }
-func (noMounts) UnmountBelow(string) error         { return nil }
+func (noMounts) Tmpfs(string, int64) error                    { return fs.ErrPermission }
+func (noMounts) Mount(string, string, string, []string) error { return fs.ErrPermission }
+func (noMounts) BindFD(int, string) error                     { return fs.ErrPermission }
+func (noMounts) IsMountPoint(string) (bool, error)            { return false, nil }
+func (noMounts) UnmountBelow(string) error                    { return nil }
 
 type objects map[string][]byte
 
@@ -93,6 +94,7 @@ func TestConfigMapVolumeFollowsItsObject(t *testing.T) {
 
 func TestWhatIsMissingIsNamed(t *testing.T) {
 	yes := true
+	t.Setenv("PATH", t.TempDir()) // no mount.nfs, whatever this machine has
 	for name, c := range map[string]struct {
 		source v1.VolumeSource
 		want   error
@@ -102,12 +104,14 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 			ErrNotFound, `MountVolume.SetUp failed for volume "v" : configmap "gone" not found`},
 		"key": {v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: "cm"},
 			Items: []v1.KeyToPath{{Key: "nokey", Path: "x"}}}}, ErrNotFound, "cm references non-existent configmap key: nokey"},
-		"secret":          {v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "gone"}}, ErrNotFound, `secret "gone" not found`},
-		"optional secret": {v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "gone", Optional: &yes}}, nil, ""},
-		"unsupported":     {v1.VolumeSource{NFS: &v1.NFSVolumeSource{Server: "s", Path: "/p"}}, ErrUnsupported, "nFS"},
-		"pvc":             {v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}, ErrUnsupported, "persistentVolumeClaim"},
-		"hostPath":        {v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: "/etc", Type: ptr(v1.HostPathFile)}}, ErrHostPath, "hostPath type check failed: /etc is not a file"},
-		"hostPath escape": {v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: "/tmp/../etc"}}, ErrInvalid, ".."},
+		"secret":           {v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "gone"}}, ErrNotFound, `secret "gone" not found`},
+		"optional secret":  {v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "gone", Optional: &yes}}, nil, ""},
+		"unsupported":      {v1.VolumeSource{NFS: &v1.NFSVolumeSource{Server: "s", Path: "/p"}}, ErrUnsupported, "mount.nfs is not on this node"},
+		"iscsi":            {v1.VolumeSource{ISCSI: &v1.ISCSIVolumeSource{}}, ErrUnsupported, "iscsi (install a CSI driver for it"},
+		"csi without root": {v1.VolumeSource{CSI: &v1.CSIVolumeSource{Driver: "d"}}, ErrUnsupported, "csi"},
+		"pvc":              {v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}, ErrClaim, `error processing PVC n/c: failed to fetch PVC from API server: persistentvolumeclaims "c" not found`},
+		"hostPath":         {v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: "/etc", Type: ptr(v1.HostPathFile)}}, ErrHostPath, "hostPath type check failed: /etc is not a file"},
+		"hostPath escape":  {v1.VolumeSource{HostPath: &v1.HostPathVolumeSource{Path: "/tmp/../etc"}}, ErrInvalid, ".."},
 		"token without an identity": {v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{
 			{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "t"}}}}}, ErrUnsupported, "join it to a cluster"},
 	} {
@@ -229,10 +233,10 @@ func TestWalkingStaysInTheVolume(t *testing.T) {
 
 func TestMemoryVolumesOnRealTmpfs(t *testing.T) {
 	probe := t.TempDir()
-	if err := (kernel{}).Tmpfs(probe, 0); err != nil {
+	if err := (Kernel{}).Tmpfs(probe, 0); err != nil {
 		t.Skip("this user can't mount a tmpfs:", err)
 	}
-	(kernel{}).UnmountBelow(probe)
+	(Kernel{}).UnmountBelow(probe)
 	raw, _ := kubeobj.EncodeSecret(&v1.Secret{Data: map[string][]byte{"k": []byte("v")}})
 	m := New(Config{Dir: t.TempDir(), Objects: objects{"Secret/n/s": raw}})
 	pod := podWith(

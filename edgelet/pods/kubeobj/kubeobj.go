@@ -157,6 +157,24 @@ func Secret(raw []byte) (*v1.Secret, error) {
 	return o, nil
 }
 
+// PersistentVolumeClaim decodes a raw v1 PersistentVolumeClaim.
+func PersistentVolumeClaim(raw []byte) (*v1.PersistentVolumeClaim, error) {
+	o := new(v1.PersistentVolumeClaim)
+	if err := decode(raw, "PersistentVolumeClaim", o); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// PersistentVolume decodes a raw v1 PersistentVolume.
+func PersistentVolume(raw []byte) (*v1.PersistentVolume, error) {
+	o := new(v1.PersistentVolume)
+	if err := decode(raw, "PersistentVolume", o); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
 // Service decodes a raw v1 Service.
 func Service(raw []byte) (*v1.Service, error) {
 	o := new(v1.Service)

@@ -188,3 +188,13 @@ func (r *Runtime) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRe
 func (r *Runtime) ImageFsInfo(ctx context.Context, req *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	return r.image.ImageFsInfo(ctx, req)
 }
+
+// ListContainerStats is the CRI's.
+func (r *Runtime) ListContainerStats(ctx context.Context, req *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+	return r.runtime.ListContainerStats(ctx, req)
+}
+
+// PodSandboxStats is the CRI's.
+func (r *Runtime) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+	return r.runtime.PodSandboxStats(ctx, req)
+}
