@@ -411,15 +411,21 @@ func (w *work) syncs(ctx context.Context, do func() error) (float64, error) {
 	// It is attached when all threads are traced.
 	err = rig.Until(ctx, 20*time.Second, "strace is attached", func() bool {
 		for _, pid := range pids {
-			if n, err := number(fmt.Sprintf("/proc/%d/status", pid), "TracerPid:", 1); err != nil || n == 0 {
+			n, err := number(fmt.Sprintf("/proc/%d/status", pid), "TracerPid:", 1)
+			if err == nil && n == 0 { // one that has ended is as good
 				return false
 			}
 		}
 		return true
 	})
-	err = errors.Join(err, do())
+	if err == nil {
+		err = do()
+	}
 	_ = cmd.Process.Signal(syscall.SIGINT)
 	_ = cmd.Wait() // by the signal
+	if err != nil {
+		err = fmt.Errorf("%w; strace said %q", err, said.String()[:min(500, said.Len())])
+	}
 	return float64(len(syncCall.FindAllString(said.String(), -1))), err
 }
 
