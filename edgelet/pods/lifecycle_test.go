@@ -457,8 +457,8 @@ func TestWhatCannotBeCreatedSaysWhy(t *testing.T) {
 			p.Spec.Containers[0].Image = "oci:1"
 		}), "CreateContainerConfigError", "container has runAsNonRoot and image will run as root"},
 		"volume type": {"", nil, testPod("p", func(p *v1.Pod) {
-			p.Spec.Volumes = []v1.Volume{{Name: "n", VolumeSource: v1.VolumeSource{NFS: &v1.NFSVolumeSource{Server: "s"}}}}
-		}), "UnsupportedVolumeType", "nFS"},
+			p.Spec.Volumes = []v1.Volume{{Name: "n", VolumeSource: v1.VolumeSource{ISCSI: &v1.ISCSIVolumeSource{}}}}
+		}), "UnsupportedVolumeType", "iscsi"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			on(t, func(b *board) {
