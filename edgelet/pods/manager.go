@@ -363,6 +363,9 @@ func (m *Manager) updateLocked(ctx context.Context, o *Object, seen map[string]s
 	w = newWorker(m, o.Namespace, o.Name, o.UID)
 	_, there := seen[o.UID]
 	w.fresh = !there && (seen != nil || m.isReady())
+	if !m.isReady() {
+		w.claimAsRecorded(o)
+	}
 	w.update(o)
 	m.startLocked(ctx, w)
 }
@@ -391,7 +394,7 @@ func (m *Manager) startLocked(ctx context.Context, w *worker) {
 			m.gone[w.uid] = true
 		}
 		for _, other := range m.workers {
-			if other.namespace == w.namespace && other.name == w.name {
+			if other.deferred.Load() || other.namespace == w.namespace && other.name == w.name {
 				other.signal() // it may have waited for this one
 			}
 		}

@@ -111,10 +111,17 @@ func (m *Manager) linuxSandbox(pod *v1.Pod) *runtimeapi.LinuxPodSandboxConfig {
 		}
 	}
 	l.Resources = podResources(pod)
-	if o := pod.Spec.Overhead; o != nil {
-		l.Overhead = linuxResources(o.Cpu(), o.Cpu(), o.Memory())
-	}
+	l.Overhead = overhead(pod)
 	return l
+}
+
+// overhead is what the pod's runtime takes beside its containers, nil if nothing.
+func overhead(pod *v1.Pod) *runtimeapi.LinuxContainerResources {
+	o := pod.Spec.Overhead
+	if o == nil {
+		return nil
+	}
+	return linuxResources(o.Cpu(), o.Cpu(), o.Memory())
 }
 
 func namespaces(pod *v1.Pod) *runtimeapi.NamespaceOption {

@@ -62,11 +62,14 @@ func (w *worker) perform(ctx, wait context.Context, seen *observation, a actions
 			return true, time.Time{}, err
 		}
 	}
+	if err := w.resizeContainers(ctx, seen, a); err != nil {
+		return true, time.Time{}, err
+	}
 	started, next, err := w.startContainers(ctx, wait, seen, a)
 	if errors.Is(err, errWaiting) {
 		err = nil
 	}
-	return started || a.stopPod || len(a.kill) > 0, next, err
+	return started || a.stopPod || len(a.kill)+len(a.update) > 0, next, err
 }
 
 func (o *observation) byID(id string) *observedContainer {
@@ -401,6 +404,8 @@ func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Co
 		return fail(reasonRun, err)
 	}
 	w.startedHere[created.ContainerId] = time.Now()
+	w.told[created.ContainerId] = *c.Resources.DeepCopy()
+	w.toldPod[created.ContainerId] = deref(w.pod.Spec.Resources.DeepCopy(), v1.ResourceRequirements{})
 	w.mark(trace.ContainerStarted)
 	w.event(c.Name, v1.EventTypeNormal, "Started", "Container started")
 	delete(w.waiting, c.Name)

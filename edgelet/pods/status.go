@@ -31,6 +31,9 @@ type statusInput struct {
 	// started and ready answer for a running container; nil says yes. This is where
 	// probes come in.
 	started, ready func(id string) bool
+	// actuated are the resources that a running container has.
+	actuated func(c *v1.Container, id string) v1.ResourceRequirements
+	resize   resizing
 	// health is of the devices that a container has; nil: there are none.
 	health func(container string) []v1.ResourceStatus
 }
@@ -138,6 +141,10 @@ func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, i
 		fillFromRuntime(in, &s, current)
 		s.LastTerminationState = lastTermination(in, &s, before, old)
 		s.Resources = c.Resources.DeepCopy()
+		if current.state == stateRunning && in.actuated != nil {
+			r := in.actuated(c, current.id)
+			s.Resources = r.DeepCopy()
+		}
 		s.AllocatedResources = c.Resources.Requests.DeepCopy()
 	}
 	if in.health != nil && !in.over && !in.record.terminal() {
@@ -341,7 +348,7 @@ func conditions(in statusInput, s *v1.PodStatus) []v1.PodCondition {
 	var out []v1.PodCondition
 	for _, c := range in.pod.Status.Conditions {
 		switch c.Type {
-		case v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled:
+		case v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled, v1.PodResizePending, v1.PodResizeInProgress:
 		default:
 			out = append(out, c)
 		}
@@ -372,6 +379,11 @@ func conditions(in statusInput, s *v1.PodStatus) []v1.PodCondition {
 	}
 	set(v1.ContainersReady, cok, creason, cmessage)
 	set(v1.PodScheduled, true, "", "")
+	for _, c := range []*v1.PodCondition{in.resize.pending, in.resize.inProgress} {
+		if c != nil {
+			out = append(out, *c)
+		}
+	}
 	if in.record.disruption != "" {
 		out = slices.DeleteFunc(out, func(c v1.PodCondition) bool { return c.Type == v1.DisruptionTarget })
 		set(v1.DisruptionTarget, true, v1.PodReasonTerminationByKubelet, in.record.disruption)

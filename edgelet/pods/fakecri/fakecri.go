@@ -65,6 +65,7 @@ type Runtime struct {
 	sandboxCfg map[string]*runtimeapi.PodSandboxConfig
 	handlers   map[string]string
 	nextIP     int
+	uses       uint64
 	execs      map[string]func(string) (*runtimeapi.ExecSyncResponse, error)
 }
 
@@ -590,6 +591,41 @@ func (r *Runtime) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 		return answer(req.ContainerId)
 	}
 	return &runtimeapi.ExecSyncResponse{}, nil
+}
+
+// UpdateContainerResources notes what a container is to have.
+func (r *Runtime) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	if err := r.enter(ctx, "UpdateContainerResources"); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.containers[req.ContainerId]
+	if c == nil {
+		return nil, notFound("container", req.ContainerId)
+	}
+	r.configs[req.ContainerId].Linux.Resources = req.Linux
+	r.calls = append(r.calls, "UpdateContainerResources "+c.Metadata.Name)
+	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
+// ContainerStats says how much memory a container uses: what [Runtime.Uses] was
+// called with.
+func (r *Runtime) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+	if err := r.enter(ctx, "ContainerStats"); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return &runtimeapi.ContainerStatsResponse{Stats: &runtimeapi.ContainerStats{
+		Memory: &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: r.uses}}}}, nil
+}
+
+// Uses sets the memory that every container uses, in bytes.
+func (r *Runtime) Uses(memory uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.uses = memory
 }
 
 func (r *Runtime) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {
