@@ -223,7 +223,7 @@ func (b *board) boot() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
 	m, err := New(Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
-		Volumes: volumes.New(volumes.Config{Dir: b.dir + "/pods", Objects: b.store, Mounts: noMounts{}}),
+		Volumes: testVolumes(b),
 		Node:    fakeNode{}, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log})
 	if err != nil {
 		b.t.Fatal(err)
@@ -318,4 +318,8 @@ func plan(change func(*planT)) planT {
 	p := fakecri.Forever()
 	change(&p)
 	return p
+}
+
+func testVolumes(b *board) *volumes.Manager {
+	return volumes.New(volumes.Config{Dir: b.dir + "/pods", Objects: b.store, Mounts: noMounts{}})
 }

@@ -41,6 +41,8 @@ const (
 	fallbackRelist     = time.Second // without events, as a kubelet
 	DefaultLogMaxSize  = 1 << 20
 	DefaultLogMaxFiles = 3
+	// DefaultSeccompDir is a kubelet's.
+	DefaultSeccompDir = "/var/lib/kubelet/seccomp"
 )
 
 // Config configures a [Manager]. Runtime, Store, Images, Volumes, Node and
@@ -80,6 +82,15 @@ type Config struct {
 	LogMaxSize  int64
 	LogMaxFiles int
 
+	// UnsafeSysctls are patterns of sysctls, such as net.core.*, that pods may set
+	// beside those that are safe; see [CheckSysctls].
+	UnsafeSysctls []string
+	// SeccompDir is where profiles of type Localhost lie: [DefaultSeccompDir] if
+	// empty.
+	SeccompDir string
+	// appArmorEnabled is the kernel's file that says so.
+	appArmorEnabled string
+
 	// Devices gives containers devices; nil: the node has none.
 	Devices Devices
 
@@ -103,7 +114,7 @@ type Manager struct {
 	log     *slog.Logger
 	cgroups cgroups
 	probes  *probes.Manager
-	slots   chan struct{}
+	slots   [2]chan struct{} // for sandboxes of containerd's, and of Wasm
 	ready   chan struct{}
 
 	runtimeName string // set before ready is closed
@@ -137,6 +148,12 @@ func New(c Config) (*Manager, error) {
 	if c.ClusterDomain == "" {
 		c.ClusterDomain = "cluster.local"
 	}
+	if c.SeccompDir == "" {
+		c.SeccompDir = DefaultSeccompDir
+	}
+	if c.appArmorEnabled == "" {
+		c.appArmorEnabled = "/sys/module/apparmor/parameters/enabled"
+	}
 	if c.Relist == 0 {
 		c.Relist = DefaultRelist
 	}
@@ -149,7 +166,7 @@ func New(c Config) (*Manager, error) {
 	if c.LogMaxFiles <= 0 {
 		c.LogMaxFiles = DefaultLogMaxFiles
 	}
-	m := &Manager{cfg: c, log: c.Log, slots: make(chan struct{}, c.Parallel), ready: make(chan struct{}),
+	m := &Manager{cfg: c, log: c.Log, slots: [2]chan struct{}{make(chan struct{}, c.Parallel), make(chan struct{}, c.Parallel)}, ready: make(chan struct{}),
 		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}
 	m.probes = m.newProbes()
 	return m, nil

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -67,9 +68,16 @@ func (m *Manager) sandboxConfig(pod *v1.Pod, attempt uint32, kind string) (*runt
 			}
 		}
 	}
+	if !deref(pod.Spec.HostUsers, true) {
+		// Without this the pod would run as the node's users, which is what it must not.
+		return nil, errUserNamespace
+	}
 	c.Linux = m.linuxSandbox(pod)
 	return c, nil
 }
+
+// errUserNamespace refuses what would otherwise be ignored.
+var errUserNamespace = errors.New("hostUsers: false: this node gives pods no user namespaces; leave hostUsers out, or use another node")
 
 func protocol(p v1.Protocol) runtimeapi.Protocol {
 	switch p {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -165,7 +166,10 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 		}
 		w.mark(trace.ImageReady)
 	}
-	release, err := w.m.slot(wait)
+	if !a.createSandbox {
+		kind = seen.sandboxes[0].Annotations[AnnotationSandbox]
+	}
+	release, err := w.m.slot(wait, kind)
 	if err != nil {
 		return false, next, err
 	}
@@ -185,11 +189,11 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 		release = func() {}
 		img, retry, err := w.image(wait, c, handler, pulls)
 		if err == nil {
-			if release, err = w.m.slot(wait); err != nil {
+			if release, err = w.m.slot(wait, kind); err != nil {
 				release = func() {}
 				return did, next, err
 			}
-			if err = w.startContainer(ctx, seen, c, img, id, config, ips); err != nil {
+			if err = w.startContainer(ctx, wait, release, seen, c, img, id, config, ips); err != nil {
 				retry = w.holdOff(c.Name)
 				w.m.log.Warn("a container can't be started yet", "pod", w.namespace+"/"+w.name, "container", c.Name, "err", err)
 				err = errWaiting
@@ -215,10 +219,17 @@ func (w *worker) holdOff(name string) time.Time {
 	return h.until
 }
 
-func (m *Manager) slot(ctx context.Context) (func(), error) {
+// slot is the right to have the runtime make something. Sandboxes of either kind
+// have their own: a containerd that hangs must not keep Wasm pods from starting.
+// The function gives it back; more than once does no harm.
+func (m *Manager) slot(ctx context.Context, kind string) (func(), error) {
+	slots := m.slots[0]
+	if kind == kindWasm {
+		slots = m.slots[1]
+	}
 	select {
-	case m.slots <- struct{}{}:
-		return func() { <-m.slots }, nil
+	case slots <- struct{}{}:
+		return sync.OnceFunc(func() { <-slots }), nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -368,7 +379,7 @@ func (w *worker) removeSandboxes(ctx context.Context, seen *observation, keep st
 
 // startContainer creates and starts one container, and notes why it waits if
 // that fails.
-func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Container, img images.Image, sandbox string, sc *runtimeapi.PodSandboxConfig, ips []string) error {
+func (w *worker) startContainer(ctx, wait context.Context, release func(), seen *observation, c *v1.Container, img images.Image, sandbox string, sc *runtimeapi.PodSandboxConfig, ips []string) error {
 	fail := func(reason string, err error) error {
 		w.waiting[c.Name] = waiting{reason, message(err)}
 		w.eventOnce(v1.EventTypeWarning, "Failed", "Error: "+message(err))
@@ -415,7 +426,13 @@ func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Co
 		w.noteRestart(c.Name, w.exits[before.id])
 	}
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
-		if err := w.runHook(ctx, created.ContainerId, c, c.Lifecycle.PostStart, ips); err != nil {
+		// It may take as long as it likes, but not longer than the pod is wanted, and
+		// keep no other from starting.
+		release()
+		if err := w.runHook(wait, created.ContainerId, c, c.Lifecycle.PostStart, ips); err != nil {
+			if wait.Err() != nil {
+				return wait.Err() // the pod ends: that stops the container, too
+			}
 			w.event(c.Name, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
 			_ = w.stopContainer(ctx, ctx, &observedContainer{id: created.ContainerId, name: c.Name, state: stateRunning}, killOrder{message: "FailedPostStartHook"}, nil)
 			return fail(reasonPostStart, err)
