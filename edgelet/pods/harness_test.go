@@ -110,6 +110,19 @@ func (s *memStore) kick() {
 }
 
 func (s *memStore) put(pod *v1.Pod) {
+	s.putQuietly(pod)
+	s.kick()
+}
+
+// forgetLog drops what only tests remember.
+func (s *memStore) forgetLog() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log, s.events = nil, nil
+}
+
+// putQuietly orders a pod and tells nobody yet.
+func (s *memStore) putQuietly(pod *v1.Pod) {
 	raw, err := kubeobj.EncodePod(pod)
 	if err != nil {
 		panic(err)
@@ -118,7 +131,6 @@ func (s *memStore) put(pod *v1.Pod) {
 	s.pods[string(pod.UID)] = Object{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Raw: raw,
 		Hash: fmt.Sprintf("%x", raw), Trace: trace.NewNodeTimes(time.Now())}
 	s.mu.Unlock()
-	s.kick()
 }
 
 func (s *memStore) drop(uid string) {
@@ -206,11 +218,12 @@ type board struct {
 	rt    *fakecri.Runtime
 	store *memStore
 	m     *Manager
+	node  Node
 	stop  func()
 }
 
 func newBoard(t *testing.T) *board {
-	b := &board{t: t, dir: t.TempDir(), rt: fakecri.New(), store: newStore()}
+	b := &board{t: t, dir: t.TempDir(), rt: fakecri.New(), store: newStore(), node: fakeNode{}}
 	b.rt.AddImage("wasm:1", "wasm")
 	b.rt.AddImage("oci:1", "oci")
 	return b
@@ -224,7 +237,7 @@ func (b *board) boot() {
 	}
 	m, err := New(Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
 		Volumes: testVolumes(b),
-		Node:    fakeNode{}, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log})
+		Node:    b.node, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log})
 	if err != nil {
 		b.t.Fatal(err)
 	}

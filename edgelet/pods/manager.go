@@ -217,6 +217,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	close(m.ready)
 
+	listing, listed := false, make(chan listResult, 1)
 	m.wg.Go(func() { m.rotateLogs(ctx) })
 	m.wg.Go(func() { _ = m.probes.Run(ctx) })
 	for {
@@ -228,11 +229,19 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-m.kick:
 			err = m.reconcile(ctx, nil)
 		case <-relist:
-			var now map[string]seenPod
-			if now, err = m.listAll(ctx); err == nil {
-				m.wakeChanged(seen, now)
-				seen = now
-				err = m.reconcile(ctx, now)
+			if !listing { // a runtime that hangs must not hold up what else there is to do
+				listing = true
+				m.wg.Go(func() {
+					now, err := m.listAll(ctx)
+					listed <- listResult{now, err}
+				})
+			}
+		case got := <-listed:
+			listing = false
+			if err = got.err; err == nil {
+				m.wakeChanged(seen, got.pods)
+				seen = got.pods
+				err = m.reconcile(ctx, seen)
 			}
 		}
 		if err != nil && ctx.Err() == nil {
@@ -267,6 +276,11 @@ func (m *Manager) awaitRuntime(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+type listResult struct {
+	pods map[string]seenPod
+	err  error
 }
 
 // seenPod is what a list of the runtime shows of a pod.

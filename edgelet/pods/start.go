@@ -331,7 +331,10 @@ func (w *worker) sandbox(ctx context.Context, seen *observation, a actions, kind
 	if err != nil {
 		return "", nil, nil, w.sandboxFailed(err)
 	}
-	resp, err := w.m.cfg.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	var resp *runtimeapi.RunPodSandboxResponse
+	w.patiently(func() {
+		resp, err = w.m.cfg.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	})
 	if err != nil {
 		return "", nil, nil, w.sandboxFailed(err)
 	}
@@ -344,6 +347,31 @@ func (w *worker) sandbox(ctx context.Context, seen *observation, a actions, kind
 	}
 	w.removeSandboxes(ctx, seen, resp.PodSandboxId)
 	return resp.PodSandboxId, config, sandboxIPs(st.GetStatus()), nil
+}
+
+// slowRuntime is from when on a pod says that it waits for the runtime.
+const slowRuntime = 10 * time.Second
+
+// patiently waits for a call to the runtime to return, and has the pod say so if
+// that takes long.
+func (w *worker) patiently(call func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		call()
+	}()
+	timer := time.NewTimer(slowRuntime)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return
+	case <-timer.C:
+	}
+	w.allWait(reasonCreating, fmt.Sprintf("the container runtime did not answer to RunPodSandbox within %s; still waiting", slowRuntime))
+	if err := w.report(w.status(new(observation), false), false); err != nil {
+		w.m.log.Warn("a pod that waits for its runtime was not reported", "pod", w.namespace+"/"+w.name, "err", err)
+	}
+	<-done
 }
 
 func (w *worker) sandboxFailed(err error) error {

@@ -66,6 +66,9 @@ type Runtime struct {
 	handlers   map[string]string
 	nextIP     int
 	uses       uint64
+	slow       map[string]time.Duration
+	hangIf     map[string]func(string) bool
+	now, most  map[string]int
 	execs      map[string]func(string) (*runtimeapi.ExecSyncResponse, error)
 }
 
@@ -73,7 +76,8 @@ type Runtime struct {
 func New() *Runtime {
 	r := &Runtime{images: map[string]string{}, registry: map[string]string{}, plans: map[string]Plan{},
 		execs: map[string]func(string) (*runtimeapi.ExecSyncResponse, error){},
-		fail:  map[string]error{}, hang: map[string]bool{}, events: map[int]chan *runtimeapi.ContainerEventResponse{}, stops: map[string]int64{}}
+		slow:  map[string]time.Duration{}, hangIf: map[string]func(string) bool{}, now: map[string]int{}, most: map[string]int{},
+		fail: map[string]error{}, hang: map[string]bool{}, events: map[int]chan *runtimeapi.ContainerEventResponse{}, stops: map[string]int64{}}
 	r.forget()
 	return r
 }
@@ -127,6 +131,28 @@ func (r *Runtime) Answer(command string, answer func(containerID string) (*runti
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.execs[command] = answer
+}
+
+// Slow makes a method take its time.
+func (r *Runtime) Slow(method string, d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slow[method] = d
+}
+
+// HangIf makes RunPodSandbox hang for the pods of which which says so, by name;
+// nil ends that for calls to come.
+func (r *Runtime) HangIf(method string, which func(name string) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hangIf[method] = which
+}
+
+// Most is how many calls of a method there were at the same time at most.
+func (r *Runtime) Most(method string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.most[method]
 }
 
 // NoEvents makes GetContainerEvents unimplemented, as it is in older runtimes.
@@ -257,6 +283,28 @@ func (r *Runtime) enter(ctx context.Context, method string) error {
 	return err
 }
 
+// dawdle counts and delays a call about a pod.
+func (r *Runtime) dawdle(ctx context.Context, method, pod string) error {
+	r.mu.Lock()
+	d, hangs := r.slow[method], r.hangIf[method]
+	r.now[method]++
+	r.most[method] = max(r.most[method], r.now[method])
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		r.now[method]--
+		r.mu.Unlock()
+	}()
+	if hangs != nil && hangs(pod) {
+		<-ctx.Done()
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	if d > 0 {
+		time.Sleep(d)
+	}
+	return nil
+}
+
 func notFound(what, id string) error {
 	return status.Errorf(codes.NotFound, "%s %q not found", what, id)
 }
@@ -274,6 +322,9 @@ func (r *Runtime) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigReques
 
 func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
 	if err := r.enter(ctx, "RunPodSandbox"); err != nil {
+		return nil, err
+	}
+	if err := r.dawdle(ctx, "RunPodSandbox", req.Config.Metadata.Name); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
