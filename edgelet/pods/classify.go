@@ -1,6 +1,8 @@
 package pods
 
 import (
+	"maps"
+
 	v1 "k8s.io/api/core/v1"
 )
 
@@ -101,29 +103,39 @@ func shouldRun(pod *v1.Pod, c *v1.Container, o *observation) bool {
 	return restartsAfter(pod, c, got.exitCode)
 }
 
-// qosClass is upstream's: Guaranteed if every container has limits for CPU and
-// memory and requests equal to them, BestEffort if none has either.
+// qosClass is upstream's (pkg/apis/core/v1/helper/qos): of what the pod asks for
+// as a whole if it does, else of its containers. Guaranteed if CPU and memory are
+// limited everywhere and requests equal the limits, BestEffort if there is neither.
 func qosClass(pod *v1.Pod) v1.PodQOSClass {
-	any, guaranteed := false, true
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			r := &list[i].Resources
-			for _, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory} {
-				request, hasRequest := r.Requests[name]
-				limit, hasLimit := r.Limits[name]
-				hasRequest = hasRequest && !request.IsZero()
-				hasLimit = hasLimit && !limit.IsZero()
-				any = any || hasRequest || hasLimit
-				if !hasLimit || (hasRequest && request.Cmp(limit) != 0) {
-					guaranteed = false
-				}
+	requests, limits, guaranteed := map[v1.ResourceName]int64{}, map[v1.ResourceName]int64{}, true
+	add := func(r *v1.ResourceRequirements, needLimits bool) {
+		bounded := 0
+		for _, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory} {
+			if n := amount(r.Requests, name); n > 0 {
+				requests[name] += n
+			}
+			if n := amount(r.Limits, name); n > 0 {
+				limits[name] += n
+				bounded++
+			}
+		}
+		if needLimits && bounded < 2 {
+			guaranteed = false
+		}
+	}
+	if p := pod.Spec.Resources; p != nil {
+		add(p, len(p.Limits) > 0)
+	} else {
+		for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+			for i := range list {
+				add(&list[i].Resources, true)
 			}
 		}
 	}
 	switch {
-	case !any:
+	case len(requests)+len(limits) == 0:
 		return v1.PodQOSBestEffort
-	case guaranteed:
+	case guaranteed && maps.Equal(requests, limits):
 		return v1.PodQOSGuaranteed
 	}
 	return v1.PodQOSBurstable

@@ -114,7 +114,7 @@ func containerStatuses(in statusInput, specs []v1.Container, previous []v1.Conta
 }
 
 func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, init bool) v1.ContainerStatus {
-	s := v1.ContainerStatus{Name: c.Name, Image: c.Image}
+	s := v1.ContainerStatus{Name: c.Name, Image: c.Image, VolumeMounts: mountStatuses(c)}
 	var current, before *observedContainer
 	for _, got := range in.seen.containers {
 		switch {
@@ -168,6 +168,21 @@ func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, i
 		s.Ready = started && (in.ready == nil || in.ready(current.id))
 	}
 	return s
+}
+
+// mountStatuses are what a kubelet says of mounts; the runtime knows no names of
+// volumes.
+func mountStatuses(c *v1.Container) []v1.VolumeMountStatus {
+	var out []v1.VolumeMountStatus
+	for _, m := range c.VolumeMounts {
+		st := v1.VolumeMountStatus{Name: m.Name, MountPath: m.MountPath, ReadOnly: m.ReadOnly}
+		if m.ReadOnly {
+			no := v1.RecursiveReadOnlyDisabled
+			st.RecursiveReadOnly = &no
+		}
+		out = append(out, st)
+	}
+	return out
 }
 
 func anyRegularSeen(in statusInput) bool {
@@ -370,6 +385,9 @@ func conditions(in statusInput, s *v1.PodStatus) []v1.PodCondition {
 	sandboxGone, _, _ := sandboxChanged(in.pod, in.seen)
 	set(v1.PodReadyToStartContainers, !sandboxGone && !in.over, "", "")
 	ok, reason, message := initialized(in.pod, s)
+	if !ok && slices.ContainsFunc(in.record.status.Conditions, func(c v1.PodCondition) bool { return c.Type == v1.PodInitialized && c.Status == v1.ConditionTrue }) {
+		ok, reason, message = true, "", "" // once is for good, as upstream has it
+	}
 	set(v1.PodInitialized, ok, reason, message)
 	cok, creason, cmessage := containersReady(in.pod, s)
 	if gok, greason, gmessage := gatesReady(in.pod, foreign); cok && !gok {
@@ -397,7 +415,7 @@ func initialized(pod *v1.Pod, s *v1.PodStatus) (bool, string, string) {
 	}
 	for i := range s.ContainerStatuses {
 		c := &s.ContainerStatuses[i]
-		if (c.Started != nil && *c.Started) || c.State.Running != nil || c.State.Terminated != nil {
+		if c.State.Running != nil || c.State.Terminated != nil {
 			return true, "", ""
 		}
 	}
