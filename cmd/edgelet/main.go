@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/edgelet/devices"
+	"github.com/coracle-edge/coracle/edgelet/shutdown"
 	"github.com/coracle-edge/coracle/edgelet/streams"
 	"github.com/coracle-edge/coracle/edgelet/tunnel"
 	"github.com/coracle-edge/coracle/internal/version"
@@ -53,6 +55,12 @@ type options struct {
 
 	staticPods, resolvConf, clusterDNS, clusterDomain string
 	cgroupRoot, labels, linkClass                     string
+	registerTaints, devicePlugins, systemBus          string
+	registerSchedulable                               bool
+	shutdownGrace, shutdownCritical                   time.Duration
+	shutdownByPriority                                string
+	shutdownResume                                    bool
+	cpuManager, memoryManager, topologyManager        string
 	maxPods                                           int64
 	logMaxSize                                        int64
 	logMaxFiles                                       int
@@ -94,6 +102,17 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	fs.StringVar(&o.cgroupRoot, "cgroup-root", "/kubepods", "cgroup below which pods get theirs; ignored without root")
 	fs.StringVar(&o.labels, "node-labels", "", "comma list of NAME=VALUE to label the node with")
 	fs.StringVar(&o.linkClass, "link-class", "", "what kind of link this node has: lan, wifi, lte or satellite; it counts when the node registers, later the Node's label "+fleet.LabelLinkClass+" does")
+	fs.StringVar(&o.registerTaints, "register-with-taints", "", "comma list of NAME=VALUE:EFFECT that the node has when it registers")
+	fs.BoolVar(&o.registerSchedulable, "register-schedulable", true, "false: the node registers as cordoned")
+	fs.StringVar(&o.devicePlugins, "device-plugin-dir", "", "where device plugins register; default: "+devices.DefaultDir+", or DATA-DIR/device-plugins with another --data-dir than the default")
+	fs.DurationVar(&o.shutdownGrace, "shutdown-grace-period", 0, "how long pods have to end, one priority after the other, when systemd's logind says that the machine goes down; 0: they are killed with it and run again after it")
+	fs.DurationVar(&o.shutdownCritical, "shutdown-grace-period-critical-pods", 0, "the part of it that is for critical pods, which end last")
+	fs.StringVar(&o.systemBus, "system-bus", shutdown.DefaultBus, "the socket of D-Bus where logind is")
+	fs.StringVar(&o.shutdownByPriority, "shutdown-grace-period-by-pod-priority", "", "comma list of PRIORITY=PERIOD instead of the two above")
+	fs.BoolVar(&o.shutdownResume, "shutdown-resume-pods", false, "pods of restartPolicy Always aren't over after such a shutdown, as with a kubelet, but run again when the machine does: for boards that start where no control plane is")
+	fs.StringVar(&o.cpuManager, "cpu-manager-policy", "none", "only none: all pods share all processors")
+	fs.StringVar(&o.memoryManager, "memory-manager-policy", "None", "only None")
+	fs.StringVar(&o.topologyManager, "topology-manager-policy", "none", "only none: hints of device plugins are not used")
 	fs.Int64Var(&o.maxPods, "max-pods", 0, "how many pods fit; default 110")
 	fs.Int64Var(&o.logMaxSize, "container-log-max-size", 1<<20, "bytes of a container's log before it is rotated")
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
@@ -121,6 +140,9 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 		if err := fleet.CheckClass(o.linkClass); err != nil {
 			return nil, fmt.Errorf("--link-class: %w", err)
 		}
+	}
+	if err := o.checkPolicies(); err != nil {
+		return nil, err
 	}
 	if o.standalone && o.join != "" {
 		return nil, errors.New("--standalone and --join exclude each other")

@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/kubernetes/pkg/apis/core/v1/helper"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 )
@@ -182,8 +183,27 @@ func mergeNode(have, said *corev1.Node, stamp fleet.StampID, now time.Time) *cor
 	}
 	// Attachments and devices in use by volumes are controllers'.
 	status.VolumesAttached = have.Status.VolumesAttached
+	keepForeignResources(&status, &have.Status)
 	out.Status = status
 	return out
+}
+
+// keepForeignResources keeps the extended resources that an administrator or
+// another program put into the node's status, as a kubelet does. One that a device
+// plugin of the node had is never left out by the node: it is 0 when it is gone.
+func keepForeignResources(status, have *corev1.NodeStatus) {
+	for name, q := range have.Capacity {
+		if _, said := status.Capacity[name]; said || !helper.IsExtendedResourceName(name) {
+			continue
+		}
+		if status.Capacity == nil {
+			status.Capacity = corev1.ResourceList{}
+		}
+		if status.Allocatable == nil {
+			status.Allocatable = corev1.ResourceList{}
+		}
+		status.Capacity[name], status.Allocatable[name] = q, q
+	}
 }
 
 func nodeCondition(list []corev1.NodeCondition, kind corev1.NodeConditionType) *corev1.NodeCondition {

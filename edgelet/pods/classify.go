@@ -78,6 +78,11 @@ func containerSpec(pod *v1.Pod, name string) *v1.Container {
 			}
 		}
 	}
+	for i := range pod.Spec.EphemeralContainers {
+		if pod.Spec.EphemeralContainers[i].Name == name {
+			return ephemeral(pod, i)
+		}
+	}
 	return nil
 }
 

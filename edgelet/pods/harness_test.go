@@ -206,6 +206,7 @@ type board struct {
 	rt    *fakecri.Runtime
 	store *memStore
 	m     *Manager
+	more  func(*Config) // changes what the agent is configured with
 	stop  func()
 }
 
@@ -222,9 +223,13 @@ func (b *board) boot() {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	m, err := New(Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
+	config := Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
 		Volumes: volumes.New(volumes.Config{Dir: b.dir + "/pods", Objects: b.store, Mounts: noMounts{}}),
-		Node:    fakeNode{}, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log})
+		Node:    fakeNode{}, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log}
+	if b.more != nil {
+		b.more(&config)
+	}
+	m, err := New(config)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -309,4 +314,13 @@ func condition(s *v1.PodStatus, t v1.PodConditionType) v1.PodCondition {
 		}
 	}
 	return v1.PodCondition{}
+}
+
+type planT = fakecri.Plan
+
+// plan is a service's with a change.
+func plan(change func(*planT)) planT {
+	p := fakecri.Forever()
+	change(&p)
+	return p
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
+	"github.com/coracle-edge/coracle/edgelet/probes"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 )
 
@@ -80,9 +81,6 @@ type Config struct {
 	LogMaxSize  int64
 	LogMaxFiles int
 
-	// Probes is asked about running containers; nil means that all are well.
-	Probes Probes
-
 	// Devices gives containers devices; nil: the node has none.
 	Devices Devices
 
@@ -96,15 +94,6 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Probes is the seam where health checks come in.
-type Probes interface {
-	Started(podUID, container, containerID string) bool
-	Ready(podUID, container, containerID string) bool
-	// Failing reports that a container must be restarted, and which probe
-	// ("liveness", "startup") says so.
-	Failing(containerID string) (probe string, yes bool)
-}
-
 // Gate says why a pod that is new to the node can't be taken now, with a reason
 // and a message as a kubelet words them; an empty reason lets it in.
 type Gate func(pod *v1.Pod) (reason, message string)
@@ -114,6 +103,7 @@ type Manager struct {
 	cfg     Config
 	log     *slog.Logger
 	cgroups cgroups
+	probes  *probes.Manager
 	slots   chan struct{}
 	ready   chan struct{}
 
@@ -161,8 +151,10 @@ func New(c Config) (*Manager, error) {
 	if c.LogMaxFiles <= 0 {
 		c.LogMaxFiles = DefaultLogMaxFiles
 	}
-	return &Manager{cfg: c, log: c.Log, slots: make(chan struct{}, c.Parallel), ready: make(chan struct{}),
-		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}, nil
+	m := &Manager{cfg: c, log: c.Log, slots: make(chan struct{}, c.Parallel), ready: make(chan struct{}),
+		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}
+	m.probes = m.newProbes()
+	return m, nil
 }
 
 // Ready is closed once the runtime answered and every pod that should run has
@@ -211,6 +203,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	close(m.ready)
 
 	m.wg.Go(func() { m.rotateLogs(ctx) })
+	m.wg.Go(func() { _ = m.probes.Run(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -395,6 +388,7 @@ func (m *Manager) startLocked(ctx context.Context, w *worker) {
 	m.workers[w.uid] = w
 	m.wg.Go(func() {
 		w.run(ctx)
+		m.probes.Forget(w.uid)
 		w.swept()
 		m.mu.Lock()
 		defer m.mu.Unlock()

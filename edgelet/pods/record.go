@@ -98,7 +98,7 @@ func decodeRecord(raw []byte) (r *record, err error) {
 // runtime does not: it was reset, or the board rebooted. They have ended, and if
 // nobody saw how, they are taken to have been killed.
 func addLost(o *observation, r *record) {
-	for _, list := range [][]v1.ContainerStatus{r.status.InitContainerStatuses, r.status.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{r.status.InitContainerStatuses, r.status.ContainerStatuses, r.status.EphemeralContainerStatuses} {
 		for i := range list {
 			st := &list[i]
 			ended := st.State.Terminated

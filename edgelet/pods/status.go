@@ -30,7 +30,7 @@ type statusInput struct {
 	now         time.Time
 	// started and ready answer for a running container; nil says yes. This is where
 	// probes come in.
-	started, ready func(container, id string) bool
+	started, ready func(id string) bool
 	// health is of the devices that a container has; nil: there are none.
 	health func(container string) []v1.ResourceStatus
 }
@@ -50,6 +50,11 @@ func podStatus(in statusInput) v1.PodStatus {
 	setAddresses(&s, in)
 	s.InitContainerStatuses = containerStatuses(in, pod.Spec.InitContainers, old.InitContainerStatuses, true)
 	s.ContainerStatuses = containerStatuses(in, pod.Spec.Containers, old.ContainerStatuses, false)
+	s.EphemeralContainerStatuses = containerStatuses(in, ephemerals(pod), old.EphemeralContainerStatuses, false)
+	for i := range s.EphemeralContainerStatuses {
+		// Nobody waits for one to be ready; a kubelet leaves both alone.
+		s.EphemeralContainerStatuses[i].Ready, s.EphemeralContainerStatuses[i].Started = false, nil
+	}
 	boundMessages(&s)
 
 	s.Phase = phase(pod, s.InitContainerStatuses, s.ContainerStatuses, in.over)
@@ -151,9 +156,9 @@ func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, i
 		s.Ready = s.State.Terminated != nil && s.State.Terminated.ExitCode == 0
 		s.Started = new(bool)
 	default:
-		started := running && (in.started == nil || in.started(c.Name, current.id))
+		started := running && (in.started == nil || in.started(current.id))
 		s.Started = &started
-		s.Ready = started && (in.ready == nil || in.ready(c.Name, current.id))
+		s.Ready = started && (in.ready == nil || in.ready(current.id))
 	}
 	return s
 }
@@ -213,12 +218,12 @@ func lastTermination(in statusInput, s *v1.ContainerStatus, before *observedCont
 
 // boundMessages shares maxPodMessages among the pod's containers.
 func boundMessages(s *v1.PodStatus) {
-	n := len(s.InitContainerStatuses) + len(s.ContainerStatuses)
+	n := len(s.InitContainerStatuses) + len(s.ContainerStatuses) + len(s.EphemeralContainerStatuses)
 	if n == 0 {
 		return
 	}
 	limit := maxPodMessages / n
-	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+	for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
 		for i := range list {
 			for _, t := range []*v1.ContainerStateTerminated{list[i].State.Terminated, list[i].LastTerminationState.Terminated} {
 				if t != nil && len(t.Message) > limit {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +66,9 @@ type worker struct {
 	said      map[string]string  // the last event of a reason
 	held      map[string]heldOff // containers that could not be created
 	ran       map[string]bool    // containers that ran before this agent started
+	probed    bool               // the probes know of containers of this pod
+	// startedHere is when this agent started a container, by ID.
+	startedHere map[string]time.Time
 }
 
 // heldOff is until when a container that could not be created is left alone.
@@ -75,7 +80,7 @@ type heldOff struct {
 func newWorker(m *Manager, namespace, name, uid string) *worker {
 	w := &worker{m: m, namespace: namespace, name: name, uid: uid, wake: make(chan struct{}, 1),
 		waiting: map[string]waiting{}, crashes: map[string]*crash{}, exits: map[string]time.Time{},
-		ran: map[string]bool{}, held: map[string]heldOff{}}
+		ran: map[string]bool{}, held: map[string]heldOff{}, startedHere: map[string]time.Time{}}
 	w.pending.Store(true)
 	return w
 }
@@ -94,6 +99,9 @@ func (w *worker) update(o *Object) {
 	if same && !w.removed {
 		w.mu.Unlock()
 		return
+	}
+	if w.object != nil {
+		w.dirty.Store(true) // its labels and annotations may be files in it
 	}
 	w.object, w.removed = o, false
 	w.mu.Unlock()
@@ -257,7 +265,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 	}
 	var next time.Time
 	for range maxSteps {
-		seen, err := w.observe(ctx)
+		seen, err := w.observe(ctx, false)
 		if err != nil {
 			return next, err
 		}
@@ -298,7 +306,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 			w.eventOnce(v1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
 			return next, err
 		}
-		a := computeActions(w.pod, seen, w.failing())
+		a := computeActions(w.pod, seen, w.m.probes)
 		did, at, err := w.perform(ctx, wait, seen, a)
 		next = earliest(next, at)
 		if err != nil || !did {
@@ -339,7 +347,7 @@ func (w *worker) load(o *Object) error {
 			for _, c := range s.ContainerStatuses {
 				w.ran[c.Name] = c.ContainerID != "" || c.RestartCount > 0
 			}
-			for _, c := range s.InitContainerStatuses {
+			for _, c := range slices.Concat(s.InitContainerStatuses, s.EphemeralContainerStatuses) {
 				w.ran[c.Name] = c.ContainerID != "" || c.RestartCount > 0
 			}
 		}
@@ -362,7 +370,7 @@ func (w *worker) load(o *Object) error {
 
 // observe looks at the runtime, adds what the record knows beyond it, and notes
 // when ends were first seen.
-func (w *worker) observe(ctx context.Context) (*observation, error) {
+func (w *worker) observe(ctx context.Context, ending bool) (*observation, error) {
 	var seen *observation
 	if w.fresh {
 		seen, w.fresh = new(observation), false
@@ -386,15 +394,10 @@ func (w *worker) observe(ctx context.Context) (*observation, error) {
 		w.addTerminationMessage(c)
 	}
 	w.exits = ended
+	maps.DeleteFunc(w.startedHere, func(id string, _ time.Time) bool { got := seen.byID(id); return got == nil || got.state == stateExited })
 	addLost(seen, w.record)
+	w.watchProbes(seen, ending)
 	return seen, nil
-}
-
-func (w *worker) failing() failing {
-	if w.m.cfg.Probes == nil {
-		return nil
-	}
-	return w.m.cfg.Probes.Failing
 }
 
 // overdue reports whether the pod's activeDeadlineSeconds are over, or when they
@@ -415,12 +418,9 @@ func (w *worker) overdue() (bool, time.Time) {
 func (w *worker) status(seen *observation, over bool) v1.PodStatus {
 	in := statusInput{pod: w.pod, seen: seen, record: w.record, waiting: w.waiting, over: over,
 		runtimeName: w.m.runtimeName, hostIPs: w.m.cfg.Node.HostIPs(), now: w.m.cfg.Now()}
+	in.started, in.ready = w.m.probes.Started, w.m.probes.Ready
 	if d := w.m.cfg.Devices; d != nil {
 		in.health = func(c string) []v1.ResourceStatus { return d.Health(w.uid, c) }
-	}
-	if p := w.m.cfg.Probes; p != nil {
-		in.started = func(c, id string) bool { return p.Started(w.uid, c, id) }
-		in.ready = func(c, id string) bool { return p.Ready(w.uid, c, id) }
 	}
 	return podStatus(in)
 }
@@ -429,7 +429,7 @@ func (w *worker) status(seen *observation, over bool) v1.PodStatus {
 func (w *worker) reportNow(ctx context.Context, seen *observation, again bool) error {
 	if again {
 		var err error
-		if seen, err = w.observe(ctx); err != nil {
+		if seen, err = w.observe(ctx, false); err != nil {
 			return err
 		}
 	}
@@ -499,8 +499,12 @@ func (w *worker) event(container, eventType, reason, message string) {
 	if container != "" && w.pod != nil {
 		e.FieldPath = fieldPath(w.pod, container)
 	}
+	w.journal(e)
+}
+
+func (w *worker) journal(e Event) {
 	if err := w.m.cfg.Store.Event(e); err != nil {
-		w.m.log.Warn("an event was lost", "pod", w.namespace+"/"+w.name, "reason", reason, "err", err)
+		w.m.log.Warn("an event was lost", "pod", w.namespace+"/"+w.name, "reason", e.Reason, "err", err)
 	}
 }
 
@@ -547,7 +551,7 @@ func references(pod *v1.Pod) []ref {
 			}
 		}
 	}
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers, ephemerals(pod)} {
 		for i := range list {
 			for _, e := range list[i].EnvFrom {
 				if e.ConfigMapRef != nil {

@@ -65,12 +65,14 @@ type Runtime struct {
 	sandboxCfg map[string]*runtimeapi.PodSandboxConfig
 	handlers   map[string]string
 	nextIP     int
+	execs      map[string]func(string) (*runtimeapi.ExecSyncResponse, error)
 }
 
 // New returns a runtime without images.
 func New() *Runtime {
 	r := &Runtime{images: map[string]string{}, registry: map[string]string{}, plans: map[string]Plan{},
-		fail: map[string]error{}, hang: map[string]bool{}, events: map[int]chan *runtimeapi.ContainerEventResponse{}, stops: map[string]int64{}}
+		execs: map[string]func(string) (*runtimeapi.ExecSyncResponse, error){},
+		fail:  map[string]error{}, hang: map[string]bool{}, events: map[int]chan *runtimeapi.ContainerEventResponse{}, stops: map[string]int64{}}
 	r.forget()
 	return r
 }
@@ -116,6 +118,14 @@ func (r *Runtime) Hang(method string, yes bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.hang[method] = yes
+}
+
+// Answer says what a command, its words joined by spaces, answers in a container.
+// answer must not call the Runtime.
+func (r *Runtime) Answer(command string, answer func(containerID string) (*runtimeapi.ExecSyncResponse, error)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.execs[command] = answer
 }
 
 // NoEvents makes GetContainerEvents unimplemented, as it is in older runtimes.
@@ -576,6 +586,9 @@ func (r *Runtime) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.calls = append(r.calls, "ExecSync "+strings.Join(req.Cmd, " "))
+	if answer := r.execs[strings.Join(req.Cmd, " ")]; answer != nil {
+		return answer(req.ContainerId)
+	}
 	return &runtimeapi.ExecSyncResponse{}, nil
 }
 
