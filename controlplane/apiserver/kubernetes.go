@@ -53,6 +53,8 @@ import (
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	storagerest "k8s.io/kubernetes/pkg/registry/storage/rest"
 	svmrest "k8s.io/kubernetes/pkg/registry/storagemigration/rest"
+
+	"github.com/coracle-edge/coracle/controlplane/apiserver/nodemetrics"
 )
 
 const (
@@ -130,6 +132,10 @@ func (s *Server) storageProviders(auth *authentication, st *storages, proxyTrans
 	if err != nil {
 		return nil, err
 	}
+	usage, err := s.NodeTransport()
+	if err != nil {
+		return nil, err
+	}
 	return []controlplaneapiserver.RESTStorageProvider{
 		withNodeProxy{core, pods},
 		authenticationrest.RESTStorageProvider{Authenticator: auth.Request, APIAudiences: auth.audiences},
@@ -151,6 +157,7 @@ func (s *Server) storageProviders(auth *authentication, st *storages, proxyTrans
 		admissionregistrationrest.RESTStorageProvider{Authorizer: authz, DiscoveryClient: s.client.Discovery()},
 		eventsrest.RESTStorageProvider{TTL: eventTTL},
 		resourcerest.RESTStorageProvider{NamespaceClient: s.client.CoreV1().Namespaces(), Authorizer: authz},
+		metricsGroup{source: nodemetrics.NewSource(usage, s.cfg.Logger), nodes: s.informers.Core().V1().Nodes().Lister(), pods: s.informers.Core().V1().Pods().Lister()},
 	}, nil
 }
 

@@ -96,7 +96,7 @@ func (c *cluster) up(args ...string) (err error) {
 }
 
 // down stops a cluster. Nothing of it is left then but its files.
-func down(dir string) error { return lab.ClusterDown(binDir(), dir) }
+func down(dir string) error { return lab.ClusterDown(binDir(), dir, up.Layout{Root: dir}.ID()) }
 
 // newCluster is a cluster of the test's own, stopped with it.
 func newCluster(t *testing.T, args ...string) *cluster {
@@ -248,6 +248,15 @@ func (c *cluster) kill(t *testing.T, process string) {
 		}
 		return nil
 	})
+}
+
+// onNode is a command where the node's processes are.
+func (c *cluster) onNode(node string, args ...string) *exec.Cmd {
+	raw, err := os.ReadFile(filepath.Join(c.dir, "run", "namespaces-"+node+".pid"))
+	if err != nil { // it shares ours
+		return exec.Command(args[0], args[1:]...)
+	}
+	return exec.Command("nsenter", append([]string{"--target", strings.Fields(string(raw))[0], "--net", "--mount", "--pid", "--uts", "--"}, args...)...)
 }
 
 // guests lists the processes that run Wasm containers of this cluster, by pid:

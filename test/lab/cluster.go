@@ -46,8 +46,9 @@ func Kubectl(bin, kubeconfig, stdin string, args ...string) (string, error) {
 	return out.String(), err
 }
 
-// ClusterDown stops the cluster of a data folder. Nothing of it is left then but its files.
-func ClusterDown(bin, dir string) error {
+// ClusterDown stops the cluster of a data folder, whose Layout has this ID. Nothing
+// of it is left then but its files.
+func ClusterDown(bin, dir, id string) error {
 	if text, err := Coracle(bin, "down", "--data-dir", dir); err != nil {
 		return fmt.Errorf("%w: %s", err, text)
 	}
@@ -79,6 +80,26 @@ func ClusterDown(bin, dir string) error {
 				left = append(left, "interface "+string(name))
 			}
 		}
+	}
+	// Of isolated nodes: the bridge, and what is left of their cables and cgroups.
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, i := range interfaces {
+		if strings.HasPrefix(i.Name, "cor-") && strings.Contains(i.Name, id[:7]) {
+			left = append(left, "interface "+i.Name)
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/coracle-" + id, "/sys/fs/cgroup/*/coracle-" + id} {
+		cgroups, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		left = append(left, cgroups...)
+	}
+	if rules, err := exec.Command("iptables-save").Output(); err == nil && bytes.Contains(rules, []byte(id)) {
+		left = append(left, string(rules))
 	}
 	if len(left) > 0 {
 		return fmt.Errorf("left after `coracle down --data-dir %s`:\n%s", dir, strings.Join(left, "\n"))

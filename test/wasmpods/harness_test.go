@@ -61,7 +61,7 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
-		if err := lab.ClusterDown(bin(), dir); err != nil {
+		if err := lab.ClusterDown(bin(), dir, cluster.layout.ID()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
