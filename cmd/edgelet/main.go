@@ -43,6 +43,7 @@ func main() {
 // options are the command line.
 type options struct {
 	dataDir, nodeName, nodeIP string
+	kubeletDir                string
 	join                      string
 	joinRetry                 time.Duration
 	standalone                bool
@@ -79,6 +80,7 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 		more(fs)
 	}
 	fs.StringVar(&o.dataDir, "data-dir", defaultDataDir, "everything this node keeps")
+	fs.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "where drivers of volumes look for a kubelet: they register below it, and their volumes are mounted there")
 	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
 	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
 	fs.StringVar(&o.join, "join", "", "the line that `coracle token create` printed; needed once")
@@ -131,6 +133,9 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 		return nil, err
 	}
 	o.dataDir = dir
+	if !filepath.IsAbs(o.kubeletDir) {
+		return nil, fmt.Errorf("--kubelet-dir %s: it has to be an absolute path, drivers of volumes are told it", o.kubeletDir)
+	}
 	if o.linkClass != "" {
 		if err := fleet.CheckClass(o.linkClass); err != nil {
 			return nil, fmt.Errorf("--link-class: %w", err)

@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/edgelet/budget"
+	"github.com/coracle-edge/coracle/edgelet/csi"
 	"github.com/coracle-edge/coracle/edgelet/devices"
 	"github.com/coracle-edge/coracle/edgelet/evict"
 	"github.com/coracle-edge/coracle/edgelet/identity"
@@ -57,12 +58,14 @@ type agent struct {
 	shim    *crishim.Service // nil with another runtime
 	runtime containerRuntime
 	node    *node.Node
+	csi     *csi.Manager // nil without root
+	volumes *volumes.Manager
 	pods    *pods.Manager
+	proxy   *proxy.Proxy // nil where there can be none
+	res     resources
 	devices *devices.Manager
 	// shutdown is nil without grace periods.
 	shutdown *shutdown.Manager
-	proxy    *proxy.Proxy // nil where there can be none
-	res      resources
 	link     atomic.Pointer[linkStatus]
 	refused  atomic.Pointer[refusal] // of the join line; nil if it wasn't
 
@@ -148,6 +151,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 // runParts runs everything until ctx ends or a part fails.
 func (a *agent) runParts(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	orders := a.state.Follow()
 	g.Go(func() error { return a.pods.Run(ctx) })
 	if a.o.staticPods != "" {
 		folder := &static.Folder{Path: a.o.staticPods, NodeName: a.name, Set: a.setStatic, Log: a.log}
@@ -156,18 +160,19 @@ func (a *agent) runParts(ctx context.Context) error {
 		a.setStatic(nil)
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
-	g.Go(func() error { return a.devices.Run(ctx) })
-	if a.shutdown != nil {
-		g.Go(func() error { return a.shutdown.Run(ctx) })
-	}
+	g.Go(func() error { return a.watchPlugins(ctx) })
 	if a.proxy != nil {
 		g.Go(func() error { return a.proxy.Run(ctx) })
 	}
 	g.Go(func() error { return a.runResources(ctx) })
+	g.Go(func() error { return a.devices.Run(ctx) })
+	if a.shutdown != nil {
+		g.Go(func() error { return a.shutdown.Run(ctx) })
+	}
 	g.Go(func() error { return a.budget.Run(ctx) })
 	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
-	g.Go(func() error { return settle(ctx) })
+	g.Go(func() error { return a.settle(ctx, orders) })
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -288,9 +293,9 @@ func (a *agent) buildNode() (err error) {
 		return err
 	}
 	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
-		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Log: a.log, Now: a.now,
-		Devices: a.devices.Resources, Unschedulable: !a.o.registerSchedulable,
-		Reserved: reserved, Pressure: a.pressure, Keeps: func(capacity v1.ResourceList) v1.ResourceList { return evict.Keeps(thresholds, capacity) }}
+		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Storage: a.storage, Log: a.log, Now: a.now,
+		Reserved: reserved, Pressure: a.pressure, Keeps: func(capacity v1.ResourceList) v1.ResourceList { return evict.Keeps(thresholds, capacity) },
+		Devices: a.devices.Resources, Unschedulable: !a.o.registerSchedulable}
 	if c.Taints, err = node.ParseTaints(a.o.registerTaints); err != nil {
 		return fmt.Errorf("--register-with-taints: %w", err)
 	}
@@ -321,8 +326,9 @@ func (a *agent) buildPods() (err error) {
 	if os.Geteuid() != 0 {
 		cgroupRoot = ""
 	}
-	vols := volumes.New(volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Objects: store, Token: a.podToken,
-		Allocatable: func() v1.ResourceList { return a.node.Allocatable() }, Log: a.log, Now: a.now})
+	if err := a.buildVolumes(store); err != nil {
+		return err
+	}
 	var seen pods.Store = store
 	if a.wrap != nil {
 		seen = a.wrap(store)
@@ -333,7 +339,7 @@ func (a *agent) buildPods() (err error) {
 	}
 	a.pods, err = pods.New(pods.Config{
 		Devices: a.devices, Gates: gates, NoMemoryLimits: a.node.NoMemoryLimits(),
-		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
+		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: a.volumes, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
 		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) },

@@ -30,6 +30,9 @@ func (h *Hub) writeNodeReport(ctx context.Context, n *node) error {
 		return nil
 	}
 	o, err := h.storeNode(ctx, n, r)
+	if err == nil && o == stored {
+		err = h.writeStorage(ctx, n, r)
+	}
 	if err != nil {
 		v, known := final(err)
 		if !known || v == fleet.Verdict_OBSOLETE {
@@ -65,6 +68,9 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 	var said corev1.Node
 	if err := said.Unmarshal(r.GetNode()); err != nil {
 		return rejected("report of node %s can't be read: %v", n.name, err), nil
+	}
+	if _, err := takeStorage(&said); err != nil {
+		return rejected("%v", err), nil
 	}
 	client, err := h.as(n)
 	if err != nil {
@@ -153,6 +159,9 @@ func mergeNode(have, said *corev1.Node, stamp fleet.StampID, now time.Time) *cor
 	slices.Sort(own)
 	for k, v := range said.Annotations {
 		out.Annotations[k] = v
+	}
+	if said.Annotations[annotationNodeID] == "" {
+		delete(out.Annotations, annotationNodeID)
 	}
 	out.Annotations[AnnotationLabels] = strings.Join(own, ",")
 	out.Annotations[AnnotationReport] = stamp.String()

@@ -2,9 +2,12 @@ package pods
 
 import (
 	"fmt"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-edge/coracle/edgelet/probes"
 )
 
 // actions is what has to be done to a pod next. Starting follows killing.
@@ -17,25 +20,34 @@ type actions struct {
 	attempt       uint32
 	init          []int // indexes into spec.initContainers to start, in this order
 	containers    []int // indexes into spec.containers to start
+	ephemeral     []int // indexes into spec.ephemeralContainers to start
 	kill          map[string]killOrder
+	update        []string // running containers whose resources the runtime is to be told of
 }
 
 // killOrder says why one container, by ID, is to be stopped.
-type killOrder struct{ name, message string }
-
-func (a *actions) none() bool {
-	return !a.stopPod && !a.createSandbox && len(a.init)+len(a.containers)+len(a.kill) == 0
+type killOrder struct {
+	name, message string
+	grace         *int64 // seconds, instead of the pod's
 }
 
-// failing answers whether a probe wants a running container restarted, and
-// which. The zero seam (nil) says never.
-type failing func(containerID string) (probe string, yes bool)
+func (a *actions) none() bool {
+	return !a.stopPod && !a.createSandbox && len(a.init)+len(a.containers)+len(a.ephemeral)+len(a.kill)+len(a.update) == 0
+}
+
+// verdicts are what the probes say of running containers.
+type verdicts interface {
+	// Started: the startup probe, if there is one, succeeded.
+	Started(containerID string) bool
+	// Failing: the container must be restarted; kind is the probe that says so.
+	Failing(containerID string) (kind probes.Kind, yes bool)
+}
 
 // computeActions decides what to do next. It follows upstream's
 // computePodActions, with one difference: whether a pod ran before is known
 // from the record, too (see observedContainer.lost), so a runtime that forgot
 // everything in a reboot doesn't make a pod that ran to its end run again.
-func computeActions(pod *v1.Pod, o *observation, probe failing) actions {
+func computeActions(pod *v1.Pod, o *observation, probe verdicts, resizes func(c *v1.Container, id string) (update, restart bool)) actions {
 	changed, attempt, id := sandboxChanged(pod, o)
 	a := actions{stopPod: changed && len(o.sandboxes) > 0, createSandbox: changed, sandboxID: id, attempt: attempt,
 		kill: map[string]killOrder{}}
@@ -43,7 +55,13 @@ func computeActions(pod *v1.Pod, o *observation, probe failing) actions {
 		computeFresh(pod, o, &a)
 		return a
 	}
-	initialized := computeInit(pod, o, &a, probe)
+	// They don't wait for the pod to be initialised, and none is started twice.
+	for i := range pod.Spec.EphemeralContainers {
+		if o.find(pod.Spec.EphemeralContainers[i].Name) == nil {
+			a.ephemeral = append(a.ephemeral, i)
+		}
+	}
+	initialized := computeInit(pod, o, &a, probe, resizes)
 	if a.stopPod || !initialized {
 		return a
 	}
@@ -55,17 +73,23 @@ func computeActions(pod *v1.Pod, o *observation, probe failing) actions {
 			if shouldRun(pod, c, o) {
 				a.containers = append(a.containers, i)
 				if got != nil && got.state == stateUnknown {
-					a.kill[got.id] = killOrder{c.Name, "Container is in \"unknown\" state, try killing it before restart"}
+					a.kill[got.id] = killOrder{name: c.Name, message: "Container is in \"unknown\" state, try killing it before restart"}
 				}
 			}
 			continue
 		}
 		message, restart := "", mayRestart(pod, c)
+		var grace *int64
 		if got.hash != "" && got.hash != hashContainer(c) {
 			message, restart = fmt.Sprintf("Container %s definition changed", c.Name), true
 		} else if which, bad := failed(probe, got.id); bad {
-			message = fmt.Sprintf("Container %s failed %s probe", c.Name, which)
+			message, grace = fmt.Sprintf("Container %s failed %s probe", c.Name, which), probeGrace(c, which)
+		} else if update, again := resizes(c, got.id); again {
+			message, restart = fmt.Sprintf("Container %s resize requires restart", c.Name), true
 		} else {
+			if update {
+				a.update = append(a.update, c.Name)
+			}
 			kept++
 			continue
 		}
@@ -73,19 +97,17 @@ func computeActions(pod *v1.Pod, o *observation, probe failing) actions {
 			message += ", will be restarted"
 			a.containers = append(a.containers, i)
 		}
-		a.kill[got.id] = killOrder{c.Name, message}
+		a.kill[got.id] = killOrder{c.Name, message, grace}
 	}
 	if kept == 0 && len(a.containers) == 0 {
-		a.stopPod, a.init = true, nil
+		a.stopPod, a.init, a.ephemeral = true, nil, nil
 	}
 	return a
 }
 
-func failed(probe failing, id string) (string, bool) {
-	if probe == nil {
-		return "", false
-	}
-	return probe(id)
+func failed(probe verdicts, id string) (string, bool) {
+	kind, yes := probe.Failing(id)
+	return strings.ToLower(kind.String()), yes
 }
 
 func mayRestart(pod *v1.Pod, c *v1.Container) bool {
@@ -181,7 +203,7 @@ func requiresIP(s *runtimeapi.PodSandboxStatus) bool {
 // computeInit adds what init containers need and reports whether the app
 // containers may run. It looks from the last to the first, because the runtime
 // may have forgotten those that are long done.
-func computeInit(pod *v1.Pod, o *observation, a *actions, probe failing) bool {
+func computeInit(pod *v1.Pod, o *observation, a *actions, probe verdicts, resizes func(c *v1.Container, id string) (update, restart bool)) bool {
 	if len(pod.Spec.InitContainers) == 0 {
 		return true
 	}
@@ -215,19 +237,28 @@ func computeInit(pod *v1.Pod, o *observation, a *actions, probe failing) bool {
 		case stateCreated:
 			a.init = append(a.init, i)
 		case stateRunning:
+			update, again := resizes(c, got.id)
+			if update && !again {
+				a.update = append(a.update, c.Name)
+			}
 			if !sidecar {
 				break
 			}
-			if i == last {
+			switch {
+			case !probe.Started(got.id): // what comes after waits for it
+			case i == last:
 				initialized = true
-			} else if !passed {
+			case !passed:
 				a.init = append(a.init, i+1)
 			}
 			if got.hash != "" && got.hash != hashContainer(c) {
-				a.kill[got.id] = killOrder{c.Name, fmt.Sprintf("Init container %s definition changed", c.Name)}
+				a.kill[got.id] = killOrder{name: c.Name, message: fmt.Sprintf("Init container %s definition changed", c.Name)}
 				a.init = append(a.init, i)
 			} else if which, bad := failed(probe, got.id); bad {
-				a.kill[got.id] = killOrder{c.Name, fmt.Sprintf("Init container %s failed %s probe", c.Name, which)}
+				a.kill[got.id] = killOrder{name: c.Name, message: fmt.Sprintf("Init container %s failed %s probe", c.Name, which), grace: probeGrace(c, which)}
+				a.init = append(a.init, i)
+			} else if again {
+				a.kill[got.id] = killOrder{name: c.Name, message: fmt.Sprintf("Container %s resize requires restart", c.Name)}
 				a.init = append(a.init, i)
 			}
 		case stateExited:
@@ -250,7 +281,7 @@ func computeInit(pod *v1.Pod, o *observation, a *actions, probe failing) bool {
 				a.stopPod, a.init = true, nil
 				return false
 			}
-			a.kill[got.id] = killOrder{c.Name, "Init container is in \"unknown\" state, try killing it before restart"}
+			a.kill[got.id] = killOrder{name: c.Name, message: "Init container is in \"unknown\" state, try killing it before restart"}
 			a.init = append(a.init, i)
 		}
 		passed = true

@@ -68,6 +68,9 @@ func (m *Manager) decide(w *worker, pod *v1.Pod) *refusal {
 	if missing := features.Missing(needs(pod), m.cfg.Node.DeclaredFeatures()); len(missing) > 0 {
 		return &refusal{reason: "PodFeatureUnsupported", message: "Pod requires node features that are not available: " + strings.Join(missing, ", ")}
 	}
+	if reason, message := m.forbidden(pod); reason != "" {
+		return &refusal{reason: reason, message: message}
+	}
 	short := m.shortages(w, pod)
 	var r *refusal
 	if len(short) > 0 {
@@ -127,9 +130,6 @@ func needs(pod *v1.Pod) []string {
 
 // unsupported names what a container asks for that no node of ours has yet.
 func unsupported(c *v1.Container) string {
-	if len(c.VolumeDevices) > 0 {
-		return fmt.Sprintf("container %q asks for volumeDevices, which this node doesn't have", c.Name)
-	}
 	if len(c.Resources.Claims) > 0 {
 		return fmt.Sprintf("container %q asks for resource claims, which this node doesn't have", c.Name)
 	}

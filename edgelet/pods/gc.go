@@ -119,7 +119,7 @@ func (m *Manager) ImageUse() images.Use {
 			continue // it is leaving
 		}
 		w := images.Workload{Key: workloadKey(pod), Good: isGood(&p.Status)}
-		for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers, ephemerals(pod)} {
 			for i := range list {
 				w.Images = append(w.Images, list[i].Image)
 			}

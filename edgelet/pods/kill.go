@@ -35,7 +35,7 @@ func (w *worker) settle(ctx, wait context.Context, seen *observation) error {
 			return err
 		}
 		var err error
-		if seen, err = w.observe(ctx); err != nil {
+		if seen, err = w.observe(ctx, true); err != nil {
 			return err
 		}
 		final = w.status(seen, true)
@@ -44,6 +44,7 @@ func (w *worker) settle(ctx, wait context.Context, seen *observation) error {
 	if err := w.report(final, false); err != nil {
 		return err
 	}
+	w.m.retryDeferred() // it holds nothing now
 	if ready {
 		if err := w.stopSandboxes(ctx, seen); err != nil {
 			return err
@@ -64,14 +65,14 @@ func (w *worker) settle(ctx, wait context.Context, seen *observation) error {
 // reported gone. Each step is repeated until it succeeds.
 func (w *worker) terminate(ctx, wait context.Context) error {
 	w.setDeadline()
-	seen, err := w.observe(ctx)
+	seen, err := w.observe(ctx, true)
 	if err != nil {
 		return err
 	}
 	if err := w.stopContainers(ctx, wait, seen); err != nil {
 		return err
 	}
-	if seen, err = w.observe(ctx); err != nil {
+	if seen, err = w.observe(ctx, true); err != nil {
 		return err
 	}
 	final := w.status(seen, true)
@@ -158,27 +159,62 @@ func (w *worker) stopContainers(ctx, wait context.Context, seen *observation) er
 	errs := make([]error, len(running))
 	var wg sync.WaitGroup
 	for i, c := range running {
-		wg.Go(func() { errs[i] = w.stopContainer(ctx, wait, c, "", order) })
+		wg.Go(func() { errs[i] = w.stopContainer(ctx, wait, c, killOrder{}, order) })
 	}
-	wg.Wait()
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	w.reportMeanwhile(ctx, done)
 	return errors.Join(errs...)
+}
+
+// reportMeanwhile tells what the readiness probes of an ending pod say until done
+// is closed: who sends it traffic must hear that it takes no more.
+func (w *worker) reportMeanwhile(ctx context.Context, done <-chan struct{}) {
+	if !w.probed {
+		<-done
+		return
+	}
+	for woken := false; ; {
+		select {
+		case <-done:
+			if woken {
+				w.signal() // it may have been for more than this
+			}
+			return
+		case <-w.wake:
+			woken = true
+			seen, err := w.observe(ctx, true)
+			if err == nil {
+				err = w.report(w.status(seen, false), false)
+			}
+			if err != nil && ctx.Err() == nil {
+				w.m.log.Warn("the readiness of an ending pod was not reported", "pod", w.namespace+"/"+w.name, "err", err)
+			}
+		}
+	}
 }
 
 // stopContainer runs the preStop hook and stops a container, both within the
 // pod's grace. wait ends it early, when there is a newer word.
-func (w *worker) stopContainer(ctx, wait context.Context, c *observedContainer, why string, order *terminationOrder) error {
+func (w *worker) stopContainer(ctx, wait context.Context, c *observedContainer, why killOrder, order *terminationOrder) error {
 	if c == nil {
 		return nil
 	}
 	defer order.ended(c.name)
 	spec := containerSpec(w.pod, c.name)
-	if why == "" {
-		why = "Stopping container " + c.name
+	if why.message == "" {
+		why.message = "Stopping container " + c.name
 	}
 	if wait.Err() == nil && !w.saidStop(c.id) {
-		w.event(c.name, v1.EventTypeNormal, "Killing", why)
+		w.event(c.name, v1.EventTypeNormal, "Killing", why.message)
 	}
 	left := w.remaining()
+	if why.grace != nil && w.pod.DeletionGracePeriodSeconds == nil && w.deadline.IsZero() {
+		left = max(*why.grace, minGrace)
+	}
 	started := time.Now()
 	if spec != nil && spec.Lifecycle != nil && spec.Lifecycle.PreStop != nil && c.state == stateRunning {
 		hook, cancel := context.WithTimeout(wait, time.Duration(left)*time.Second)

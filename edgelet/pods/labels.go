@@ -90,7 +90,7 @@ func fieldPath(pod *v1.Pod, container string) string {
 	for _, s := range []struct {
 		list []v1.Container
 		path string
-	}{{pod.Spec.Containers, "spec.containers{%s}"}, {pod.Spec.InitContainers, "spec.initContainers{%s}"}} {
+	}{{pod.Spec.Containers, "spec.containers{%s}"}, {pod.Spec.InitContainers, "spec.initContainers{%s}"}, {ephemerals(pod), "spec.ephemeralContainers{%s}"}} {
 		for i := range s.list {
 			if s.list[i].Name == container {
 				return fmt.Sprintf(s.path, container)

@@ -38,7 +38,7 @@ func (m *Manager) rotateLogs(ctx context.Context) {
 		case <-ticker.C:
 		}
 		for _, p := range m.Pods() {
-			for _, list := range [][]v1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
+			for _, list := range [][]v1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses} {
 				for i := range list {
 					if s := &list[i]; s.State.Running != nil {
 						path := filepath.Join(m.logDir(p.Namespace, p.Name, p.UID), s.Name, fmt.Sprintf("%d.log", s.RestartCount))

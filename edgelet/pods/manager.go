@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
+	"github.com/coracle-edge/coracle/edgelet/probes"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 )
 
@@ -40,6 +42,8 @@ const (
 	fallbackRelist     = time.Second // without events, as a kubelet
 	DefaultLogMaxSize  = 1 << 20
 	DefaultLogMaxFiles = 3
+	// DefaultSeccompDir is a kubelet's.
+	DefaultSeccompDir = "/var/lib/kubelet/seccomp"
 )
 
 // Config configures a [Manager]. Runtime, Store, Images, Volumes, Node and
@@ -79,8 +83,14 @@ type Config struct {
 	LogMaxSize  int64
 	LogMaxFiles int
 
-	// Probes is asked about running containers; nil means that all are well.
-	Probes Probes
+	// UnsafeSysctls are patterns of sysctls, such as net.core.*, that pods may set
+	// beside those that are safe; see [CheckSysctls].
+	UnsafeSysctls []string
+	// SeccompDir is where profiles of type Localhost lie: [DefaultSeccompDir] if
+	// empty.
+	SeccompDir string
+	// appArmorEnabled is the kernel's file that says so.
+	appArmorEnabled string
 
 	// NoMemoryLimits says why no container can be limited in memory on this machine,
 	// and what to do about it; empty if they can.
@@ -99,15 +109,6 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Probes is the seam where health checks come in.
-type Probes interface {
-	Started(podUID, container, containerID string) bool
-	Ready(podUID, container, containerID string) bool
-	// Failing reports that a container must be restarted, and which probe
-	// ("liveness", "startup") says so.
-	Failing(containerID string) (probe string, yes bool)
-}
-
 // Gate says why a pod that is new to the node can't be taken now, with a reason
 // and a message as a kubelet words them; an empty reason lets it in.
 type Gate func(pod *v1.Pod) (reason, message string)
@@ -117,7 +118,8 @@ type Manager struct {
 	cfg     Config
 	log     *slog.Logger
 	cgroups cgroups
-	slots   chan struct{}
+	probes  *probes.Manager
+	slots   [2]chan struct{} // for sandboxes of containerd's, and of Wasm
 	ready   chan struct{}
 
 	runtimeName string // set before ready is closed
@@ -131,6 +133,7 @@ type Manager struct {
 	staticOK bool
 	kick     chan struct{}
 	wg       sync.WaitGroup
+	cleaning atomic.Bool // volumes of pods that are no more
 }
 
 // New returns a Manager.
@@ -151,6 +154,12 @@ func New(c Config) (*Manager, error) {
 	if c.ClusterDomain == "" {
 		c.ClusterDomain = "cluster.local"
 	}
+	if c.SeccompDir == "" {
+		c.SeccompDir = DefaultSeccompDir
+	}
+	if c.appArmorEnabled == "" {
+		c.appArmorEnabled = "/sys/module/apparmor/parameters/enabled"
+	}
 	if c.Relist == 0 {
 		c.Relist = DefaultRelist
 	}
@@ -163,8 +172,10 @@ func New(c Config) (*Manager, error) {
 	if c.LogMaxFiles <= 0 {
 		c.LogMaxFiles = DefaultLogMaxFiles
 	}
-	return &Manager{cfg: c, log: c.Log, slots: make(chan struct{}, c.Parallel), ready: make(chan struct{}),
-		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}, nil
+	m := &Manager{cfg: c, log: c.Log, slots: [2]chan struct{}{make(chan struct{}, c.Parallel), make(chan struct{}, c.Parallel)}, ready: make(chan struct{}),
+		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}
+	m.probes = m.newProbes()
+	return m, nil
 }
 
 // Ready is closed once the runtime answered and every pod that should run has
@@ -212,7 +223,9 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	close(m.ready)
 
+	listing, listed := false, make(chan listResult, 1)
 	m.wg.Go(func() { m.rotateLogs(ctx) })
+	m.wg.Go(func() { _ = m.probes.Run(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -222,11 +235,19 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-m.kick:
 			err = m.reconcile(ctx, nil)
 		case <-relist:
-			var now map[string]seenPod
-			if now, err = m.listAll(ctx); err == nil {
-				m.wakeChanged(seen, now)
-				seen = now
-				err = m.reconcile(ctx, now)
+			if !listing { // a runtime that hangs must not hold up what else there is to do
+				listing = true
+				m.wg.Go(func() {
+					now, err := m.listAll(ctx)
+					listed <- listResult{now, err}
+				})
+			}
+		case got := <-listed:
+			listing = false
+			if err = got.err; err == nil {
+				m.wakeChanged(seen, got.pods)
+				seen = got.pods
+				err = m.reconcile(ctx, seen)
 			}
 		}
 		if err != nil && ctx.Err() == nil {
@@ -261,6 +282,11 @@ func (m *Manager) awaitRuntime(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+type listResult struct {
+	pods map[string]seenPod
+	err  error
 }
 
 // seenPod is what a list of the runtime shows of a pod.
@@ -359,6 +385,10 @@ func (m *Manager) reconcile(ctx context.Context, seen map[string]seenPod) error 
 		m.startLocked(ctx, w)
 	}
 	m.checkRefsLocked()
+	// Only with a list of the runtime: then it is known what still runs.
+	if seen != nil && complete && m.staticOK {
+		m.cleanVolumes(ctx, m.keepLocked(want, seen))
+	}
 	return nil
 }
 
@@ -374,6 +404,9 @@ func (m *Manager) updateLocked(ctx context.Context, o *Object, seen map[string]s
 	w = newWorker(m, o.Namespace, o.Name, o.UID)
 	_, there := seen[o.UID]
 	w.fresh = !there && (seen != nil || m.isReady())
+	if !m.isReady() {
+		w.claimAsRecorded(o)
+	}
 	w.update(o)
 	m.startLocked(ctx, w)
 }
@@ -393,6 +426,7 @@ func (m *Manager) startLocked(ctx context.Context, w *worker) {
 	m.workers[w.uid] = w
 	m.wg.Go(func() {
 		w.run(ctx)
+		m.probes.Forget(w.uid)
 		w.swept()
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -401,7 +435,7 @@ func (m *Manager) startLocked(ctx context.Context, w *worker) {
 			m.gone[w.uid] = true
 		}
 		for _, other := range m.workers {
-			if other.namespace == w.namespace && other.name == w.name {
+			if other.deferred.Load() || other.namespace == w.namespace && other.name == w.name {
 				other.signal() // it may have waited for this one
 			}
 		}
@@ -438,6 +472,16 @@ func (m *Manager) checkRefsLocked() {
 type ref struct{ kind, namespace, name string }
 
 func (m *Manager) hashRef(r ref) uint64 {
+	sum := m.hashObject(r)
+	if r.kind == "PersistentVolumeClaim" {
+		for _, b := range m.cfg.Volumes.Behind(m.cfg.Node.Name(), r.namespace, r.name) {
+			sum += m.hashObject(ref{b.Kind, b.Namespace, b.Name})
+		}
+	}
+	return sum
+}
+
+func (m *Manager) hashObject(r ref) uint64 {
 	raw, found, err := m.cfg.Store.Object(r.kind, r.namespace, r.name)
 	if err != nil || !found {
 		return 0

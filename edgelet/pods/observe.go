@@ -61,6 +61,16 @@ func (o *observation) find(name string) *observedContainer {
 	return nil
 }
 
+// ended returns the newest container of that name that has ended, or nil.
+func (o *observation) ended(name string) *observedContainer {
+	for _, c := range o.containers {
+		if c.name == name && c.state == stateExited {
+			return c
+		}
+	}
+	return nil
+}
+
 // ips returns the pod's addresses: those of its newest sandbox if that is ready.
 func (o *observation) ips() []string {
 	if len(o.sandboxes) == 0 || o.sandboxes[0].State != runtimeapi.PodSandboxState_SANDBOX_READY {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -58,15 +59,18 @@ func (w *worker) perform(ctx, wait context.Context, seen *observation, a actions
 		}
 	}
 	for id, order := range a.kill {
-		if err := w.stopContainer(ctx, wait, seen.byID(id), order.message, nil); err != nil {
+		if err := w.stopContainer(ctx, wait, seen.byID(id), order, nil); err != nil {
 			return true, time.Time{}, err
 		}
+	}
+	if err := w.resizeContainers(ctx, seen, a); err != nil {
+		return true, time.Time{}, err
 	}
 	started, next, err := w.startContainers(ctx, wait, seen, a)
 	if errors.Is(err, errWaiting) {
 		err = nil
 	}
-	return started || a.stopPod || len(a.kill) > 0, next, err
+	return started || a.stopPod || len(a.kill)+len(a.update) > 0, next, err
 }
 
 func (o *observation) byID(id string) *observedContainer {
@@ -162,7 +166,10 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 		}
 		w.mark(trace.ImageReady)
 	}
-	release, err := w.m.slot(wait)
+	if !a.createSandbox {
+		kind = seen.sandboxes[0].Annotations[AnnotationSandbox]
+	}
+	release, err := w.m.slot(wait, kind)
 	if err != nil {
 		return false, next, err
 	}
@@ -183,11 +190,14 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 		release = func() {}
 		img, retry, err := w.image(wait, c, handler, pulls)
 		if err == nil {
-			if release, err = w.m.slot(wait); err != nil {
+			retry, err = w.volumeImages(wait, c, handler)
+		}
+		if err == nil {
+			if release, err = w.m.slot(wait, kind); err != nil {
 				release = func() {}
 				return did, next, err
 			}
-			if err = w.startContainer(ctx, seen, c, img, id, config, ips); err != nil {
+			if err = w.startContainer(ctx, wait, release, seen, c, img, id, config, ips); err != nil {
 				retry = w.holdOff(c.Name)
 				w.m.log.Warn("a container can't be started yet", "pod", w.namespace+"/"+w.name, "container", c.Name, "err", err)
 				err = errWaiting
@@ -213,10 +223,17 @@ func (w *worker) holdOff(name string) time.Time {
 	return h.until
 }
 
-func (m *Manager) slot(ctx context.Context) (func(), error) {
+// slot is the right to have the runtime make something. Sandboxes of either kind
+// have their own: a containerd that hangs must not keep Wasm pods from starting.
+// The function gives it back; more than once does no harm.
+func (m *Manager) slot(ctx context.Context, kind string) (func(), error) {
+	slots := m.slots[0]
+	if kind == kindWasm {
+		slots = m.slots[1]
+	}
 	select {
-	case m.slots <- struct{}{}:
-		return func() { <-m.slots }, nil
+	case slots <- struct{}{}:
+		return sync.OnceFunc(func() { <-slots }), nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -232,8 +249,9 @@ func (w *worker) dueContainers(seen *observation, a actions) ([]*v1.Container, t
 			next = earliest(next, h.until)
 			return true
 		}
-		got := seen.find(c.Name)
-		if got == nil || got.state != stateExited || got.lost {
+		// Of one that was just killed, the run before it counts, as upstream has it.
+		got := seen.ended(c.Name)
+		if got == nil || got.lost {
 			return false
 		}
 		until, message := w.backOff(c.Name, w.exits[got.id])
@@ -247,6 +265,11 @@ func (w *worker) dueContainers(seen *observation, a actions) ([]*v1.Container, t
 			w.event(c.Name, v1.EventTypeWarning, eventBackOff, fmt.Sprintf("Back-off restarting failed container %s in pod %s", c.Name, describe(w.pod)))
 		}
 		return true
+	}
+	for _, i := range a.ephemeral {
+		if c := ephemeral(w.pod, i); !held(c) {
+			due = append(due, c)
+		}
 	}
 	for _, i := range a.init {
 		c := &w.pod.Spec.InitContainers[i]
@@ -264,168 +287,6 @@ func (w *worker) dueContainers(seen *observation, a actions) ([]*v1.Container, t
 		}
 	}
 	return due, next
-}
-
-// classify finds out what kind of sandbox the pod needs (D5): any OCI container
-// makes it OCI. Images that are here are looked at first, and the network is
-// asked only while the answer is open. With a runtime handler the handler
-// decides.
-func (w *worker) classify(ctx context.Context, handler string, pulls pulls) (string, time.Time, error) {
-	if handler != "" {
-		if handler == handlerWasm {
-			return kindWasm, time.Time{}, nil
-		}
-		return kindOCI, time.Time{}, nil
-	}
-	var containers []*v1.Container
-	for _, list := range [][]v1.Container{w.pod.Spec.InitContainers, w.pod.Spec.Containers} {
-		for i := range list {
-			containers = append(containers, &list[i])
-		}
-	}
-	var missing []*v1.Container
-	for _, c := range containers {
-		img, ok, err := w.m.cfg.Images.Lookup(ctx, c.Image, "")
-		if err != nil || !ok {
-			missing = append(missing, c)
-			continue
-		}
-		if img.Kind == images.KindOCI {
-			return kindOCI, time.Time{}, nil
-		}
-	}
-	var next time.Time
-	var failed error
-	for _, c := range missing {
-		img, retry, err := w.image(ctx, c, "", pulls)
-		if err != nil {
-			if ctx.Err() != nil {
-				return "", time.Time{}, err
-			}
-			next, failed = earliest(next, retry), err
-			continue
-		}
-		if img.Kind == images.KindOCI {
-			return kindOCI, time.Time{}, nil
-		}
-	}
-	if failed != nil {
-		return "", next, failed
-	}
-	return kindWasm, time.Time{}, nil
-}
-
-// anyImage makes the images of the containers to start present and returns nil if
-// at least one is.
-func (w *worker) anyImage(ctx context.Context, todo []*v1.Container, handler string, pulls pulls) (next time.Time, err error) {
-	found := false
-	for _, c := range todo {
-		_, retry, e := w.image(ctx, c, handler, pulls)
-		if ctx.Err() != nil {
-			return time.Time{}, ctx.Err()
-		}
-		if e == nil {
-			found = true
-			continue
-		}
-		next, err = earliest(next, retry), e
-	}
-	if found {
-		return time.Time{}, nil
-	}
-	return next, err
-}
-
-// pulls are what was asked for in one sync, by container, so that nothing is
-// asked for twice.
-type pulls map[string]pulled
-
-type pulled struct {
-	img   images.Image
-	retry time.Time
-	err   error
-}
-
-// image makes a container's image present, or notes why it waits for it and when
-// to ask again.
-func (w *worker) image(ctx context.Context, c *v1.Container, handler string, pulls pulls) (images.Image, time.Time, error) {
-	if p, ok := pulls[c.Name]; ok {
-		return p.img, p.retry, p.err
-	}
-	img, retry, err := w.ensureImage(ctx, c, handler)
-	pulls[c.Name] = pulled{img, retry, err}
-	return img, retry, err
-}
-
-func (w *worker) ensureImage(ctx context.Context, c *v1.Container, handler string) (images.Image, time.Time, error) {
-	img, err := w.m.cfg.Images.Ensure(ctx, images.Request{
-		PodUID: w.uid, Image: c.Image, Policy: pullPolicy(c), Handler: handler, Secrets: w.pullSecrets(),
-		Local: w.ran[c.Name] || w.restarted(c.Name), LocalFirst: w.ran[c.Name],
-		Event: func(eventType, reason, message string) {
-			if reason == eventBackOff || reason == "Failed" || strings.HasPrefix(reason, "Err") || reason == "InspectFailed" {
-				w.eventOnce(eventType, reason, message)
-				return
-			}
-			w.event(c.Name, eventType, reason, message)
-		},
-		BeforePull: func() { w.reportPending() },
-	})
-	var e *images.Error
-	switch {
-	case err == nil:
-		delete(w.waiting, c.Name)
-		delete(w.said, eventBackOff)
-		return img, time.Time{}, nil
-	case errors.As(err, &e):
-		// A pull that failed is shown first, then that it is waited; from then on, as
-		// long as it fails alike, nothing new is to be said.
-		retry, before := e.Retry, w.waiting[c.Name]
-		if e.Reason == images.ReasonPull {
-			retry = earliest(retry, time.Now().Add(showPullError))
-		}
-		if e.Reason != images.ReasonPull || before.reason != images.ReasonBackOff || !strings.HasSuffix(before.message, e.Message) {
-			w.waiting[c.Name] = waiting{e.Reason, e.Message}
-			w.eventOnce(v1.EventTypeWarning, "Failed", "Error: "+e.Reason)
-		}
-		return images.Image{}, retry, errWaiting
-	}
-	return images.Image{}, time.Time{}, err
-}
-
-func (w *worker) restarted(name string) bool {
-	s := w.reported.Load()
-	if s == nil {
-		return false
-	}
-	for _, list := range [][]v1.ContainerStatus{s.ContainerStatuses, s.InitContainerStatuses} {
-		for i := range list {
-			if list[i].Name == name {
-				return list[i].ContainerID != "" || list[i].RestartCount > 0 || list[i].LastTerminationState.Terminated != nil
-			}
-		}
-	}
-	return false
-}
-
-func pullPolicy(c *v1.Container) v1.PullPolicy {
-	if c.ImagePullPolicy != "" {
-		return c.ImagePullPolicy
-	}
-	return v1.PullIfNotPresent
-}
-
-func (w *worker) pullSecrets() []*v1.Secret {
-	var out []*v1.Secret
-	for _, r := range w.pod.Spec.ImagePullSecrets {
-		s, err := w.m.secret(w.namespace, r.Name, true)
-		if err != nil || s == nil {
-			w.eventOnce(v1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
-				fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", r.Name))
-			continue
-		}
-		out = append(out, s)
-	}
-	return out
 }
 
 // reportPending says that the pod is being worked on, before something that
@@ -474,7 +335,10 @@ func (w *worker) sandbox(ctx context.Context, seen *observation, a actions, kind
 	if err != nil {
 		return "", nil, nil, w.sandboxFailed(err)
 	}
-	resp, err := w.m.cfg.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	var resp *runtimeapi.RunPodSandboxResponse
+	w.patiently(func() {
+		resp, err = w.m.cfg.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	})
 	if err != nil {
 		return "", nil, nil, w.sandboxFailed(err)
 	}
@@ -487,6 +351,31 @@ func (w *worker) sandbox(ctx context.Context, seen *observation, a actions, kind
 	}
 	w.removeSandboxes(ctx, seen, resp.PodSandboxId)
 	return resp.PodSandboxId, config, sandboxIPs(st.GetStatus()), nil
+}
+
+// slowRuntime is from when on a pod says that it waits for the runtime.
+const slowRuntime = 10 * time.Second
+
+// patiently waits for a call to the runtime to return, and has the pod say so if
+// that takes long.
+func (w *worker) patiently(call func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		call()
+	}()
+	timer := time.NewTimer(slowRuntime)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return
+	case <-timer.C:
+	}
+	w.allWait(reasonCreating, fmt.Sprintf("the container runtime did not answer to RunPodSandbox within %s; still waiting", slowRuntime))
+	if err := w.report(w.status(new(observation), false), false); err != nil {
+		w.m.log.Warn("a pod that waits for its runtime was not reported", "pod", w.namespace+"/"+w.name, "err", err)
+	}
+	<-done
 }
 
 func (w *worker) sandboxFailed(err error) error {
@@ -522,7 +411,7 @@ func (w *worker) removeSandboxes(ctx context.Context, seen *observation, keep st
 
 // startContainer creates and starts one container, and notes why it waits if
 // that fails.
-func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Container, img images.Image, sandbox string, sc *runtimeapi.PodSandboxConfig, ips []string) error {
+func (w *worker) startContainer(ctx, wait context.Context, release func(), seen *observation, c *v1.Container, img images.Image, sandbox string, sc *runtimeapi.PodSandboxConfig, ips []string) error {
 	fail := func(reason string, err error) error {
 		w.waiting[c.Name] = waiting{reason, message(err)}
 		w.eventOnce(v1.EventTypeWarning, "Failed", "Error: "+message(err))
@@ -541,6 +430,9 @@ func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Co
 	}
 	pod := w.withAddresses(ips)
 	config, err := w.m.containerConfig(ctx, pod, c, img, w.mounted, ips, run)
+	if err == nil {
+		err = joinTarget(w.pod, seen, c.Name, config, sc, img)
+	}
 	if err != nil {
 		return fail(reasonConfig, err)
 	}
@@ -554,18 +446,27 @@ func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Co
 	if _, err := w.m.cfg.Runtime.StartContainer(call, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		return fail(reasonRun, err)
 	}
+	w.startedHere[created.ContainerId] = time.Now()
+	w.told[created.ContainerId] = *c.Resources.DeepCopy()
+	w.toldPod[created.ContainerId] = deref(w.pod.Spec.Resources.DeepCopy(), v1.ResourceRequirements{})
 	w.mark(trace.ContainerStarted)
 	w.event(c.Name, v1.EventTypeNormal, "Started", "Container started")
 	delete(w.waiting, c.Name)
 	delete(w.said, "Failed")
 	delete(w.held, c.Name)
-	if previous != nil && previous.state == stateExited && !previous.lost {
-		w.noteRestart(c.Name, w.exits[previous.id])
+	if before := seen.ended(c.Name); before != nil && !before.lost {
+		w.noteRestart(c.Name, w.exits[before.id])
 	}
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
-		if err := w.runHook(ctx, created.ContainerId, c, c.Lifecycle.PostStart, ips); err != nil {
+		// It may take as long as it likes, but not longer than the pod is wanted, and
+		// keep no other from starting.
+		release()
+		if err := w.runHook(wait, created.ContainerId, c, c.Lifecycle.PostStart, ips); err != nil {
+			if wait.Err() != nil {
+				return wait.Err() // the pod ends: that stops the container, too
+			}
 			w.event(c.Name, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
-			_ = w.stopContainer(ctx, ctx, &observedContainer{id: created.ContainerId, name: c.Name, state: stateRunning}, "FailedPostStartHook", nil)
+			_ = w.stopContainer(ctx, ctx, &observedContainer{id: created.ContainerId, name: c.Name, state: stateRunning}, killOrder{message: "FailedPostStartHook"}, nil)
 			return fail(reasonPostStart, err)
 		}
 	}

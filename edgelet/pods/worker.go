@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,6 +66,13 @@ type worker struct {
 	said      map[string]string  // the last event of a reason
 	held      map[string]heldOff // containers that could not be created
 	ran       map[string]bool    // containers that ran before this agent started
+	probed    bool               // the probes know of containers of this pod
+	// startedHere is when this agent started a container, by ID.
+	startedHere map[string]time.Time
+	resize      resizing
+	told        map[string]v1.ResourceRequirements // resources the runtime was told, by container ID
+	toldPod     map[string]v1.ResourceRequirements // those of the pod as a whole then
+	deferred    atomic.Bool                        // a resize waits for room
 }
 
 // heldOff is until when a container that could not be created is left alone.
@@ -75,7 +84,8 @@ type heldOff struct {
 func newWorker(m *Manager, namespace, name, uid string) *worker {
 	w := &worker{m: m, namespace: namespace, name: name, uid: uid, wake: make(chan struct{}, 1),
 		waiting: map[string]waiting{}, crashes: map[string]*crash{}, exits: map[string]time.Time{},
-		ran: map[string]bool{}, held: map[string]heldOff{}}
+		ran: map[string]bool{}, held: map[string]heldOff{}, startedHere: map[string]time.Time{},
+		told: map[string]v1.ResourceRequirements{}, toldPod: map[string]v1.ResourceRequirements{}}
 	w.pending.Store(true)
 	return w
 }
@@ -95,8 +105,12 @@ func (w *worker) update(o *Object) {
 		w.mu.Unlock()
 		return
 	}
+	if w.object != nil {
+		w.dirty.Store(true) // its labels and annotations may be files in it
+	}
 	w.object, w.removed = o, false
 	w.mu.Unlock()
+	w.dirty.Store(true) // labels and annotations are in volumes of the downward API
 	if pod, err := kubeobj.Pod(o.Raw); err == nil {
 		w.noteRefs(pod)
 		if pod.DeletionTimestamp != nil {
@@ -252,15 +266,17 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 	}
 	w.pending.Store(false)
 	if ending || w.pod.DeletionTimestamp != nil {
+		w.asAllocated()
 		return time.Time{}, w.terminate(ctx, wait)
 	}
 	var next time.Time
 	for range maxSteps {
-		seen, err := w.observe(ctx)
+		seen, err := w.observe(ctx, false)
 		if err != nil {
 			return next, err
 		}
 		if w.record.terminal() {
+			w.asAllocated()
 			err := w.settle(ctx, wait, seen)
 			if err == nil {
 				w.served()
@@ -269,6 +285,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 			return time.Time{}, err
 		}
 		if e := w.verdict(); e != nil {
+			w.asAllocated()
 			return time.Time{}, w.serve(ctx, wait, e, seen)
 		}
 		if !w.record.admitted {
@@ -280,7 +297,13 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 				return time.Time{}, w.reject(reason, message)
 			}
 			w.record.admitted = true // made durable with the first report
-		} else if w.holds() == nil {
+		}
+		retry, err := w.allocate()
+		if err != nil {
+			return next, err
+		}
+		next = earliest(next, retry)
+		if w.holds() == nil {
 			w.claim(w.pod)
 		}
 		if over, at := w.overdue(); over {
@@ -300,7 +323,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 		if w.dirty.Load() {
 			clear(w.held) // what a container waits for may have come
 		}
-		a := computeActions(w.pod, seen, w.failing())
+		a := computeActions(w.pod, seen, w.m.probes, w.resizesOf)
 		did, at, err := w.perform(ctx, wait, seen, a)
 		next = earliest(next, at)
 		if err != nil || !did {
@@ -338,10 +361,11 @@ func (w *worker) load(o *Object) error {
 			w.fresh = false
 			s := w.record.status
 			w.reported.Store(&s)
+			w.resize.backfill(&s)
 			for _, c := range s.ContainerStatuses {
 				w.ran[c.Name] = c.ContainerID != "" || c.RestartCount > 0
 			}
-			for _, c := range s.InitContainerStatuses {
+			for _, c := range slices.Concat(s.InitContainerStatuses, s.EphemeralContainerStatuses) {
 				w.ran[c.Name] = c.ContainerID != "" || c.RestartCount > 0
 			}
 		}
@@ -364,7 +388,7 @@ func (w *worker) load(o *Object) error {
 
 // observe looks at the runtime, adds what the record knows beyond it, and notes
 // when ends were first seen.
-func (w *worker) observe(ctx context.Context) (*observation, error) {
+func (w *worker) observe(ctx context.Context, ending bool) (*observation, error) {
 	var seen *observation
 	if w.fresh {
 		seen, w.fresh = new(observation), false
@@ -388,15 +412,13 @@ func (w *worker) observe(ctx context.Context) (*observation, error) {
 		w.addTerminationMessage(c)
 	}
 	w.exits = ended
+	over := func(id string) bool { got := seen.byID(id); return got == nil || got.state == stateExited }
+	maps.DeleteFunc(w.startedHere, func(id string, _ time.Time) bool { return over(id) })
+	maps.DeleteFunc(w.told, func(id string, _ v1.ResourceRequirements) bool { return over(id) })
+	maps.DeleteFunc(w.toldPod, func(id string, _ v1.ResourceRequirements) bool { return over(id) })
 	addLost(seen, w.record)
+	w.watchProbes(seen, ending)
 	return seen, nil
-}
-
-func (w *worker) failing() failing {
-	if w.m.cfg.Probes == nil {
-		return nil
-	}
-	return w.m.cfg.Probes.Failing
 }
 
 // overdue reports whether the pod's activeDeadlineSeconds are over, or when they
@@ -417,12 +439,14 @@ func (w *worker) overdue() (bool, time.Time) {
 func (w *worker) status(seen *observation, over bool) v1.PodStatus {
 	in := statusInput{pod: w.pod, seen: seen, record: w.record, waiting: w.waiting, over: over,
 		runtimeName: w.m.runtimeName, hostIPs: w.m.cfg.Node.HostIPs(), now: w.m.cfg.Now()}
+	in.started, in.ready = w.m.probes.Started, w.m.probes.Ready
+	in.actuated = w.actuated
+	if !over {
+		w.concludeResize(seen)
+		in.resize = w.resize
+	}
 	if d := w.m.cfg.Devices; d != nil {
 		in.health = func(c string) []v1.ResourceStatus { return d.Health(w.uid, c) }
-	}
-	if p := w.m.cfg.Probes; p != nil {
-		in.started = func(c, id string) bool { return p.Started(w.uid, c, id) }
-		in.ready = func(c, id string) bool { return p.Ready(w.uid, c, id) }
 	}
 	return podStatus(in)
 }
@@ -431,7 +455,7 @@ func (w *worker) status(seen *observation, over bool) v1.PodStatus {
 func (w *worker) reportNow(ctx context.Context, seen *observation, again bool) error {
 	if again {
 		var err error
-		if seen, err = w.observe(ctx); err != nil {
+		if seen, err = w.observe(ctx, false); err != nil {
 			return err
 		}
 	}
@@ -501,8 +525,12 @@ func (w *worker) event(container, eventType, reason, message string) {
 	if container != "" && w.pod != nil {
 		e.FieldPath = fieldPath(w.pod, container)
 	}
+	w.journal(e)
+}
+
+func (w *worker) journal(e Event) {
 	if err := w.m.cfg.Store.Event(e); err != nil {
-		w.m.log.Warn("an event was lost", "pod", w.namespace+"/"+w.name, "reason", reason, "err", err)
+		w.m.log.Warn("an event was lost", "pod", w.namespace+"/"+w.name, "reason", e.Reason, "err", err)
 	}
 }
 
@@ -538,9 +566,18 @@ func references(pod *v1.Pod) []ref {
 					add("Secret", p.Secret.Name)
 				}
 			}
+		case s.PersistentVolumeClaim != nil:
+			add("PersistentVolumeClaim", s.PersistentVolumeClaim.ClaimName)
+		case s.Ephemeral != nil:
+			add("PersistentVolumeClaim", pod.Name+"-"+pod.Spec.Volumes[i].Name)
+		case s.CSI != nil:
+			out = append(out, ref{"CSIDriver", "", s.CSI.Driver})
+			if r := s.CSI.NodePublishSecretRef; r != nil {
+				add("Secret", r.Name)
+			}
 		}
 	}
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers, ephemerals(pod)} {
 		for i := range list {
 			for _, e := range list[i].EnvFrom {
 				if e.ConfigMapRef != nil {
