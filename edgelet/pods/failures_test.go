@@ -74,3 +74,37 @@ func TestMissingSecretIsNamedAndItsArrivalStartsThePod(t *testing.T) {
 		})
 	}
 }
+
+// A hook that hangs takes the pod's grace, and no more; while it hangs before a
+// container is told to be ready, the pod can be deleted all the same.
+func TestAHookThatHangs(t *testing.T) {
+	for name, l := range map[string]*v1.Lifecycle{
+		"preStop":   {PreStop: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"down"}}}},
+		"postStart": {PostStart: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"up"}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			on(t, func(b *board) {
+				b.rt.Hang("ExecSync", true)
+				pod := testPod("p", func(p *v1.Pod) { p.Spec.Containers[0].Lifecycle = l })
+				b.store.put(pod)
+				b.store.put(testPod("other"))
+				b.settle(time.Minute)
+				if b.store.status("uid-other").Phase != v1.PodRunning {
+					t.Error("another pod waits for the hook")
+				}
+				b.store.put(deleted(pod, 20))
+				b.settle(15 * time.Second)
+				if name == "preStop" && len(b.rt.Running("uid-p")) == 0 {
+					t.Error("the grace was cut")
+				}
+				b.settle(10 * time.Second)
+				if !b.store.gone("uid-p") {
+					t.Errorf("it is still here after its grace: %+v", b.store.status("uid-p"))
+				}
+				if name == "preStop" && !strings.Contains(b.store.reasons("uid-p"), "FailedPreStopHook") {
+					t.Errorf("events %s", b.store.reasons("uid-p"))
+				}
+			})
+		})
+	}
+}

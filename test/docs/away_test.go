@@ -32,11 +32,12 @@ func tests(t *testing.T, folder string) (functions, literals []string) {
 	return functions, literals
 }
 
-// Every row of docs/away.md is shown by a test that is there, and every row of
-// TestAway is in it.
-func TestEveryRowOfAwayIsShown(t *testing.T) {
+// rowsAreShown checks that every row of a page's table of five columns names tests
+// that are there, and returns the names.
+func rowsAreShown(t *testing.T, page string, least int) map[string]bool {
+	t.Helper()
 	rows, shown := 0, map[string]bool{}
-	for line := range strings.Lines(read(t, "docs/away.md")) {
+	for line := range strings.Lines(read(t, page)) {
 		cells := strings.Split(strings.TrimSpace(line), "|")
 		if len(cells) < 3 || strings.HasPrefix(cells[1], "---") || strings.TrimSpace(cells[1]) == "What happens" {
 			continue
@@ -71,9 +72,21 @@ func TestEveryRowOfAwayIsShown(t *testing.T) {
 			shown[m[1]] = true
 		}
 	}
-	if rows < 20 {
+	if rows < least {
 		t.Fatalf("only %d rows", rows)
 	}
+	return shown
+}
+
+// Every row of docs/failures.md is shown by a test that is there.
+func TestEveryRowOfFailuresIsShown(t *testing.T) {
+	rowsAreShown(t, "docs/failures.md", 15)
+}
+
+// Every row of docs/away.md is shown by a test that is there, and every row of
+// TestAway is in it.
+func TestEveryRowOfAwayIsShown(t *testing.T) {
+	shown := rowsAreShown(t, "docs/away.md", 20)
 	parts := regexp.MustCompile(`(?m)^\t+(?:\}, \{\n\t+|return \[\]away\{\{\n\t+)name: "([^"]+)"`).FindAllStringSubmatch(read(t, "test/e2e/awayrows_test.go"), -1)
 	if len(parts) < 10 {
 		t.Fatalf("found only %d rows of TestAway", len(parts))
