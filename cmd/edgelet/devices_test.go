@@ -70,6 +70,7 @@ func TestAPodWithADevice(t *testing.T) {
 		}
 		return nil
 	})
+	m.leave()
 }
 
 // logs waits until the newest log of a pod has a line.

@@ -67,6 +67,25 @@ func (m *machine) why(pod string, words ...string) {
 	})
 }
 
+// leave takes all pods back, so that nothing of them outlives the test.
+func (m *machine) leave() {
+	m.t.Helper()
+	s, err := m.status()
+	if err != nil {
+		m.t.Error(err)
+		return
+	}
+	for _, p := range s.Pods {
+		m.remove(strings.TrimSuffix(p.Name, "-board"))
+	}
+	m.eventually("the end of all pods", func() error {
+		if s, err := m.status(); err != nil || len(s.Pods) != 0 {
+			return fmt.Errorf("%+v, %v", s, err)
+		}
+		return nil
+	})
+}
+
 // containerd that is there and doesn't answer, which no timeout of a dial finds:
 // the node says so, Wasm pods go on, new ones start, and OCI pods do when it
 // answers again.
@@ -111,6 +130,7 @@ func TestContainerdHangs(t *testing.T) {
 	m.condition("ContainerdDown", "False", "")
 	m.phase("later", "Running")
 	m.phase("oci", "Running")
+	m.leave()
 }
 
 // containerd that is killed: its containers run on.
@@ -140,6 +160,7 @@ func TestContainerdIsKilled(t *testing.T) {
 	if after := containerPIDs(t, "sleep 7201"); len(before) != 1 || len(after) != 2 {
 		t.Errorf("processes %v and then %v: what ran has to go on", before, after)
 	}
+	m.leave()
 }
 
 // A CNI plugin that isn't installed is named, with the folders that it was looked
@@ -177,6 +198,7 @@ func TestCNIPluginIsMissing(t *testing.T) {
 	}
 	m.phase("oci", "Running")
 	m.phase("port", "Running")
+	m.leave()
 }
 
 // No port: what a node is asked comes through the connection that it makes.
