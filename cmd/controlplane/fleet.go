@@ -15,6 +15,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	storagev1client "k8s.io/client-go/kubernetes/typed/storage/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
@@ -159,20 +160,23 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 	hub, err := fleethub.New(fleethub.Config{
 		Client:     client,
 		NodeClient: f.nodeClients(server),
-		Factory:    server.Informers(),
-		Transport:  carried(transport, f.duty.active),
-		Keys:       f.keys,
-		Members:    f.records.Names,
-		Records:    noderecord.Store{Client: client},
-		Restored:   f.restored,
-		Key:        signer,
-		Chain:      func() [][]byte { return hubKey.Current().Certificate },
-		TrustID:    f.authority.TrustID,
-		Classes:    f.opts.linkClasses,
-		Keepalive:  f.opts.nodeKeepalive,
-		FleetURL:   func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
-		Addresses:  f.nodeAddresses,
-		Counters:   f.counters, TunnelRefused: f.tunnels.Refused, Hold: f.duty.hold,
+		NodeStorage: func(node string) (storagev1client.StorageV1Interface, error) {
+			return storagev1client.NewForConfig(inProtobuf(f.duty.gate(server.ClientConfig(enrollment.NodeUserPrefix+node, "system:nodes"))))
+		},
+		Factory:   server.Informers(),
+		Transport: carried(transport, f.duty.active),
+		Keys:      f.keys,
+		Members:   f.records.Names,
+		Records:   noderecord.Store{Client: client},
+		Restored:  f.restored,
+		Key:       signer,
+		Chain:     func() [][]byte { return hubKey.Current().Certificate },
+		TrustID:   f.authority.TrustID,
+		Classes:   f.opts.linkClasses,
+		Keepalive: f.opts.nodeKeepalive,
+		FleetURL:  func() string { return f.listeners.urls("https", f.listeners.fleet)[0] },
+		Addresses: f.nodeAddresses,
+		Counters:  f.counters, TunnelRefused: f.tunnels.Refused, Hold: f.duty.hold,
 		Trace:  f.trace,
 		Logger: f.logger,
 	})

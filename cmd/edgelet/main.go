@@ -20,6 +20,9 @@ import (
 	"time"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/edgelet/devices"
+	"github.com/coracle-edge/coracle/edgelet/pods"
+	"github.com/coracle-edge/coracle/edgelet/shutdown"
 	"github.com/coracle-edge/coracle/edgelet/streams"
 	"github.com/coracle-edge/coracle/edgelet/tunnel"
 	"github.com/coracle-edge/coracle/internal/version"
@@ -41,6 +44,7 @@ func main() {
 // options are the command line.
 type options struct {
 	dataDir, nodeName, nodeIP string
+	kubeletDir                string
 	join                      string
 	joinRetry                 time.Duration
 	standalone                bool
@@ -51,7 +55,14 @@ type options struct {
 	wasmCache                                                int64
 
 	staticPods, resolvConf, clusterDNS, clusterDomain string
+	unsafeSysctls, seccompDir                         string
 	cgroupRoot, labels, linkClass                     string
+	registerTaints, devicePlugins, systemBus          string
+	registerSchedulable                               bool
+	shutdownGrace, shutdownCritical                   time.Duration
+	shutdownByPriority                                string
+	shutdownResume                                    bool
+	cpuManager, memoryManager, topologyManager        string
 	maxPods                                           int64
 	logMaxSize                                        int64
 	logMaxFiles                                       int
@@ -71,6 +82,7 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 		more(fs)
 	}
 	fs.StringVar(&o.dataDir, "data-dir", defaultDataDir, "everything this node keeps")
+	fs.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "where drivers of volumes look for a kubelet: they register below it, and their volumes are mounted there")
 	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
 	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
 	fs.StringVar(&o.join, "join", "", "the line that `coracle token create` printed; needed once")
@@ -92,6 +104,19 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	fs.StringVar(&o.cgroupRoot, "cgroup-root", "/kubepods", "cgroup below which pods get theirs; ignored without root")
 	fs.StringVar(&o.labels, "node-labels", "", "comma list of NAME=VALUE to label the node with")
 	fs.StringVar(&o.linkClass, "link-class", "", "what kind of link this node has: lan, wifi, lte or satellite; it counts when the node registers, later the Node's label "+fleet.LabelLinkClass+" does")
+	fs.StringVar(&o.registerTaints, "register-with-taints", "", "comma list of NAME=VALUE:EFFECT that the node has when it registers")
+	fs.BoolVar(&o.registerSchedulable, "register-schedulable", true, "false: the node registers as cordoned")
+	fs.StringVar(&o.devicePlugins, "device-plugin-dir", "", "where device plugins register; default: "+devices.DefaultDir+", or DATA-DIR/device-plugins with another --data-dir than the default")
+	fs.DurationVar(&o.shutdownGrace, "shutdown-grace-period", 0, "how long pods have to end, one priority after the other, when systemd's logind says that the machine goes down; 0: they are killed with it and run again after it")
+	fs.DurationVar(&o.shutdownCritical, "shutdown-grace-period-critical-pods", 0, "the part of it that is for critical pods, which end last")
+	fs.StringVar(&o.systemBus, "system-bus", shutdown.DefaultBus, "the socket of D-Bus where logind is")
+	fs.StringVar(&o.shutdownByPriority, "shutdown-grace-period-by-pod-priority", "", "comma list of PRIORITY=PERIOD instead of the two above")
+	fs.BoolVar(&o.shutdownResume, "shutdown-resume-pods", false, "pods of restartPolicy Always aren't over after such a shutdown, as with a kubelet, but run again when the machine does: for boards that start where no control plane is")
+	fs.StringVar(&o.cpuManager, "cpu-manager-policy", "none", "only none: all pods share all processors")
+	fs.StringVar(&o.memoryManager, "memory-manager-policy", "None", "only None")
+	fs.StringVar(&o.topologyManager, "topology-manager-policy", "none", "only none: hints of device plugins are not used")
+	fs.StringVar(&o.unsafeSysctls, "allowed-unsafe-sysctls", "", "comma list of sysctls, or of patterns ending in *, that pods may set beside the safe ones")
+	fs.StringVar(&o.seccompDir, "seccomp-profile-root", pods.DefaultSeccompDir, "folder of the seccomp profiles that pods name as Localhost")
 	fs.Int64Var(&o.maxPods, "max-pods", 0, "how many pods fit; default 110")
 	fs.Int64Var(&o.logMaxSize, "container-log-max-size", 1<<20, "bytes of a container's log before it is rotated")
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
@@ -112,10 +137,16 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 		return nil, err
 	}
 	o.dataDir = dir
+	if !filepath.IsAbs(o.kubeletDir) {
+		return nil, fmt.Errorf("--kubelet-dir %s: it has to be an absolute path, drivers of volumes are told it", o.kubeletDir)
+	}
 	if o.linkClass != "" {
 		if err := fleet.CheckClass(o.linkClass); err != nil {
 			return nil, fmt.Errorf("--link-class: %w", err)
 		}
+	}
+	if err := o.checkPolicies(); err != nil {
+		return nil, err
 	}
 	if o.standalone && o.join != "" {
 		return nil, errors.New("--standalone and --join exclude each other")

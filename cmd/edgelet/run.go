@@ -20,6 +20,8 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/edgelet/budget"
+	"github.com/coracle-edge/coracle/edgelet/csi"
+	"github.com/coracle-edge/coracle/edgelet/devices"
 	"github.com/coracle-edge/coracle/edgelet/evict"
 	"github.com/coracle-edge/coracle/edgelet/identity"
 	"github.com/coracle-edge/coracle/edgelet/images"
@@ -28,6 +30,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/pods/podstate"
 	"github.com/coracle-edge/coracle/edgelet/pods/remote"
 	"github.com/coracle-edge/coracle/edgelet/proxy"
+	"github.com/coracle-edge/coracle/edgelet/shutdown"
 	"github.com/coracle-edge/coracle/edgelet/standing"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
@@ -55,11 +58,16 @@ type agent struct {
 	shim    *crishim.Service // nil with another runtime
 	runtime containerRuntime
 	node    *node.Node
+	csi     *csi.Manager // nil without root
+	volumes *volumes.Manager
 	pods    *pods.Manager
 	proxy   *proxy.Proxy // nil where there can be none
 	res     resources
-	link    atomic.Pointer[linkStatus]
-	refused atomic.Pointer[refusal] // of the join line; nil if it wasn't
+	devices *devices.Manager
+	// shutdown is nil without grace periods.
+	shutdown *shutdown.Manager
+	link     atomic.Pointer[linkStatus]
+	refused  atomic.Pointer[refusal] // of the join line; nil if it wasn't
 
 	staticPods atomic.Int64  // in the folder; -1 before it was read
 	staticRead chan struct{} // closed once it was
@@ -109,6 +117,12 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeRuntime()) }()
+	if err := a.buildDevices(); err != nil {
+		return err
+	}
+	if err := a.buildShutdown(); err != nil {
+		return err
+	}
 	if err := a.buildNode(); err != nil {
 		return err
 	}
@@ -145,10 +159,15 @@ func (a *agent) runParts(ctx context.Context) error {
 		a.setStatic(nil)
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
+	g.Go(func() error { return a.watchPlugins(ctx) })
 	if a.proxy != nil {
 		g.Go(func() error { return a.proxy.Run(ctx) })
 	}
 	g.Go(func() error { return a.runResources(ctx) })
+	g.Go(func() error { return a.devices.Run(ctx) })
+	if a.shutdown != nil {
+		g.Go(func() error { return a.shutdown.Run(ctx) })
+	}
 	g.Go(func() error { return a.budget.Run(ctx) })
 	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
@@ -273,8 +292,15 @@ func (a *agent) buildNode() (err error) {
 		return err
 	}
 	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
-		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Log: a.log, Now: a.now,
-		Reserved: reserved, Pressure: a.pressure, Keeps: func(capacity v1.ResourceList) v1.ResourceList { return evict.Keeps(thresholds, capacity) }}
+		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Storage: a.storage, Log: a.log, Now: a.now,
+		Reserved: reserved, Pressure: a.pressure, Keeps: func(capacity v1.ResourceList) v1.ResourceList { return evict.Keeps(thresholds, capacity) },
+		Devices: a.devices.Resources, Unschedulable: !a.o.registerSchedulable}
+	if c.Taints, err = node.ParseTaints(a.o.registerTaints); err != nil {
+		return fmt.Errorf("--register-with-taints: %w", err)
+	}
+	if a.shutdown != nil {
+		c.ShuttingDown = a.shutdown.ShuttingDown
+	}
 	if ips := split(a.o.nodeIP); len(ips) > 0 {
 		for _, ip := range ips {
 			if _, err := netip.ParseAddr(ip); err != nil {
@@ -294,22 +320,32 @@ func (a *agent) buildPods() (err error) {
 	if err != nil {
 		return err
 	}
+	if err := pods.CheckSysctls(split(a.o.unsafeSysctls)); err != nil {
+		return fmt.Errorf("--allowed-unsafe-sysctls: %w", err)
+	}
 	store := podstate.New(a.state)
 	cgroupRoot := a.o.cgroupRoot
 	if os.Geteuid() != 0 {
 		cgroupRoot = ""
 	}
-	vols := volumes.New(volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Objects: store, Token: a.podToken,
-		Allocatable: func() v1.ResourceList { return a.node.Allocatable() }, Log: a.log, Now: a.now})
+	if err := a.buildVolumes(store); err != nil {
+		return err
+	}
 	var seen pods.Store = store
 	if a.wrap != nil {
 		seen = a.wrap(store)
 	}
+	gates := []pods.Gate{a.gate}
+	if a.shutdown != nil {
+		gates = append(gates, a.shutdown.Admit)
+	}
 	a.pods, err = pods.New(pods.Config{
-		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: vols, Node: a.node,
+		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: a.volumes, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
+		UnsafeSysctls: split(a.o.unsafeSysctls), SeccompDir: a.o.seccompDir,
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
-		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) }, Gates: []pods.Gate{a.gate},
+		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) },
+		Devices: a.devices, Gates: gates,
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
 	})
 	return err

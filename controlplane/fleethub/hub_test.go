@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
@@ -223,16 +224,22 @@ func TestMergeNodeKeepsTheAdministratorsWord(t *testing.T) {
 			{Type: corev1.NodeReady, Status: corev1.ConditionUnknown, LastTransitionTime: then},
 			{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionFalse, LastTransitionTime: then},
 			{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse},
-		}, VolumesAttached: []corev1.AttachedVolume{{Name: "v"}}},
+		}, VolumesAttached: []corev1.AttachedVolume{{Name: "v"}},
+			Capacity: corev1.ResourceList{"cpu": resource.MustParse("2"), "example.org/dongle": resource.MustParse("5"), "example.org/camera": resource.MustParse("2"), "hugepages-2Mi": resource.MustParse("2Mi")}},
 	}
 	said := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"arch": "arm64"}}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
-		{Type: corev1.NodeReady, Status: corev1.ConditionTrue}, {Type: corev1.NodeMemoryPressure, Status: corev1.ConditionFalse}}}}
+		{Type: corev1.NodeReady, Status: corev1.ConditionTrue}, {Type: corev1.NodeMemoryPressure, Status: corev1.ConditionFalse}},
+		Capacity: corev1.ResourceList{"cpu": resource.MustParse("4"), "example.org/camera": resource.MustParse("0")}}}
 	out := mergeNode(have, said, fleet.StampID{Store: "s", Boot: 1, Seq: 2}, now)
 	if fmt.Sprint(out.Labels) != "map[admin:1 arch:arm64]" {
 		t.Errorf("labels %v: the camera is gone, the administrator's stays", out.Labels)
 	}
 	if !out.Spec.Unschedulable || out.Spec.PodCIDR == "" || len(out.Status.VolumesAttached) != 1 || nodeCondition(out.Status.Conditions, corev1.NodeNetworkUnavailable) == nil {
 		t.Errorf("%+v", out)
+	}
+	if got := out.Status.Capacity; len(got) != 3 || got.Cpu().Value() != 4 || got.Name("example.org/dongle", resource.DecimalSI).Value() != 5 ||
+		!got.Name("example.org/camera", resource.DecimalSI).IsZero() || out.Status.Allocatable.Name("example.org/dongle", resource.DecimalSI).Value() != 5 {
+		t.Errorf("capacity %v, allocatable %v: somebody patched dongles in, and the camera's plugin is gone", got, out.Status.Allocatable)
 	}
 	if c := nodeCondition(out.Status.Conditions, corev1.NodeReady); c.Status != corev1.ConditionTrue || !c.LastTransitionTime.Time.Equal(now) {
 		t.Errorf("ready %+v", c)

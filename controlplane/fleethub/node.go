@@ -73,6 +73,7 @@ type node struct {
 	foreign   atomic.Pointer[string] // the incarnation that it belongs to, if not ours
 	known     atomic.Bool            // the API knows it, or it has spoken
 	spoke     atomic.Bool            // a Hello came since this hub began
+	bare      atomic.Bool            // it has no driver, and no CSINode that says otherwise
 	heard     atomic.Int64
 	keepalive atomic.Int64 // of its connection, nanoseconds; 0: not known
 

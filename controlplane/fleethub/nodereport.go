@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/kubernetes/pkg/apis/core/v1/helper"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 )
@@ -29,6 +30,9 @@ func (h *Hub) writeNodeReport(ctx context.Context, n *node) error {
 		return nil
 	}
 	o, err := h.storeNode(ctx, n, r)
+	if err == nil && o == stored {
+		err = h.writeStorage(ctx, n, r)
+	}
 	if err != nil {
 		v, known := final(err)
 		if !known || v == fleet.Verdict_OBSOLETE {
@@ -64,6 +68,9 @@ func (h *Hub) storeNode(ctx context.Context, n *node, r *fleet.NodeReport) (outc
 	var said corev1.Node
 	if err := said.Unmarshal(r.GetNode()); err != nil {
 		return rejected("report of node %s can't be read: %v", n.name, err), nil
+	}
+	if _, err := takeStorage(&said); err != nil {
+		return rejected("%v", err), nil
 	}
 	client, err := h.as(n)
 	if err != nil {
@@ -153,6 +160,9 @@ func mergeNode(have, said *corev1.Node, stamp fleet.StampID, now time.Time) *cor
 	for k, v := range said.Annotations {
 		out.Annotations[k] = v
 	}
+	if said.Annotations[annotationNodeID] == "" {
+		delete(out.Annotations, annotationNodeID)
+	}
 	out.Annotations[AnnotationLabels] = strings.Join(own, ",")
 	out.Annotations[AnnotationReport] = stamp.String()
 
@@ -173,8 +183,27 @@ func mergeNode(have, said *corev1.Node, stamp fleet.StampID, now time.Time) *cor
 	}
 	// Attachments and devices in use by volumes are controllers'.
 	status.VolumesAttached = have.Status.VolumesAttached
+	keepForeignResources(&status, &have.Status)
 	out.Status = status
 	return out
+}
+
+// keepForeignResources keeps the extended resources that an administrator or
+// another program put into the node's status, as a kubelet does. One that a device
+// plugin of the node had is never left out by the node: it is 0 when it is gone.
+func keepForeignResources(status, have *corev1.NodeStatus) {
+	for name, q := range have.Capacity {
+		if _, said := status.Capacity[name]; said || !helper.IsExtendedResourceName(name) {
+			continue
+		}
+		if status.Capacity == nil {
+			status.Capacity = corev1.ResourceList{}
+		}
+		if status.Allocatable == nil {
+			status.Allocatable = corev1.ResourceList{}
+		}
+		status.Capacity[name], status.Allocatable[name] = q, q
+	}
 }
 
 func nodeCondition(list []corev1.NodeCondition, kind corev1.NodeConditionType) *corev1.NodeCondition {

@@ -122,6 +122,12 @@ func TestPodIsWhoUpstreamWouldSay(t *testing.T) {
 	if !reflect.DeepEqual(response.User, want) {
 		t.Errorf("user %+v\nwant %+v", response.User, want)
 	}
+	// Which Node stands for it is known here better than on the node.
+	w.record.NodeUID = "registered-uid"
+	response, ok, err = w.authenticate(t, t.Context(), w.sign(t))
+	if err != nil || !ok || response.User.GetExtra()["authentication.kubernetes.io/node-uid"][0] != "registered-uid" {
+		t.Errorf("%+v, %v, %v", response, ok, err)
+	}
 }
 
 func TestRefusals(t *testing.T) {

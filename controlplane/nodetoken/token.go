@@ -1,6 +1,7 @@
 package nodetoken
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +74,7 @@ func (t *tokens) authenticate(ctx context.Context, text string) (*authenticator.
 	if err != nil {
 		return nil, false, fmt.Errorf("pod token of node %q: %w", node, err)
 	}
-	info, err := t.validate(ctx, node, claims)
+	info, err := t.validate(ctx, node, record.NodeUID, claims)
 	if err != nil {
 		return nil, false, fmt.Errorf("pod token of node %q: %w", node, err)
 	}
@@ -93,8 +94,9 @@ func (t *tokens) audiences(ctx context.Context, claimed []string) (authenticator
 }
 
 // validate holds the claims against what is. "Not before" and "issued at" aren't
-// looked at: a board whose clock is ahead must not lock its pods out.
-func (t *tokens) validate(ctx context.Context, node string, c enrollment.PodClaims) (*serviceaccount.ServiceAccountInfo, error) {
+// looked at: a board whose clock is ahead must not lock its pods out. nodeUID is
+// of the Node object that stands for the node; a node need not know it itself.
+func (t *tokens) validate(ctx context.Context, node, nodeUID string, c enrollment.PodClaims) (*serviceaccount.ServiceAccountInfo, error) {
 	now := t.cfg.Now()
 	if c.Expiry == 0 || now.Add(-leeway).After(time.Unix(c.Expiry, 0)) {
 		return nil, errors.New("service account token has expired")
@@ -137,7 +139,7 @@ func (t *tokens) validate(ctx context.Context, node string, c enrollment.PodClai
 	return &serviceaccount.ServiceAccountInfo{
 		Namespace: k.Namespace, Name: account.Name, UID: string(account.UID),
 		PodName: pod.Name, PodUID: string(pod.UID),
-		NodeName: node, NodeUID: k.Node.UID,
+		NodeName: node, NodeUID: cmp.Or(nodeUID, k.Node.UID),
 		CredentialID: jwt.CredentialIDForJTI(c.ID),
 	}, nil
 }

@@ -26,6 +26,7 @@ func (s *Scheduler) listeners() []listener {
 		{core.PersistentVolumes().Informer, s.always(framework.Event{Kind: framework.VolumeEvent})},
 		{core.PersistentVolumeClaims().Informer, handlers(s.onClaim)},
 		{storage.StorageClasses().Informer, s.always(framework.Event{Kind: framework.VolumeEvent})},
+		{storage.CSINodes().Informer, s.always(framework.Event{Kind: framework.VolumeEvent})},
 		{node.RuntimeClasses().Informer, s.always(framework.Event{Kind: framework.RuntimeClass})},
 	}
 }

@@ -143,6 +143,11 @@ func (m *Manager) SetUp(ctx context.Context, v *Volume) (Published, error) {
 		return Published{}, err
 	}
 	ready := have != nil && have.Boot == m.Boot
+	if ready && have.Mounted {
+		if ready, err = m.IsMountPoint(target); err != nil {
+			return Published{}, err
+		}
+	}
 	if ready && !v.Republish {
 		return Published{Path: target}, nil
 	}
@@ -155,7 +160,7 @@ func (m *Manager) SetUp(ctx context.Context, v *Volume) (Published, error) {
 	}
 	r := record{PodUID: v.PodUID, Name: v.Name, Driver: v.Driver, Handle: v.Handle, Block: v.Block, Attach: v.Attach, Staging: staging, Target: target}
 	if ready {
-		r.Boot = m.Boot
+		r.Boot, r.Mounted = m.Boot, have.Mounted
 	}
 	if have == nil || *have != r {
 		if err := m.keep(&r); err != nil {
@@ -211,6 +216,10 @@ func (m *Manager) Ready(v *Volume) error {
 	}
 	r := *have
 	r.Boot = m.Boot
+	var err error
+	if r.Mounted, err = m.IsMountPoint(r.Target); err != nil {
+		return err
+	}
 	return m.keep(&r)
 }
 
@@ -285,7 +294,7 @@ func (m *Manager) tearDown(ctx context.Context, r *record) error {
 	if r.Boot != "" {
 		// From here on it isn't ready, whatever becomes of the rest.
 		undone := *r
-		undone.Boot = ""
+		undone.Boot, undone.Mounted = "", false
 		if err := m.keep(&undone); err != nil {
 			return err
 		}

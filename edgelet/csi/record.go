@@ -29,6 +29,9 @@ type record struct {
 	// Boot is the boot of the machine in which the volume was published and made
 	// ready; empty before that.
 	Boot string `json:"boot,omitempty"`
+	// Mounted says that something was mounted at Target then. A driver may publish
+	// otherwise; but what was mounted and isn't has to be published again.
+	Mounted bool `json:"mounted,omitempty"`
 }
 
 func (r *record) key() string { return r.PodUID + "/" + r.Name }

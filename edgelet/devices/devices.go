@@ -138,20 +138,18 @@ func New(c Config) (*Manager, error) {
 
 // Resources returns what of extended resources the node has, and what of it is
 // well. A resource whose plugin is gone has nothing to give, and after five
-// minutes it isn't there any more.
+// minutes it is there no more: 0 of it, which tells it from a resource that the
+// cluster counts by itself.
 func (m *Manager) Resources() (capacity, allocatable v1.ResourceList) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	if len(m.resources) == 0 {
-		m.mu.Unlock()
 		return nil, nil
 	}
 	capacity, allocatable = v1.ResourceList{}, v1.ResourceList{}
-	forgotten := false
 	for name, k := range m.resources {
 		if !k.stopped.IsZero() && time.Since(k.stopped) > stopGrace {
-			delete(m.resources, name)
-			forgotten = true
-			continue
+			clear(k.devices)
 		}
 		well := 0
 		for _, ok := range k.devices {
@@ -161,10 +159,6 @@ func (m *Manager) Resources() (capacity, allocatable v1.ResourceList) {
 		}
 		capacity[v1.ResourceName(name)] = *resource.NewQuantity(int64(len(k.devices)), resource.DecimalSI)
 		allocatable[v1.ResourceName(name)] = *resource.NewQuantity(int64(well), resource.DecimalSI)
-	}
-	m.mu.Unlock()
-	if forgotten {
-		m.keepResources()
 	}
 	return capacity, allocatable
 }

@@ -84,6 +84,9 @@ type Config struct {
 	// Devices are what plugins have: all of it, and what pods may have of it; may be
 	// nil. Call Changed when it does.
 	Devices func() (capacity, allocatable v1.ResourceList)
+	// Storage is what the cluster is told of volumes; may be nil. Call Changed when it
+	// changes.
+	Storage func() Storage
 	// ShuttingDown says that the machine goes down, which makes the node unready; may
 	// be nil. Call Changed when it does.
 	ShuttingDown func() bool
@@ -97,6 +100,12 @@ type Config struct {
 	Log      *slog.Logger
 	Now      func() time.Time
 	Period   time.Duration
+}
+
+// Storage is the part of a Node that volumes have.
+type Storage struct {
+	Labels, Annotations map[string]string
+	InUse               []v1.UniqueVolumeName
 }
 
 // Node is this machine. Safe for concurrent use.
@@ -364,6 +373,11 @@ func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error) *v1.No
 	}
 	o.Spec.Taints, o.Spec.Unschedulable = n.Taints, n.Unschedulable
 	s := &o.Status
+	if n.Storage != nil {
+		storage := n.Storage()
+		maps.Copy(o.Labels, storage.Labels)
+		o.Annotations, s.VolumesInUse = storage.Annotations, storage.InUse
+	}
 	s.Capacity, s.Allocatable = n.capacity(), n.allocatable()
 	s.DeclaredFeatures = n.Features
 	for _, ip := range n.IPs() {

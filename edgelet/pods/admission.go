@@ -130,9 +130,6 @@ func needs(pod *v1.Pod) []string {
 
 // unsupported names what a container asks for that no node of ours has yet.
 func unsupported(c *v1.Container) string {
-	if len(c.VolumeDevices) > 0 {
-		return fmt.Sprintf("container %q asks for volumeDevices, which this node doesn't have", c.Name)
-	}
 	if len(c.Resources.Claims) > 0 {
 		return fmt.Sprintf("container %q asks for resource claims, which this node doesn't have", c.Name)
 	}

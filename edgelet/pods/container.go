@@ -52,9 +52,13 @@ func (m *Manager) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Contai
 			cfg.Annotations[AnnotationListen] = l
 		}
 	}
-	if cfg.Mounts, err = m.mounts(pod, c, mounted, env, ips); err != nil {
+	if cfg.Mounts, err = m.mounts(ctx, pod, c, mounted, env, ips); err != nil {
 		return nil, err
 	}
+	if cfg.Devices, err = blockDevices(c, mounted); err != nil {
+		return nil, err
+	}
+	sc.SupplementalGroups = append(sc.SupplementalGroups, mounted.Groups...)
 	if err := m.addDevices(ctx, pod, c, img, cfg); err != nil {
 		return nil, err
 	}
@@ -90,55 +94,6 @@ func stopSignal(c *v1.Container) runtimeapi.Signal {
 	return runtimeapi.Signal(runtimeapi.Signal_value[name])
 }
 
-// mounts are a container's volumes, its hosts file and its termination log.
-func (m *Manager) mounts(pod *v1.Pod, c *v1.Container, mounted volumes.Mounted, env map[string]string, ips []string) ([]*runtimeapi.Mount, error) {
-	var out []*runtimeapi.Mount
-	hosts := len(ips) > 0 || pod.Spec.HostNetwork
-	for i := range c.VolumeMounts {
-		vm := &c.VolumeMounts[i]
-		path, ok := mounted.Paths[vm.Name]
-		if !ok {
-			return nil, fmt.Errorf("cannot find volume %q to mount into container %q", vm.Name, c.Name)
-		}
-		sub := vm.SubPath
-		if vm.SubPathExpr != "" {
-			var err error
-			if sub, err = expandStrict(vm.SubPathExpr, env); err != nil {
-				return nil, fmt.Errorf("subPathExpr of volumeMount %q of container %q: %w", vm.Name, c.Name, err)
-			}
-		}
-		if sub != "" {
-			var err error
-			if path, err = m.cfg.Volumes.SubPath(string(pod.UID), c.Name, i, path, sub); err != nil {
-				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", vm.Name, c.Name, err)
-			}
-		}
-		target := vm.MountPath
-		if !filepath.IsAbs(target) {
-			target = "/" + target
-		}
-		hosts = hosts && target != etcHosts
-		out = append(out, &runtimeapi.Mount{HostPath: path, ContainerPath: target,
-			Readonly:    vm.ReadOnly || mounted.ReadOnly[vm.Name],
-			Propagation: propagation(vm.MountPropagation)})
-	}
-	if hosts {
-		path, err := m.writeHosts(pod, ips)
-		if err != nil {
-			return nil, fmt.Errorf("writing the hosts file: %w", err)
-		}
-		out = append(out, &runtimeapi.Mount{HostPath: path, ContainerPath: etcHosts})
-	}
-	if c.TerminationMessagePath != "" {
-		path, err := m.terminationLog(pod, c)
-		if err != nil {
-			return nil, fmt.Errorf("making the termination log: %w", err)
-		}
-		out = append(out, &runtimeapi.Mount{HostPath: path, ContainerPath: c.TerminationMessagePath})
-	}
-	return out, nil
-}
-
 // expandStrict is expand for paths: what isn't defined is an error, because it
 // would become part of a name.
 func expandStrict(in string, env map[string]string) (string, error) {
@@ -154,16 +109,6 @@ func expandStrict(in string, env map[string]string) (string, error) {
 		return "", fmt.Errorf("%w: missing value for %s", ErrEnv, strings.Join(missing, ", "))
 	}
 	return out, nil
-}
-
-func propagation(mode *v1.MountPropagationMode) runtimeapi.MountPropagation {
-	switch deref(mode, v1.MountPropagationNone) {
-	case v1.MountPropagationHostToContainer:
-		return runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
-	case v1.MountPropagationBidirectional:
-		return runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL
-	}
-	return runtimeapi.MountPropagation_PROPAGATION_PRIVATE
 }
 
 // terminationLog makes a file of its own for each run of a container, writable

@@ -219,6 +219,7 @@ type board struct {
 	store *memStore
 	m     *Manager
 	node  Node
+	more  func(*Config) // changes what the agent is configured with
 	stop  func()
 }
 
@@ -235,9 +236,13 @@ func (b *board) boot() {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
-	m, err := New(Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
+	config := Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
 		Volumes: testVolumes(b),
-		Node:    b.node, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log})
+		Node:    b.node, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log}
+	if b.more != nil {
+		b.more(&config)
+	}
+	m, err := New(config)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -518,7 +518,6 @@ func TestAdmission(t *testing.T) {
 			no := false
 			p.Spec.HostNetwork, p.Spec.HostUsers = true, &no
 		}, "PodFeatureUnsupported", "UserNamespacesHostNetworkSupport"},
-		"device": {func(p *v1.Pod) { p.Spec.Containers[0].VolumeDevices = []v1.VolumeDevice{{Name: "x"}} }, "UnexpectedAdmissionError", "volumeDevices"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			on(t, func(b *board) {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -128,6 +129,7 @@ type Manager struct {
 	staticOK bool
 	kick     chan struct{}
 	wg       sync.WaitGroup
+	cleaning atomic.Bool // volumes of pods that are no more
 }
 
 // New returns a Manager.
@@ -379,6 +381,10 @@ func (m *Manager) reconcile(ctx context.Context, seen map[string]seenPod) error 
 		m.startLocked(ctx, w)
 	}
 	m.checkRefsLocked()
+	// Only with a list of the runtime: then it is known what still runs.
+	if seen != nil && complete && m.staticOK {
+		m.cleanVolumes(ctx, m.keepLocked(want, seen))
+	}
 	return nil
 }
 
@@ -462,6 +468,16 @@ func (m *Manager) checkRefsLocked() {
 type ref struct{ kind, namespace, name string }
 
 func (m *Manager) hashRef(r ref) uint64 {
+	sum := m.hashObject(r)
+	if r.kind == "PersistentVolumeClaim" {
+		for _, b := range m.cfg.Volumes.Behind(m.cfg.Node.Name(), r.namespace, r.name) {
+			sum += m.hashObject(ref{b.Kind, b.Namespace, b.Name})
+		}
+	}
+	return sum
+}
+
+func (m *Manager) hashObject(r ref) uint64 {
 	raw, found, err := m.cfg.Store.Object(r.kind, r.namespace, r.name)
 	if err != nil || !found {
 		return 0

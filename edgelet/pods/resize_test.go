@@ -11,13 +11,13 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-func list(cpu, memory string) v1.ResourceList {
+func cpuMemory(cpu, memory string) v1.ResourceList {
 	return v1.ResourceList{v1.ResourceCPU: resource.MustParse(cpu), v1.ResourceMemory: resource.MustParse(memory)}
 }
 
 func asking(cpu, memory string) podOption {
 	return func(p *v1.Pod) {
-		p.Spec.Containers[0].Resources = v1.ResourceRequirements{Requests: list(cpu, memory), Limits: list(cpu, memory)}
+		p.Spec.Containers[0].Resources = v1.ResourceRequirements{Requests: cpuMemory(cpu, memory), Limits: cpuMemory(cpu, memory)}
 	}
 }
 

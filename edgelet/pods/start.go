@@ -189,6 +189,9 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 		release = func() {}
 		img, retry, err := w.image(wait, c, handler, pulls)
 		if err == nil {
+			retry, err = w.volumeImages(wait, c, handler)
+		}
+		if err == nil {
 			if release, err = w.m.slot(wait, kind); err != nil {
 				release = func() {}
 				return did, next, err

@@ -110,6 +110,7 @@ func (w *worker) update(o *Object) {
 	}
 	w.object, w.removed = o, false
 	w.mu.Unlock()
+	w.dirty.Store(true) // labels and annotations are in volumes of the downward API
 	if pod, err := kubeobj.Pod(o.Raw); err == nil {
 		w.noteRefs(pod)
 		if pod.DeletionTimestamp != nil {
@@ -561,6 +562,15 @@ func references(pod *v1.Pod) []ref {
 				if p.Secret != nil {
 					add("Secret", p.Secret.Name)
 				}
+			}
+		case s.PersistentVolumeClaim != nil:
+			add("PersistentVolumeClaim", s.PersistentVolumeClaim.ClaimName)
+		case s.Ephemeral != nil:
+			add("PersistentVolumeClaim", pod.Name+"-"+pod.Spec.Volumes[i].Name)
+		case s.CSI != nil:
+			out = append(out, ref{"CSIDriver", "", s.CSI.Driver})
+			if r := s.CSI.NodePublishSecretRef; r != nil {
+				add("Secret", r.Name)
 			}
 		}
 	}

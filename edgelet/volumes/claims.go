@@ -74,6 +74,38 @@ func (m *Manager) claim(pod *v1.Pod, name string, ephemeral bool) (*v1.Persisten
 	return claim, pv, nil
 }
 
+// Ref names an object.
+type Ref struct{ Kind, Namespace, Name string }
+
+// Behind are the objects that a claim leads to on a node, as far as they are
+// here: when one of them changes, what waits for the claim may go on.
+func (m *Manager) Behind(node, namespace, claimName string) []Ref {
+	raw, found, err := m.Objects.Object(kindClaim, namespace, claimName)
+	if err != nil || !found {
+		return nil
+	}
+	claim, err := kubeobj.PersistentVolumeClaim(raw)
+	if err != nil || claim.Spec.VolumeName == "" {
+		return nil
+	}
+	out := []Ref{{kindVolume, "", claim.Spec.VolumeName}}
+	if raw, found, err = m.Objects.Object(kindVolume, "", claim.Spec.VolumeName); err != nil || !found {
+		return out
+	}
+	pv, err := kubeobj.PersistentVolume(raw)
+	if err != nil || pv.Spec.CSI == nil {
+		return out
+	}
+	s := pv.Spec.CSI
+	out = append(out, Ref{kindDriver, "", s.Driver}, Ref{kindAttachment, "", attachmentName(s.VolumeHandle, s.Driver, node)})
+	for _, r := range []*v1.SecretReference{s.NodeStageSecretRef, s.NodePublishSecretRef, s.NodeExpandSecretRef} {
+		if r != nil {
+			out = append(out, Ref{"Secret", r.Namespace, r.Name})
+		}
+	}
+	return out
+}
+
 func ownedBy(claim *v1.PersistentVolumeClaim, pod *v1.Pod) bool {
 	return slices.ContainsFunc(claim.OwnerReferences, func(r metav1.OwnerReference) bool {
 		return r.Kind == "Pod" && r.Name == pod.Name && r.UID == pod.UID && r.Controller != nil && *r.Controller

@@ -110,10 +110,15 @@ func (m *Manager) csiDriver(name, lifecycle string) (kubeobj.CSIDriver, error) {
 	return driver, nil
 }
 
+// attachmentName is how upstream's controller names attachments (csi_attacher.go).
+func attachmentName(handle, driver, node string) string {
+	return fmt.Sprintf("csi-%x", sha256.Sum256([]byte(handle+driver+node)))
+}
+
 // attached is what the controller's half of the driver said when it attached the
 // volume to this node.
 func (m *Manager) attached(node string, v *csi.Volume) (map[string]string, error) {
-	name := fmt.Sprintf("csi-%x", sha256.Sum256([]byte(v.Handle+v.Driver+node)))
+	name := attachmentName(v.Handle, v.Driver, node)
 	raw, found, err := m.Objects.Object(kindAttachment, "", name)
 	if err != nil {
 		return nil, err

@@ -26,6 +26,8 @@ var (
 	ErrNotAttached = errors.New("volume is not attached to this node yet")
 	// ErrInUse is returned when a volume of one pod only is another pod's.
 	ErrInUse = errors.New("volume uses the ReadWriteOncePod access mode and is already in use by another pod")
+	// ErrFull is returned when a file system is full; it may not stay so.
+	ErrFull = errors.New("no space left on the node")
 	// ErrMounted is returned when something is still mounted where files were to be
 	// removed: nothing is deleted through a mount.
 	ErrMounted = errors.New("still mounted")
@@ -60,7 +62,7 @@ func full(err error, path string) error {
 		at = perr.Path
 	}
 	where, kind := fileSystemOf(at)
-	return fmt.Errorf("the file system at %s (%s) is full: %w; make room there, it is tried again", where, kind, err)
+	return fmt.Errorf("%w: the file system at %s (%s) is full: %w; make room there, it is tried again", ErrFull, where, kind, err)
 }
 
 // fileSystemOf finds the mount point that a path lies on, and its type. The path

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -15,26 +16,28 @@ import (
 const subPathsDir = "volume-subpaths"
 
 // SubPath returns a host path for a subPath of a volume: never one that leads
-// out of the volume, whatever symlinks are in it. What is missing is created as
-// a directory. Where the agent may mount, the result is a bind mount of the
-// opened file, so that what a container does to the volume afterwards can't
-// turn it elsewhere; index tells several mounts of a container apart.
+// out of the volume, whatever symlinks are in it and whoever swaps them
+// meanwhile. What is missing is created as a folder with the mode of the
+// volume's root. Where the agent may mount, the result is a bind mount of what
+// was opened, so that what a container does to the volume afterwards can't turn
+// it elsewhere; index tells several mounts of a container apart.
 func (m *Manager) SubPath(podUID, container string, index int, volume, subPath string) (string, error) {
 	if filepath.IsAbs(subPath) {
 		return "", fmt.Errorf("%w: subPath %q must not be an absolute path", ErrInvalid, subPath)
 	}
-	for _, part := range strings.Split(subPath, "/") {
-		if part == ".." {
-			return "", fmt.Errorf("%w: subPath %q must not contain '..'", ErrInvalid, subPath)
-		}
+	if slices.Contains(strings.Split(subPath, "/"), "..") {
+		return "", fmt.Errorf("%w: subPath %q must not contain '..'", ErrInvalid, subPath)
 	}
 	root, err := unix.Open(volume, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", fmt.Errorf("opening volume: %w", err)
 	}
 	defer unix.Close(root)
-	fd, err := openBeneath(root, filepath.Clean(subPath))
+	fd, err := openBeneath(root, volume, filepath.Clean(subPath))
 	if err != nil {
+		if e := full(err, volume); errors.Is(e, ErrFull) {
+			return "", e
+		}
 		return "", fmt.Errorf("%w: subPath %q: %w", ErrInvalid, subPath, err)
 	}
 	defer unix.Close(fd)
@@ -42,20 +45,27 @@ func (m *Manager) SubPath(podUID, container string, index int, volume, subPath s
 	if err := m.bind(fd, target); err == nil {
 		return target, nil
 	} else if !errors.Is(err, os.ErrPermission) {
-		return "", fmt.Errorf("binding subPath %q: %w", subPath, err)
+		return "", fmt.Errorf("binding subPath %q: %w", subPath, full(err, target))
 	}
+	// Not root: all here is one user's, and there is nobody to keep out.
 	return os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-// openBeneath opens path under root, making directories that are missing.
-func openBeneath(root int, path string) (int, error) {
+// openBeneath opens path under root, making folders that are missing. volume is
+// root's path: links that are absolute are followed if they lead below it.
+func openBeneath(root int, volume, path string) (int, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
 	fd, err := unix.Openat2(root, path, &how)
 	if err == nil {
 		return fd, nil
 	}
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOSYS) {
-		return walkBeneath(root, path)
+	// ENOENT: something is to be made. EAGAIN: something was renamed meanwhile, and
+	// the kernel can't tell. EXDEV: a link that is absolute, or leads out. ENOSYS: a
+	// kernel before 5.6.
+	for _, e := range []error{unix.ENOENT, unix.EAGAIN, unix.EXDEV, unix.ENOSYS} {
+		if errors.Is(err, e) {
+			return walkBeneath(root, volume, path)
+		}
 	}
 	return -1, err
 }
@@ -63,16 +73,17 @@ func openBeneath(root int, path string) (int, error) {
 // maxLinks is how many symlinks a path may lead through, as for the kernel.
 const maxLinks = 40
 
-// walkBeneath is openBeneath one element at a time, for kernels without openat2
-// (before 5.6) and for what is missing. It holds every directory on the way, so
-// that ".." leads where it came from whatever was moved meanwhile.
-func walkBeneath(root int, path string) (int, error) {
+// walkBeneath is openBeneath one element at a time. It holds every folder on the
+// way, so that ".." leads where it came from whatever was moved meanwhile.
+func walkBeneath(root int, volume, path string) (int, error) {
 	held := []int{root}
-	defer func() {
+	release := func() {
 		for _, fd := range held[1:] {
 			_ = unix.Close(fd)
 		}
-	}()
+		held = held[:1]
+	}
+	defer release()
 	links := 0
 	for todo := strings.Split(path, "/"); len(todo) > 0; {
 		name := todo[0]
@@ -89,7 +100,7 @@ func walkBeneath(root int, path string) (int, error) {
 			held = held[:len(held)-1]
 			continue
 		}
-		fd, err := openOrMake(here, name)
+		fd, err := openOrMake(root, here, name)
 		if err != nil {
 			return -1, err
 		}
@@ -107,23 +118,46 @@ func walkBeneath(root int, path string) (int, error) {
 			return -1, unix.ELOOP
 		}
 		if filepath.IsAbs(target) {
-			return -1, unix.EXDEV
+			below, ok := strings.CutPrefix(filepath.Clean(target)+"/", filepath.Clean(volume)+"/")
+			if !ok {
+				return -1, unix.EXDEV
+			}
+			release()
+			target = below
 		}
 		todo = append(strings.Split(target, "/"), todo...)
 	}
 	return unix.FcntlInt(uintptr(held[len(held)-1]), unix.F_DUPFD_CLOEXEC, 0)
 }
 
-func openOrMake(dir int, name string) (int, error) {
+// openOrMake opens an entry of a folder, without following it, or makes a folder
+// of the mode that root has.
+func openOrMake(root, dir int, name string) (int, error) {
 	const flags = unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	fd, err := unix.Openat(dir, name, flags, 0)
 	if !errors.Is(err, unix.ENOENT) {
 		return fd, err
 	}
-	if err := unix.Mkdirat(dir, name, 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
+	var like unix.Stat_t
+	if err := unix.Fstat(root, &like); err != nil {
 		return -1, err
 	}
-	return unix.Openat(dir, name, flags, 0)
+	if err := unix.Mkdirat(dir, name, like.Mode&0o777); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return unix.Openat(dir, name, flags, 0)
+		}
+		return -1, err
+	}
+	// The umask had its say.
+	made, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(made)
+	if err := unix.Fchmod(made, like.Mode&0o7777); err != nil {
+		return -1, err
+	}
+	return unix.Openat(made, ".", unix.O_PATH|unix.O_CLOEXEC, 0)
 }
 
 // readLink reads the symlink that fd itself is, if it is one.
@@ -155,7 +189,8 @@ func (m *Manager) bind(fd int, target string) error {
 	if err := m.Mounts.UnmountBelow(target); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(target); err != nil {
+	// Empty: it was only mounted over.
+	if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {

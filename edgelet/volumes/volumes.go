@@ -92,6 +92,9 @@ type Mounted struct {
 	Devices map[string]string
 	// Images are volumes that are images, by volume name: the runtime mounts them.
 	Images map[string]*v1.ImageVolumeSource
+	// ImageRefs are the runtime's references of these images, for whoever pulls them
+	// to fill in.
+	ImageRefs map[string]string
 	// Groups are to be added to every container's: the owners of volumes.
 	Groups []int64
 	// Refresh is when SetUp should be called again although nothing changed,
@@ -106,7 +109,7 @@ func (m *Manager) PodDir(uid string) string { return filepath.Join(m.Dir, uid) }
 // idempotent and cheap when nothing changed. Addresses of the pod, for the
 // downward API, are taken from pod.Status. On failure it returns an [*Error].
 func (m *Manager) SetUp(ctx context.Context, pod *v1.Pod) (Mounted, error) {
-	out := Mounted{Paths: map[string]string{}, ReadOnly: map[string]bool{}, Devices: map[string]string{}, Images: map[string]*v1.ImageVolumeSource{}}
+	out := Mounted{Paths: map[string]string{}, ReadOnly: map[string]bool{}, Devices: map[string]string{}, Images: map[string]*v1.ImageVolumeSource{}, ImageRefs: map[string]string{}}
 	if len(pod.Spec.Volumes) == 0 {
 		return out, nil
 	}

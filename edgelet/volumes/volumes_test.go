@@ -203,7 +203,7 @@ func TestSubPathStaysInTheVolume(t *testing.T) {
 func TestWalkingStaysInTheVolume(t *testing.T) {
 	volume := t.TempDir()
 	os.MkdirAll(filepath.Join(volume, "a", "b"), 0o755)
-	for name, target := range map[string]string{"abs": "/etc", "up": "../../etc", "back": "a/../a/b", "loop": "loop", "a/out": "../../x"} {
+	for name, target := range map[string]string{"abs": "/etc", "up": "../../etc", "back": "a/../a/b", "loop": "loop", "a/out": "../../x", "inside": volume + "/a/", "beside": volume + "x", "tricky": volume + "/../x"} {
 		os.Symlink(target, filepath.Join(volume, name))
 	}
 	root, err := unix.Open(volume, unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -212,8 +212,8 @@ func TestWalkingStaysInTheVolume(t *testing.T) {
 	}
 	defer unix.Close(root)
 	for path, want := range map[string]string{"a/b": "a/b", "back": "a/b", "new/x/y": "new/x/y", ".": "", "a/./b/..": "a",
-		"abs": "no", "up": "no", "loop": "no", "a/out": "no", "..": "no", "a/../../x": "no"} {
-		fd, err := walkBeneath(root, path)
+		"inside/b": "a/b", "beside": "no", "tricky": "no", "abs": "no", "up": "no", "loop": "no", "a/out": "no", "..": "no", "a/../../x": "no"} {
+		fd, err := walkBeneath(root, volume, path)
 		if (err != nil) != (want == "no") {
 			t.Errorf("%s: %v", path, err)
 			continue

@@ -143,6 +143,27 @@ func down(dir string) error {
 			}
 		}
 	}
+	// Of isolated nodes: the bridge, and what is left of their cables and cgroups.
+	id := up.Layout{Root: dir}.ID()
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	for _, i := range interfaces {
+		if strings.HasPrefix(i.Name, "cor-") && strings.Contains(i.Name, id[:7]) {
+			left = append(left, "interface "+i.Name)
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/coracle-" + id, "/sys/fs/cgroup/*/coracle-" + id} {
+		cgroups, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		left = append(left, cgroups...)
+	}
+	if rules, err := exec.Command("iptables-save").Output(); err == nil && bytes.Contains(rules, []byte(id)) {
+		left = append(left, string(rules))
+	}
 	if len(left) > 0 {
 		return fmt.Errorf("left after `coracle down --data-dir %s`:\n%s", dir, strings.Join(left, "\n"))
 	}
@@ -326,6 +347,15 @@ func (c *cluster) kill(t *testing.T, process string) {
 		}
 		return nil
 	})
+}
+
+// onNode is a command where the node's processes are.
+func (c *cluster) onNode(node string, args ...string) *exec.Cmd {
+	raw, err := os.ReadFile(filepath.Join(c.dir, "run", "namespaces-"+node+".pid"))
+	if err != nil { // it shares ours
+		return exec.Command(args[0], args[1:]...)
+	}
+	return exec.Command("nsenter", append([]string{"--target", strings.Fields(string(raw))[0], "--net", "--mount", "--pid", "--uts", "--"}, args...)...)
 }
 
 // guests lists the processes that run Wasm containers of this cluster, by pid:

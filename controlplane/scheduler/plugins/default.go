@@ -37,6 +37,7 @@ func Default(client kubernetes.Interface, factory informers.SharedInformerFactor
 			Ports{},
 			Fit{},
 			NewVolumes(client, factory),
+			NewCSILimits(factory),
 			Spread{},
 			affinity,
 		},
