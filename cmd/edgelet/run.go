@@ -412,4 +412,4 @@ func (a *agent) podToken(_ context.Context, r volumes.TokenRequest) (string, tim
 
 // features are what this agent can do that another may not, in the form of
 // status.declaredFeatures.
-func features() []string { return []string{"Sidecars", "StaticPods", "Wasm"} }
+func features() []string { return []string{"RestartAllContainersOnContainerExits", "Sidecars", "StaticPods", "Wasm"} }

@@ -313,6 +313,14 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 		} else if !at.IsZero() {
 			next = at
 		}
+		if did, at, err := w.restartAll(ctx, wait, seen); did || err != nil {
+			if err != nil {
+				return next, err
+			}
+			continue
+		} else {
+			next = earliest(next, at)
+		}
 		if st := w.status(seen, false); st.Phase == v1.PodSucceeded || st.Phase == v1.PodFailed {
 			return time.Time{}, w.settle(ctx, wait, seen)
 		}
