@@ -1,13 +1,13 @@
 package nodetoken
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
 	"k8s.io/apiserver/pkg/authentication/token/jwt"
@@ -28,6 +28,7 @@ type Records interface {
 type Objects interface {
 	GetServiceAccount(ctx context.Context, namespace, name string) (*corev1.ServiceAccount, error)
 	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
+	GetNode(ctx context.Context, name string) (*corev1.Node, error)
 }
 
 // Config of the token authenticator; all but Now is needed.
@@ -74,7 +75,7 @@ func (t *tokens) authenticate(ctx context.Context, text string) (*authenticator.
 	if err != nil {
 		return nil, false, fmt.Errorf("pod token of node %q: %w", node, err)
 	}
-	info, err := t.validate(ctx, node, record.NodeUID, claims)
+	info, err := t.validate(ctx, node, claims)
 	if err != nil {
 		return nil, false, fmt.Errorf("pod token of node %q: %w", node, err)
 	}
@@ -94,9 +95,8 @@ func (t *tokens) audiences(ctx context.Context, claimed []string) (authenticator
 }
 
 // validate holds the claims against what is. "Not before" and "issued at" aren't
-// looked at: a board whose clock is ahead must not lock its pods out. nodeUID is
-// of the Node object that stands for the node; a node need not know it itself.
-func (t *tokens) validate(ctx context.Context, node, nodeUID string, c enrollment.PodClaims) (*serviceaccount.ServiceAccountInfo, error) {
+// looked at: a board whose clock is ahead must not lock its pods out.
+func (t *tokens) validate(ctx context.Context, node string, c enrollment.PodClaims) (*serviceaccount.ServiceAccountInfo, error) {
 	now := t.cfg.Now()
 	if c.Expiry == 0 || now.Add(-leeway).After(time.Unix(c.Expiry, 0)) {
 		return nil, errors.New("service account token has expired")
@@ -136,10 +136,19 @@ func (t *tokens) validate(ctx context.Context, node, nodeUID string, c enrollmen
 	if account.DeletionTimestamp != nil && account.DeletionTimestamp.Time.Before(now.Add(-leeway)) {
 		return nil, fmt.Errorf("service account %s/%s has been deleted", k.Namespace, k.ServiceAccount.Name)
 	}
+	// Which Node object is this one's, the API knows: a board needn't. One that was
+	// deleted has no UID.
+	var uid string
+	switch object, err := t.cfg.Objects.GetNode(ctx, node); {
+	case err == nil:
+		uid = string(object.UID)
+	case !apierrors.IsNotFound(err):
+		return nil, err
+	}
 	return &serviceaccount.ServiceAccountInfo{
 		Namespace: k.Namespace, Name: account.Name, UID: string(account.UID),
 		PodName: pod.Name, PodUID: string(pod.UID),
-		NodeName: node, NodeUID: cmp.Or(nodeUID, k.Node.UID),
+		NodeName: node, NodeUID: uid,
 		CredentialID: jwt.CredentialIDForJTI(c.ID),
 	}, nil
 }

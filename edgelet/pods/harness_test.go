@@ -218,8 +218,8 @@ type board struct {
 	rt    *fakecri.Runtime
 	store *memStore
 	m     *Manager
-	node  Node
 	more  func(*Config) // changes what the agent is configured with
+	node  Node
 	stop  func()
 }
 

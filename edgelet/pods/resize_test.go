@@ -8,16 +8,11 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 )
-
-func cpuMemory(cpu, memory string) v1.ResourceList {
-	return v1.ResourceList{v1.ResourceCPU: resource.MustParse(cpu), v1.ResourceMemory: resource.MustParse(memory)}
-}
 
 func asking(cpu, memory string) podOption {
 	return func(p *v1.Pod) {
-		p.Spec.Containers[0].Resources = v1.ResourceRequirements{Requests: cpuMemory(cpu, memory), Limits: cpuMemory(cpu, memory)}
+		p.Spec.Containers[0].Resources = v1.ResourceRequirements{Requests: list("cpu", cpu, "memory", memory), Limits: list("cpu", cpu, "memory", memory)}
 	}
 }
 
