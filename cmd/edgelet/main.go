@@ -21,6 +21,7 @@ import (
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/edgelet/devices"
+	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/shutdown"
 	"github.com/coracle-edge/coracle/edgelet/streams"
 	"github.com/coracle-edge/coracle/edgelet/tunnel"
@@ -54,6 +55,7 @@ type options struct {
 	wasmCache                                                int64
 
 	staticPods, resolvConf, clusterDNS, clusterDomain string
+	unsafeSysctls, seccompDir                         string
 	cgroupRoot, labels, linkClass                     string
 	registerTaints, devicePlugins, systemBus          string
 	registerSchedulable                               bool
@@ -113,6 +115,8 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	fs.StringVar(&o.cpuManager, "cpu-manager-policy", "none", "only none: all pods share all processors")
 	fs.StringVar(&o.memoryManager, "memory-manager-policy", "None", "only None")
 	fs.StringVar(&o.topologyManager, "topology-manager-policy", "none", "only none: hints of device plugins are not used")
+	fs.StringVar(&o.unsafeSysctls, "allowed-unsafe-sysctls", "", "comma list of sysctls, or of patterns ending in *, that pods may set beside the safe ones")
+	fs.StringVar(&o.seccompDir, "seccomp-profile-root", pods.DefaultSeccompDir, "folder of the seccomp profiles that pods name as Localhost")
 	fs.Int64Var(&o.maxPods, "max-pods", 0, "how many pods fit; default 110")
 	fs.Int64Var(&o.logMaxSize, "container-log-max-size", 1<<20, "bytes of a container's log before it is rotated")
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")

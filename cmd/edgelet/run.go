@@ -321,6 +321,9 @@ func (a *agent) buildPods() (err error) {
 	if err != nil {
 		return err
 	}
+	if err := pods.CheckSysctls(split(a.o.unsafeSysctls)); err != nil {
+		return fmt.Errorf("--allowed-unsafe-sysctls: %w", err)
+	}
 	store := podstate.New(a.state)
 	cgroupRoot := a.o.cgroupRoot
 	if os.Geteuid() != 0 {
@@ -341,6 +344,7 @@ func (a *agent) buildPods() (err error) {
 		Devices: a.devices, Gates: gates, NoMemoryLimits: a.node.NoMemoryLimits(),
 		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: a.volumes, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
+		UnsafeSysctls: split(a.o.unsafeSysctls), SeccompDir: a.o.seccompDir,
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
 		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) },
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
@@ -409,4 +413,4 @@ func (a *agent) podToken(_ context.Context, r volumes.TokenRequest) (string, tim
 
 // features are what this agent can do that another may not, in the form of
 // status.declaredFeatures.
-func features() []string { return []string{"Sidecars", "StaticPods", "Wasm"} }
+func features() []string { return []string{"RestartAllContainersOnContainerExits", "Sidecars", "StaticPods", "Wasm"} }

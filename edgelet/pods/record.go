@@ -3,6 +3,9 @@ package pods
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -21,6 +24,7 @@ const (
 	recordMessage  = "message"
 
 	recordAllocated = "allocated"
+	recordAnew      = "anew"
 	recordDisrupt   = "disruption"
 )
 
@@ -48,6 +52,8 @@ type record struct {
 	// disruption is the message of DisruptionTarget, empty without that condition.
 	disruption string
 	status     v1.PodStatus
+	// anew are containers that ran and are to begin again, by name: see restartAll.
+	anew map[string]bool
 	// allocated is what the node promised the pod; nil: nothing yet.
 	allocated *allocation
 }
@@ -69,6 +75,9 @@ func (r *record) encode() ([]byte, error) {
 	}
 	if r.disruption != "" {
 		carrier.Annotations[recordDisrupt] = r.disruption
+	}
+	if len(r.anew) > 0 {
+		carrier.Annotations[recordAnew] = strings.Join(slices.Sorted(maps.Keys(r.anew)), ",")
 	}
 	encodeAllocation(r.allocated, &carrier)
 	raw, err := carrier.Marshal()
@@ -94,7 +103,16 @@ func decodeRecord(raw []byte) (r *record, err error) {
 	if err := carrier.Unmarshal(raw[1:]); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRecord, err)
 	}
-	return &record{status: carrier.Status, admitted: carrier.Annotations[recordAdmitted] == "true",
+	var anew map[string]bool
+	for name := range strings.SplitSeq(carrier.Annotations[recordAnew], ",") {
+		if name != "" {
+			if anew == nil {
+				anew = map[string]bool{}
+			}
+			anew[name] = true
+		}
+	}
+	return &record{anew: anew, status: carrier.Status, admitted: carrier.Annotations[recordAdmitted] == "true",
 		reason: carrier.Annotations[recordReason], message: carrier.Annotations[recordMessage],
 		disruption: carrier.Annotations[recordDisrupt], allocated: decodeAllocation(&carrier)}, nil
 }
@@ -115,7 +133,7 @@ func addLost(o *observation, r *record) {
 			default:
 				ended = st.LastTerminationState.Terminated
 			}
-			if ended == nil {
+			if ended == nil || r.anew[st.Name] {
 				continue
 			}
 			if got := o.find(st.Name); got != nil && (got.restartCount >= st.RestartCount || got.state == stateRunning) {

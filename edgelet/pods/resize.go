@@ -141,13 +141,16 @@ func (w *worker) allocate() (time.Time, error) {
 		return time.Now().Add(resizeRetry), nil
 	}
 	shrinks := slices.ContainsFunc(resizable(), func(n v1.ResourceName) bool { return amount(requests(wanted), n) < amount(requests(w.pod), n) })
+	before := w.record.allocated
 	w.record.allocated = desired
+	if err := w.keep(); err != nil { // a promise is durable before it is acted on
+		w.record.allocated = before
+		w.claim(w.pod)
+		return time.Time{}, err
+	}
 	w.resize.pending = nil
 	w.deferred.Store(false)
 	w.resize.inProgress = resizeCondition(nil, v1.PodResizeInProgress, "", "", generation, now)
-	if err := w.keep(); err != nil { // a promise is durable before it is acted on
-		return time.Time{}, err
-	}
 	w.event("", v1.EventTypeNormal, "ResizeStarted", resizeMessage("Pod resize started", wanted, generation, ""))
 	w.pod = wanted
 	if shrinks {

@@ -162,3 +162,30 @@ func TestResizeThatFails(t *testing.T) {
 		})
 	}
 }
+
+// What isn't durable isn't acted on: after a power cut the node would not know
+// what it promised.
+func TestResizeIsPromisedFirst(t *testing.T) {
+	on(t, func(b *board) {
+		pod := testPod("a", asking("500m", "64Mi"))
+		b.store.put(pod)
+		b.settle(time.Second)
+		b.rt.Calls()
+		full := func(err error) {
+			b.store.mu.Lock()
+			defer b.store.mu.Unlock()
+			b.store.broken = err
+		}
+		full(errors.New("no space left on device"))
+		b.store.put(resized(pod, "1", "64Mi"))
+		b.settle(time.Minute)
+		if calls := b.rt.Calls(); len(calls) > 0 {
+			t.Errorf("on a full disk: %v", calls)
+		}
+		full(nil)
+		b.settle(time.Minute)
+		if b.cpuOf("uid-a") != "1" {
+			t.Errorf("with room again: %s", b.cpuOf("uid-a"))
+		}
+	})
+}

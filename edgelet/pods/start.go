@@ -446,6 +446,7 @@ func (w *worker) startContainer(ctx, wait context.Context, release func(), seen 
 	if _, err := w.m.cfg.Runtime.StartContainer(call, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		return fail(reasonRun, err)
 	}
+	delete(w.record.anew, c.Name)
 	w.startedHere[created.ContainerId] = time.Now()
 	w.told[created.ContainerId] = *c.Resources.DeepCopy()
 	w.toldPod[created.ContainerId] = deref(w.pod.Spec.Resources.DeepCopy(), v1.ResourceRequirements{})
@@ -480,6 +481,7 @@ func (w *worker) nextRun(previous *observedContainer, name string) int32 {
 	if previous != nil {
 		n = previous.restartCount + 1
 	}
+	n = max(n, w.runAnew(name))
 	entries, err := os.ReadDir(filepath.Join(w.m.logDir(w.namespace, w.name, w.uid), name))
 	if err != nil || previous != nil && !previous.lost {
 		return n

@@ -61,6 +61,9 @@ func podStatus(in statusInput) v1.PodStatus {
 	boundMessages(&s)
 
 	s.Phase = phase(pod, s.InitContainerStatuses, s.ContainerStatuses, in.over)
+	if len(in.record.anew) > 0 && !in.over {
+		s.Phase = v1.PodRunning // what ended is about to begin again
+	}
 	switch {
 	case in.record.reason != "":
 		s.Phase, s.Reason, s.Message = v1.PodFailed, in.record.reason, in.record.message
@@ -136,6 +139,9 @@ func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, i
 		}
 		if old != nil {
 			s.RestartCount, s.LastTerminationState = old.RestartCount, old.LastTerminationState
+		}
+		if in.record.anew[c.Name] {
+			s.State = v1.ContainerState{Waiting: &v1.ContainerStateWaiting{Reason: reasonRestartingAll, Message: messageRestartingAll}}
 		}
 	} else {
 		fillFromRuntime(in, &s, current)

@@ -53,7 +53,7 @@ func TestHTTP(t *testing.T) {
 	var last *http.Request
 	mux := http.NewServeMux()
 	mux.HandleFunc("/ok", func(w http.ResponseWriter, r *http.Request) { last = r })
-	mux.HandleFunc("/bad", func(w http.ResponseWriter, r *http.Request) { http.Error(w, "secret", 503) })
+	mux.HandleFunc("/bad", func(w http.ResponseWriter, r *http.Request) { http.Error(w, "secret", http.StatusServiceUnavailable) })
 	mux.HandleFunc("/here", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/bad", http.StatusFound) })
 	mux.HandleFunc("/there", func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "http://192.0.2.1/", http.StatusFound)
