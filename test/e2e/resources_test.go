@@ -33,6 +33,7 @@ spec:
     imagePullPolicy: Never
     command: [sh, -c, "dd if=/dev/zero of=/cache/a bs=1024 count=2048; dd if=/dev/zero of=/layer bs=1024 count=1024; while true; do :; done"]
     resources: {requests: {cpu: 50m}, limits: {cpu: 100m, memory: 64Mi}}
+    readinessProbe: {exec: {command: ["true"]}, periodSeconds: 5}
     volumeMounts: [{name: cache, mountPath: /cache}]
 `
 
@@ -136,6 +137,9 @@ func TestFiguresOfPods(t *testing.T) {
 				}
 			}
 		}
+	}
+	if got := raw("/metrics/probes"); oci && !strings.Contains(got, `prober_probe_total{container="main",namespace="`+ns+`",pod="native"`) {
+		t.Errorf("the page of probes:\n%s", got)
 	}
 	if !strings.Contains(own, "kubelet_running_pods ") || !strings.Contains(own, `kubelet_running_containers{container_state="running"}`) {
 		t.Errorf("the node's own page:\n%s", own)
