@@ -20,6 +20,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/metrics"
 	"github.com/coracle-edge/coracle/edgelet/pods"
+	"github.com/coracle-edge/coracle/edgelet/probes"
 	"github.com/coracle-edge/coracle/edgelet/static"
 	"github.com/coracle-edge/coracle/edgelet/stats"
 )
@@ -367,7 +368,32 @@ func (a *agent) resourcePaths() map[string]http.Handler {
 			a.fillKubelet(r.Context(), p)
 		})
 	})
+	out["GET /metrics/probes"] = metrics.Handler(a.fillProbes)
 	return out
+}
+
+// fillProbes writes how often probes ran (upstream: pkg/kubelet/prober).
+func (a *agent) fillProbes(p *metrics.Page) {
+	named := map[string]pods.Pod{}
+	for _, pod := range a.pods.Pods() {
+		named[pod.UID] = pod
+	}
+	const name = "prober_probe_total"
+	p.Counter(name, "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.")
+	a.pods.Probes(func(uid, container string, kind probes.Kind, c probes.Counts) {
+		pod, ok := named[uid]
+		if !ok {
+			return
+		}
+		for _, r := range []struct {
+			result string
+			n      uint64
+		}{{"successful", c.Successful}, {"failed", c.Failed}, {"unknown", c.Unknown}} {
+			if r.n > 0 {
+				p.Sample(name, float64(r.n), "container", container, "namespace", pod.Namespace, "pod", pod.Name, "pod_uid", uid, "probe_type", kind.String(), "result", r.result)
+			}
+		}
+	})
 }
 
 // fillKubelet writes what dashboards ask of a kubelet's own page.

@@ -8,6 +8,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
+	"github.com/coracle-edge/coracle/edgelet/probes"
 )
 
 // Facts is where a pod's parts are on this node.
@@ -135,3 +136,8 @@ func (m *Manager) Event(uid, eventType, reason, message string) {
 
 // QOSClass of a pod, as a kubelet computes it.
 func QOSClass(pod *v1.Pod) v1.PodQOSClass { return qosClass(pod) }
+
+// Probes calls visit with every probe that runs and how often it did, in no order.
+func (m *Manager) Probes(visit func(podUID, container string, kind probes.Kind, c probes.Counts)) {
+	m.probes.Each(visit)
+}

@@ -36,6 +36,7 @@ type probe struct {
 	result Result // thresholds applied
 	last   Result // of the last run
 	run    int32  // how often in a row
+	counts Counts
 
 	said   string // the last event
 	saidAt time.Time
@@ -211,6 +212,7 @@ func (m *Manager) ended(ctx context.Context, t target, slot bool, started time.T
 	if p.stopped || ctx.Err() != nil {
 		return nil, false
 	}
+	p.counts.add(v, err)
 	event = eventOf(t, v, output, err)
 	if err == nil {
 		changed = m.concludeLocked(t, v)

@@ -30,6 +30,7 @@ import (
 // cri knows one container's writable layer and one sandbox's network.
 type cri struct {
 	dir   string
+	layer uint64 // beyond 12345 bytes
 	down  bool
 	lists atomic.Int32
 }
@@ -42,7 +43,7 @@ func (c *cri) ListContainerStats(context.Context, *runtimeapi.ListContainerStats
 	n := func(v uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: v} }
 	return &runtimeapi.ListContainerStatsResponse{Stats: []*runtimeapi.ContainerStats{{Attributes: &runtimeapi.ContainerAttributes{Id: "abc"},
 		Cpu:    &runtimeapi.CpuUsage{UsageCoreNanoSeconds: n(uint64(time.Now().UnixNano()) / 10 % 1e15)},
-		Memory: &runtimeapi.MemoryUsage{WorkingSetBytes: n(4 << 20)}, WritableLayer: &runtimeapi.FilesystemUsage{UsedBytes: n(12345), InodesUsed: n(6)}}}}, nil
+		Memory: &runtimeapi.MemoryUsage{WorkingSetBytes: n(4 << 20)}, WritableLayer: &runtimeapi.FilesystemUsage{UsedBytes: n(12345 + c.layer), InodesUsed: n(6)}}}}, nil
 }
 
 func (c *cri) PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
@@ -321,4 +322,28 @@ func TestWithoutCgroupsTheRuntimeIsAsked(t *testing.T) {
 	if w := get(t, c, "/metrics/cadvisor"); w.Code != 200 {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
+}
+
+// Folders are counted once a minute, layers as often as anything else.
+func TestLayersAreAskedForOftener(t *testing.T) {
+	c, rt, _ := world(t, withContainer(v2Pod()))
+	synctest.Test(t, func(t *testing.T) {
+		first, err := c.Files(t.Context())
+		check(t, err)
+		rt.layer = 1000
+		check(t, os.WriteFile(filepath.Join(c.DataDir, "logs/main/1.log"), make([]byte, 100_000), 0o644))
+		time.Sleep(DefaultFresh)
+		second, err := c.Files(t.Context())
+		check(t, err)
+		a, b := first.Pods["1"], second.Pods["1"]
+		if b.Containers["main"].Rootfs.Bytes != 13345 || b.Ephemeral.Bytes != a.Ephemeral.Bytes+1000 || b.Containers["main"].Logs != a.Containers["main"].Logs {
+			t.Errorf("%+v, then %+v", a, b)
+		}
+		time.Sleep(DefaultFreshFiles)
+		third, err := c.Files(t.Context())
+		check(t, err)
+		if more := third.Pods["1"].Ephemeral.Bytes - b.Ephemeral.Bytes; more < 100_000 {
+			t.Errorf("%d bytes more after a minute", more)
+		}
+	})
 }

@@ -24,7 +24,8 @@ type Files struct {
 	// Pods by UID.
 	Pods map[string]PodFiles
 
-	taken time.Time
+	taken   time.Time
+	layered time.Time // when the runtime was last asked for layers
 }
 
 // Separate says whether images have a file system of their own.
@@ -86,6 +87,10 @@ func (c *Collector) filesWithin(ctx context.Context, age time.Duration, only fun
 			fresh[pod.UID] = true
 		}
 	}
+	if time.Since(f.layered) >= c.Fresh {
+		f = f.withLayers(c.askStats(ctx))
+		c.files = f
+	}
 	if len(fresh) == 0 {
 		return f, nil
 	}
@@ -98,6 +103,33 @@ func (c *Collector) filesWithin(ctx context.Context, age time.Duration, only fun
 	maps.Copy(whole.Pods, more.Pods)
 	c.files = &whole
 	return c.files, nil
+}
+
+// withLayers is f with the writable layers as the runtime says now, which costs no
+// walk through folders.
+func (f *Files) withLayers(told map[string]*runtimeapi.ContainerStats) *Files {
+	out := *f
+	out.layered, out.Pods = time.Now(), make(map[string]PodFiles, len(f.Pods))
+	for uid, p := range f.Pods {
+		p.Containers = maps.Clone(p.Containers)
+		for name, one := range p.Containers {
+			_, id, _ := strings.Cut(one.ID, "://")
+			w := told[id].GetWritableLayer()
+			if w == nil {
+				continue
+			}
+			now := TreeUsage{w.GetUsedBytes().GetValue(), w.GetInodesUsed().GetValue()}
+			if old := one.Rootfs; old != nil {
+				p.Ephemeral.Bytes -= min(old.Bytes, p.Ephemeral.Bytes)
+				p.Ephemeral.Inodes -= min(old.Inodes, p.Ephemeral.Inodes)
+			}
+			p.Ephemeral.add(now)
+			one.Rootfs = &now
+			p.Containers[name] = one
+		}
+		out.Pods[uid] = p
+	}
+	return &out
 }
 
 // has says whether all that runs of a pod was counted.
@@ -117,7 +149,7 @@ func (f *Files) has(pod *Pod) bool {
 func (c *Collector) countFiles(ctx context.Context, only func(string) bool) (*Files, error) {
 	ctx, cancel := context.WithTimeout(ctx, filesTimeout)
 	defer cancel()
-	f := &Files{At: c.Now(), taken: time.Now(), Pods: map[string]PodFiles{}}
+	f := &Files{At: c.Now(), taken: time.Now(), layered: time.Now(), Pods: map[string]PodFiles{}}
 	var err error
 	if f.Node, err = FileSystem(c.DataDir); err != nil {
 		return nil, err

@@ -2,10 +2,16 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -27,6 +33,7 @@ spec:
     imagePullPolicy: Never
     command: [sh, -c, "dd if=/dev/zero of=/cache/a bs=1024 count=2048; dd if=/dev/zero of=/layer bs=1024 count=1024; while true; do :; done"]
     resources: {requests: {cpu: 50m}, limits: {cpu: 100m, memory: 64Mi}}
+    readinessProbe: {exec: {command: ["true"]}, periodSeconds: 5}
     volumeMounts: [{name: cache, mountPath: /cache}]
 `
 
@@ -131,6 +138,9 @@ func TestFiguresOfPods(t *testing.T) {
 			}
 		}
 	}
+	if got := raw("/metrics/probes"); oci && !strings.Contains(got, `prober_probe_total{container="main",namespace="`+ns+`",pod="native"`) {
+		t.Errorf("the page of probes:\n%s", got)
+	}
 	if !strings.Contains(own, "kubelet_running_pods ") || !strings.Contains(own, `kubelet_running_containers{container_state="running"}`) {
 		t.Errorf("the node's own page:\n%s", own)
 	}
@@ -219,4 +229,79 @@ spec:
 	shared.apply(t, ns, manifest("layer", "ephemeral-storage: 2Mi", "", "dd if=/dev/zero of=/a bs=1024 count=8192; sleep 3600"))
 	shared.evicted(t, ns, "volume", `Usage of EmptyDir volume "v" exceeds the limit "1Mi". `, false)
 	shared.evicted(t, ns, "layer", "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ", false)
+}
+
+// A board with a small disk: unused images go first, then the pod that fills it;
+// what another pod is made of stays.
+func TestPodsAreEvictedWhenTheDiskIsFull(t *testing.T) {
+	dir, err := os.MkdirTemp("", "coracle-e2e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	disk, err := os.MkdirTemp("", "coracle-disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(disk) })
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64m,mode=755"); err != nil {
+		t.Skipf("no file system of the test's own: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(disk, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "nodes"), 0o755), os.Symlink(disk, filepath.Join(dir, "nodes", "board-1"))); err != nil {
+		t.Fatal(err)
+	}
+	c := newClusterIn(t, dir, "--nodes=1", "--no-example", "--node-arg=--eviction-hard=nodefs.available<20%,imagefs.available<20%",
+		"--node-arg=--minimum-image-ttl=1s", "--node-arg=--image-gc-high-threshold=100", "--node-arg=--eviction-pressure-transition-period=5s")
+	spare, kept := push(t, c, cModule(t, "until"), "spare"), push(t, c, cModule(t, "ticker"), "kept")
+	c.apply(t, "default", wasmPod("spare", spare))
+	c.apply(t, "default", wasmPod("kept", kept))
+	c.must(t, "wait", "--for=condition=Ready", "pod/kept", "--timeout=90s")
+	names := func() string {
+		return c.must(t, "get", "node", "board-1", "-o", "jsonpath={.status.images[*].names}")
+	}
+	c.must(t, "wait", "--for=condition=PodReadyToStartContainers", "pod/spare", "--timeout=90s")
+	c.shows(t, time.Minute, []string{"Pulled"}, "get", "events", "--field-selector", "involvedObject.name=spare")
+	c.must(t, "delete", "pod", "spare", "--wait")
+	// What the kernel counts is what matters: the file is the board's own.
+	filler := filepath.Join(disk, "filler")
+	fill := func(free uint64) {
+		t.Helper()
+		var st unix.Statfs_t
+		if err := unix.Statfs(disk, &st); err != nil {
+			t.Fatal(err)
+		}
+		if now := st.Bavail * uint64(st.Bsize); now > free {
+			if err := os.WriteFile(filler, make([]byte, now-free), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	fill(12 << 20)
+	eventually(t, 2*time.Minute, func() error {
+		got := names()
+		if strings.Contains(got, "/spare") || !strings.Contains(got, "/kept") {
+			return fmt.Errorf("images %s", got)
+		}
+		n, err := c.client.CoreV1().Nodes().Get(t.Context(), "board-1", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(n.Spec.Taints, func(taint corev1.Taint) bool { return taint.Key == corev1.TaintNodeDiskPressure }) {
+			return fmt.Errorf("taints %+v", n.Spec.Taints)
+		}
+		return nil
+	})
+	c.evicted(t, "default", "kept", "The node was low on resource: ephemeral-storage. Threshold quantity: ", true)
+	if got := names(); !strings.Contains(got, "/kept") {
+		t.Errorf("the image of a pod that is still ordered was removed: %s", got)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	c.shows(t, time.Minute, []string{"False"}, "get", "node", "board-1", "-o", `jsonpath={.status.conditions[?(@.type=="DiskPressure")].status}`)
 }
