@@ -12,6 +12,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 DATA_DIR ?= .coracle
 NODES    ?= 1
 DETACH   ?=
+PROCS    ?= 2
 
 GO := test/go
 
@@ -28,7 +29,7 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build programs boards up down test test-slow critest test-link unit integration arm lint bench bench-link bench-fleet bench-runtime generate clean help
+.PHONY: build programs boards up down test test-slow critest conformance test-link unit integration arm lint bench bench-link bench-fleet bench-runtime bench-node generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -78,6 +79,9 @@ test-slow: ## what takes longer than five minutes: the CRI's suite, programs of 
 critest: ## the CRI's own validation suite against crishim, with OCI and with Wasm images, beside containerd alone (ARGS=-focus='regexp' -runs=crishim,wasm -versions=v1.37.0)
 	@test/critest.sh $(ARGS)
 
+conformance: programs ## upstream's conformance suite against a cluster of two nodes, or against KUBECONFIG=; FOCUS= and SKIP= are regular expressions, PROCS=N at once, E2E=e2e.test (else hydrophone), REGISTRY_MIRROR=URL of its images, ARGS= (docs/conformance.md)
+	@$(GO) run ./test/conformance -bin bin -kubeconfig "$(KUBECONFIG)" -nodes $(if $(filter 1,$(NODES)),2,$(NODES)) -procs $(PROCS) $(if $(E2E),-e2e $(E2E)) $(if $(FOCUS),-focus '$(FOCUS)') $(if $(SKIP),-skip '$(SKIP)') $(if $(REGISTRY_MIRROR),-up --registry-mirror=$(REGISTRY_MIRROR)) $(ARGS)
+
 test-link: ## the fleet link's machines explored to the full depth, in minutes
 	@test/link.sh
 
@@ -92,6 +96,9 @@ bench-fleet: programs ## a fleet (NODES=1000) that loses its broker for ten minu
 
 bench-runtime: programs ## a Wasm container beside one of runc: start, memory, an idle server, computing, HTTP, as root, into .coracle/bench/bench-runtime.jsonl; ARGS="-arm64 KERNEL" puts 200 into an emulated board of 512 MiB (test/bench/runtime/kernel.sh fetches one)
 	@$(GO) run ./test/bench/runtime --bin bin --go $(abspath $(GO)) $(ARGS)
+
+bench-node: programs upstream ## our node beside kubelet and kube-proxy with the same containerd: memory, processor, create to Running, writes, as root, into .coracle/bench/bench-node.jsonl (ARGS=-light for a run of some minutes; ARGS="-arm64 KERNEL" puts it on an emulated board of 128 MiB)
+	@$(GO) run ./test/bench/node --bin bin --go $(abspath $(GO)) $(ARGS)
 
 # Upstream's own node and API server, of a module of their own.
 UPSTREAM := kubelet kube-proxy kube-apiserver

@@ -47,6 +47,9 @@ func ensureObjects(ctx context.Context, server *apiserver.Server, kinds []fs.FS,
 			return fmt.Errorf("ClusterRole %s: %w", role.Name, err)
 		}
 	}
+	if err := reconcileAggregated(client, metricsReader(), logger); err != nil {
+		return fmt.Errorf("ClusterRole %s: %w", metricsReader().Name, err)
+	}
 	for _, role := range namespaceRoles() {
 		if err := reconcileRole(client, role, logger); err != nil {
 			return fmt.Errorf("Role %s/%s: %w", role.Namespace, role.Name, err)
@@ -73,6 +76,19 @@ func clusterRoles() []rbacv1.ClusterRole {
 		ObjectMeta: metav1.ObjectMeta{Name: fleetUser},
 		Rules:      []rbacv1.PolicyRule{rule([]string{"get", "create"}, "", "namespaces")},
 	}}
+}
+
+// metricsReader lets everybody who may see pods see what they use, by the name
+// that metrics-server's manifest gives it.
+func metricsReader() rbacv1.ClusterRole {
+	return rbacv1.ClusterRole{
+		ObjectMeta: metav1.ObjectMeta{Name: "system:aggregated-metrics-reader", Labels: map[string]string{
+			"rbac.authorization.k8s.io/aggregate-to-admin": "true",
+			"rbac.authorization.k8s.io/aggregate-to-edit":  "true",
+			"rbac.authorization.k8s.io/aggregate-to-view":  "true",
+		}},
+		Rules: []rbacv1.PolicyRule{rule([]string{"get", "list", "watch"}, "metrics.k8s.io", "pods", "nodes")},
+	}
 }
 
 // namespaceRoles have the name of the one user they are bound to.
@@ -131,6 +147,22 @@ func reconcileClusterRole(client kubernetes.Interface, role rbacv1.ClusterRole, 
 	}
 	_, err = bind.Run()
 	return err
+}
+
+// reconcileAggregated makes a role that others are made of: nobody is bound to it.
+func reconcileAggregated(client kubernetes.Interface, role rbacv1.ClusterRole, logger *slog.Logger) error {
+	role.Labels["app.kubernetes.io/part-of"] = "coracle"
+	opts := reconciliation.ReconcileRoleOptions{
+		Role:    reconciliation.ClusterRoleRuleOwner{ClusterRole: &role},
+		Client:  reconciliation.ClusterRoleModifier{Client: client.RbacV1().ClusterRoles()},
+		Confirm: true,
+	}
+	result, err := opts.Run()
+	if err != nil {
+		return err
+	}
+	warnProtected(logger, role.Name, result.Protected && result.Operation != reconciliation.ReconcileNone)
+	return nil
 }
 
 func reconcileRole(client kubernetes.Interface, role rbacv1.Role, logger *slog.Logger) error {

@@ -87,6 +87,7 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		Extend:           fleet.extend,
 		DialNode:         fleet.dialNode,
 		DialCluster:      fleet.pods.DialContext,
+		PodHost:          fleet.pods.Host,
 		APIServers:       o.apiServers(),
 		Operations:       ops,
 		NodeLeases:       fleet,

@@ -151,6 +151,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 // runParts runs everything until ctx ends or a part fails.
 func (a *agent) runParts(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	orders := a.state.Follow()
 	g.Go(func() error { return a.pods.Run(ctx) })
 	if a.o.staticPods != "" {
 		folder := &static.Folder{Path: a.o.staticPods, NodeName: a.name, Set: a.setStatic, Log: a.log}
@@ -171,7 +172,7 @@ func (a *agent) runParts(ctx context.Context) error {
 	g.Go(func() error { return a.budget.Run(ctx) })
 	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
-	g.Go(func() error { return settle(ctx) })
+	g.Go(func() error { return a.settle(ctx, orders) })
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -337,11 +338,11 @@ func (a *agent) buildPods() (err error) {
 		gates = append(gates, a.shutdown.Admit)
 	}
 	a.pods, err = pods.New(pods.Config{
-		Devices: a.devices, Gates: gates,
 		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: a.volumes, Node: a.node,
 		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
 		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) },
+		Devices: a.devices, Gates: gates,
 		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
 	})
 	return err

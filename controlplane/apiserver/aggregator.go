@@ -54,6 +54,7 @@ func groupPriorities() map[schema.GroupVersion]controlplaneapiserver.APIServiceP
 		{Group: "scheduling.k8s.io", Version: "v1"}:    {Group: 16600, Version: 15},
 		{Group: "node.k8s.io", Version: "v1"}:          {Group: 16300, Version: 15},
 		{Group: "resource.k8s.io", Version: "v1"}:      {Group: 16200, Version: 21},
+		{Group: "metrics.k8s.io", Version: "v1beta1"}:  {Group: 100, Version: 100}, // as metrics-server's
 		{Group: aggregatorv1.GroupName, Version: "v1"}: {Group: 20000, Version: 1},
 	} {
 		all[gv] = p

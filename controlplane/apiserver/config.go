@@ -57,6 +57,9 @@ type Config struct {
 	// DialCluster connects to pods and Services, for webhooks, aggregated APIs and
 	// the pod and Service proxies. Nil dials the network.
 	DialCluster utilnet.DialFunc
+	// PodHost is the host under which DialCluster reaches the pod that has an address
+	// on a node; nil: the address itself.
+	PodHost func(ip, node string) string
 	// Operations is served below OperationsPath, to who may use such a path: the
 	// masters' group, and others by RBAC (nonResourceURLs). May be nil.
 	Operations http.Handler

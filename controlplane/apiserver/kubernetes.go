@@ -53,6 +53,8 @@ import (
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 	storagerest "k8s.io/kubernetes/pkg/registry/storage/rest"
 	svmrest "k8s.io/kubernetes/pkg/registry/storagemigration/rest"
+
+	"github.com/coracle-edge/coracle/controlplane/apiserver/nodemetrics"
 )
 
 const (
@@ -69,7 +71,7 @@ const (
 const maxTokenLife = 365 * 24 * time.Hour
 
 func (s *Server) newKubernetes(auth *authentication, st *storages, resources *serverstorage.ResourceConfig,
-	proxyTransport *http.Transport, delegate genericapiserver.DelegationTarget,
+	proxyTransport *http.Transport, pods *podHosts, delegate genericapiserver.DelegationTarget,
 ) (*genericapiserver.GenericAPIServer, error) {
 	generic := *s.generic
 	server, err := generic.Complete(s.informers).New("kube-apiserver", delegate)
@@ -82,7 +84,7 @@ func (s *Server) newKubernetes(auth *authentication, st *storages, resources *se
 	}
 	routes.NewOpenIDMetadataServer(issuerDocuments).Install(server.Handler.GoRestfulContainer)
 
-	providers, err := s.storageProviders(auth, st, proxyTransport)
+	providers, err := s.storageProviders(auth, st, proxyTransport, pods)
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +106,7 @@ func (s *Server) newKubernetes(auth *authentication, st *storages, resources *se
 
 // storageProviders is upstream's list, in upstream's order, which is the order
 // in which short names are resolved.
-func (s *Server) storageProviders(auth *authentication, st *storages, proxyTransport *http.Transport) ([]controlplaneapiserver.RESTStorageProvider, error) {
+func (s *Server) storageProviders(auth *authentication, st *storages, proxyTransport *http.Transport, pods *podHosts) ([]controlplaneapiserver.RESTStorageProvider, error) {
 	authz := s.generic.Authorization.Authorizer
 	core, err := corerest.New(corerest.Config{
 		GenericConfig: corerest.GenericConfig{
@@ -130,8 +132,12 @@ func (s *Server) storageProviders(auth *authentication, st *storages, proxyTrans
 	if err != nil {
 		return nil, err
 	}
+	usage, err := s.NodeTransport()
+	if err != nil {
+		return nil, err
+	}
 	return []controlplaneapiserver.RESTStorageProvider{
-		withNodeProxy{core},
+		withNodeProxy{core, pods},
 		authenticationrest.RESTStorageProvider{Authenticator: auth.Request, APIAudiences: auth.audiences},
 		authorizationrest.RESTStorageProvider{Authorizer: authz, RuleResolver: s.generic.RuleResolver},
 		autoscalingrest.RESTStorageProvider{},
@@ -151,6 +157,7 @@ func (s *Server) storageProviders(auth *authentication, st *storages, proxyTrans
 		admissionregistrationrest.RESTStorageProvider{Authorizer: authz, DiscoveryClient: s.client.Discovery()},
 		eventsrest.RESTStorageProvider{TTL: eventTTL},
 		resourcerest.RESTStorageProvider{NamespaceClient: s.client.CoreV1().Namespaces(), Authorizer: authz},
+		metricsGroup{source: nodemetrics.NewSource(usage, s.cfg.Logger), nodes: s.informers.Core().V1().Nodes().Lister(), pods: s.informers.Core().V1().Pods().Lister()},
 	}, nil
 }
 

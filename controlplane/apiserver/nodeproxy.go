@@ -27,8 +27,12 @@ type coreGroup interface {
 	genericapiserver.PostStartHookProvider
 }
 
-// withNodeProxy is upstream's group with a proxy to nodes that needs no DNS.
-type withNodeProxy struct{ coreGroup }
+// withNodeProxy is upstream's group with a proxy to nodes that needs no DNS, and
+// proxies to pods that name the pod's node.
+type withNodeProxy struct {
+	coreGroup
+	pods *podHosts
+}
 
 // NewRESTStorage implements controlplaneapiserver.RESTStorageProvider.
 func (p withNodeProxy) NewRESTStorage(resources serverstorage.APIResourceConfigSource, getter generic.RESTOptionsGetter) (genericapiserver.APIGroupInfo, error) {
@@ -42,7 +46,7 @@ func (p withNodeProxy) NewRESTStorage(resources serverstorage.APIResourceConfigS
 		return info, fmt.Errorf("the proxy to nodes is a %T", storages["nodes/proxy"])
 	}
 	storages["nodes/proxy"] = &nodeProxy{upstream}
-	return info, nil
+	return info, p.pods.install(storages)
 }
 
 // nodeProxy reaches a node's own API as logs do: by its name, which DialNode

@@ -39,6 +39,8 @@ import (
 	"k8s.io/kube-openapi/pkg/validation/spec"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	generatedopenapi "k8s.io/kubernetes/pkg/generated/openapi"
+
+	"github.com/coracle-edge/coracle/controlplane/apiserver/nodemetrics"
 )
 
 // keepDocument is how long a built OpenAPI v2 document is kept. It takes some
@@ -91,7 +93,7 @@ func definitions() openapicommon.GetOpenAPIDefinitions {
 }
 
 func namer() *openapinamer.DefinitionNamer {
-	return openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme)
+	return openapinamer.NewDefinitionNamer(legacyscheme.Scheme, apiextensionsapiserver.Scheme, aggregatorscheme.Scheme, nodemetrics.NewScheme())
 }
 
 // openAPIV3 is a configuration for the few kinds of one scheme.

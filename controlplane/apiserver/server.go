@@ -209,8 +209,9 @@ func (s *Server) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	pods := &podHosts{host: s.cfg.PodHost, slices: slices}
 	services := aggregatorapiserver.NewLoopbackServiceResolver(
-		aggregatorapiserver.NewEndpointServiceResolver(s.informers.Core().V1().Services().Lister(), slices),
+		resolver{aggregatorapiserver.NewEndpointServiceResolver(s.informers.Core().V1().Services().Lister(), slices), pods},
 		&url.URL{Scheme: "https", Host: s.cfg.Listener.Addr().String()})
 	proxyTransport := s.proxyTransport()
 	dynamicClient, err := dynamic.NewForConfig(s.ClientConfig(user.APIServerUser, user.SystemPrivilegedGroup))
@@ -227,7 +228,7 @@ func (s *Server) assemble(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("custom resources: %w", err)
 	}
-	kube, err := s.newKubernetes(auth, storages, resources, proxyTransport, crds.GenericAPIServer)
+	kube, err := s.newKubernetes(auth, storages, resources, proxyTransport, pods, crds.GenericAPIServer)
 	if err != nil {
 		return fmt.Errorf("built-in resources: %w", err)
 	}

@@ -10,6 +10,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
+// looks is how often in an interval the compactor looks at the revision.
+const looks = 2
+
 // compactor removes revisions that are older than its interval. Unlike
 // upstream's it keeps no key of its own in etcd, so an idle cluster is not
 // written to; with several control planes each compacts, and the second one to
@@ -43,9 +46,11 @@ func (c *compactor) stop() {
 }
 
 func (c *compactor) run(ctx context.Context, client *clientv3.Client, interval time.Duration, logger *slog.Logger) {
-	tick := time.NewTicker(interval)
+	// Looked at twice in an interval, so that what is older goes after one and a half
+	// of it at most: clients that page wait for that, upstream's suite for two.
+	tick := time.NewTicker(max(interval/looks, 1))
 	defer tick.Stop()
-	var seen int64 // the revision one interval ago
+	var seen [looks]int64 // the revisions of the last looks, the oldest first
 	for {
 		select {
 		case <-ctx.Done():
@@ -57,13 +62,14 @@ func (c *compactor) run(ctx context.Context, client *clientv3.Client, interval t
 			logger.Warn("etcd compaction", "err", err)
 			continue
 		}
-		if seen > c.revision.Load() {
-			if _, err := client.Compact(ctx, seen); err != nil {
+		if old := seen[0]; old > c.revision.Load() {
+			if _, err := client.Compact(ctx, old); err != nil {
 				// Another control plane may have compacted further: not an error of ours.
-				logger.Debug("etcd compaction", "revision", seen, "err", err)
+				logger.Debug("etcd compaction", "revision", old, "err", err)
 			}
-			c.revision.Store(seen)
+			c.revision.Store(old)
 		}
-		seen = resp.Header.Revision
+		copy(seen[:], seen[1:])
+		seen[looks-1] = resp.Header.Revision
 	}
 }

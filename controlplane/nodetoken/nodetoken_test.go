@@ -35,6 +35,7 @@ type world struct {
 	key     ed25519.PrivateKey
 	pod     *corev1.Pod
 	account *corev1.ServiceAccount
+	node    *corev1.Node
 	claims  enrollment.PodClaims
 }
 
@@ -47,6 +48,7 @@ func newWorld(t *testing.T) *world {
 	return &world{
 		key:     private,
 		record:  noderecord.Record{Node: "pi-1", SigningKey: public},
+		node:    &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "pi-1", UID: "node-uid"}},
 		account: &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "till", UID: "sa-uid"}},
 		pod: &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "till-0", UID: "pod-uid"},
@@ -56,7 +58,7 @@ func newWorld(t *testing.T) *world {
 			Issuer: enrollment.NodeIssuerPrefix + "pi-1", Subject: "system:serviceaccount:shop:till", Audience: []string{audience},
 			Expiry: now.Add(time.Hour).Unix(), NotBefore: now.Unix(), IssuedAt: now.Unix(), ID: "the-jti",
 			Kubernetes: enrollment.KubernetesClaims{
-				Namespace: "shop", Node: enrollment.ObjectRef{Name: "pi-1", UID: "node-uid"},
+				Namespace: "shop", Node: enrollment.ObjectRef{Name: "pi-1"},
 				Pod: enrollment.ObjectRef{Name: "till-0", UID: "pod-uid"}, ServiceAccount: enrollment.ObjectRef{Name: "till"},
 			},
 		},
@@ -75,6 +77,13 @@ func (w *world) GetPod(_ context.Context, namespace, name string) (*corev1.Pod, 
 		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, name)
 	}
 	return w.pod, nil
+}
+
+func (w *world) GetNode(_ context.Context, name string) (*corev1.Node, error) {
+	if w.node == nil || w.node.Name != name {
+		return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "nodes"}, name)
+	}
+	return w.node, nil
 }
 
 func (w *world) GetServiceAccount(_ context.Context, namespace, name string) (*corev1.ServiceAccount, error) {
@@ -121,6 +130,13 @@ func TestPodIsWhoUpstreamWouldSay(t *testing.T) {
 	}
 	if !reflect.DeepEqual(response.User, want) {
 		t.Errorf("user %+v\nwant %+v", response.User, want)
+	}
+	w.node = nil // the pods of a deleted Node run on
+	if response, _, err = w.authenticate(t, t.Context(), w.sign(t)); err != nil {
+		t.Fatal(err)
+	}
+	if uid, said := response.User.GetExtra()["authentication.kubernetes.io/node-uid"]; said {
+		t.Errorf("a Node that isn't there has UID %q", uid)
 	}
 }
 

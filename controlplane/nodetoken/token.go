@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/apiserver/pkg/authentication/serviceaccount"
 	"k8s.io/apiserver/pkg/authentication/token/jwt"
@@ -27,6 +28,7 @@ type Records interface {
 type Objects interface {
 	GetServiceAccount(ctx context.Context, namespace, name string) (*corev1.ServiceAccount, error)
 	GetPod(ctx context.Context, namespace, name string) (*corev1.Pod, error)
+	GetNode(ctx context.Context, name string) (*corev1.Node, error)
 }
 
 // Config of the token authenticator; all but Now is needed.
@@ -134,10 +136,19 @@ func (t *tokens) validate(ctx context.Context, node string, c enrollment.PodClai
 	if account.DeletionTimestamp != nil && account.DeletionTimestamp.Time.Before(now.Add(-leeway)) {
 		return nil, fmt.Errorf("service account %s/%s has been deleted", k.Namespace, k.ServiceAccount.Name)
 	}
+	// Which Node object is this one's, the API knows: a board needn't. One that was
+	// deleted has no UID.
+	var uid string
+	switch object, err := t.cfg.Objects.GetNode(ctx, node); {
+	case err == nil:
+		uid = string(object.UID)
+	case !apierrors.IsNotFound(err):
+		return nil, err
+	}
 	return &serviceaccount.ServiceAccountInfo{
 		Namespace: k.Namespace, Name: account.Name, UID: string(account.UID),
 		PodName: pod.Name, PodUID: string(pod.UID),
-		NodeName: node, NodeUID: k.Node.UID,
+		NodeName: node, NodeUID: uid,
 		CredentialID: jwt.CredentialIDForJTI(c.ID),
 	}, nil
 }

@@ -98,14 +98,52 @@ func addresses(obj any) ([]string, error) {
 	return out, nil
 }
 
+// Host is under which DialContext reaches the pod that has an address on a node:
+// the address, unless pods of other nodes have it as well.
+func (d *Dialer) Host(ip, node string) string {
+	addr, err := netip.ParseAddr(ip)
+	if err != nil {
+		return ip
+	}
+	pods, err := d.podsAt(addr.Unmap())
+	if err != nil || len(nodesOf(pods)) < 2 {
+		return ip
+	}
+	return hostOn(addr.Unmap(), node)
+}
+
+// podDomain is of hosts that name an address on a node. They exist inside this
+// process only; no node can be called so, and no resolver is asked for them.
+const podDomain = ".pods.coracle.internal"
+
+func hostOn(addr netip.Addr, node string) string {
+	return strings.NewReplacer(".", "-", ":", "-").Replace(addr.String()) + "." + node + podDomain
+}
+
+// parseHost is the inverse of hostOn.
+func parseHost(host string) (addr netip.Addr, node string, ok bool) {
+	host, ok = strings.CutSuffix(host, podDomain)
+	if !ok {
+		return netip.Addr{}, "", false
+	}
+	dashed, node, ok := strings.Cut(host, ".")
+	if !ok || enrollment.CheckNodeName(node) != nil {
+		return netip.Addr{}, "", false
+	}
+	// Four decimal numbers are an IPv4 address: IPv6 has eight, or an empty one.
+	addr, err := netip.ParseAddr(strings.ReplaceAll(dashed, "-", "."))
+	if err != nil {
+		addr, err = netip.ParseAddr(strings.ReplaceAll(dashed, "-", ":"))
+	}
+	return addr, node, err == nil && addr.Zone() == ""
+}
+
 // DialContext has the form of net.Dialer's. Errors name the pod's node.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	target, err := netip.ParseAddrPort(address)
-	if err != nil || !strings.HasPrefix(network, "tcp") || d.direct(target.Addr()) {
+	if !strings.HasPrefix(network, "tcp") {
 		return (&net.Dialer{Timeout: timeout}).DialContext(ctx, network, address)
 	}
-	target = netip.AddrPortFrom(target.Addr().Unmap(), target.Port())
-	node, err := d.nodeOf(target)
+	target, node, err := d.find(address)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", address, err)
 	}
@@ -116,10 +154,33 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	defer cancel()
 	conn, err := d.through(ctx, node, target)
 	if err != nil {
-		d.cfg.Logger.Info("dial pod", "address", address, "node", node, "err", err)
-		return nil, fmt.Errorf("dial %s on node %q: %w", address, node, err)
+		d.cfg.Logger.Debug("dial pod", "address", target, "node", node, "err", err)
+		return nil, fmt.Errorf("dial %s on node %q: %w", target, node, err)
 	}
 	return conn, nil
+}
+
+// find says which pod's port an address is, and on which node; on none, if it is to
+// be dialed as it is.
+func (d *Dialer) find(address string) (netip.AddrPort, string, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return netip.AddrPort{}, "", nil // the dialer says what is wrong
+	}
+	if addr, node, ok := parseHost(host); ok {
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err != nil || n == 0 {
+			return netip.AddrPort{}, "", fmt.Errorf("port %.20q: ports are 1 to 65535", port)
+		}
+		return netip.AddrPortFrom(addr, uint16(n)), node, nil
+	}
+	target, err := netip.ParseAddrPort(address)
+	if err != nil || d.direct(target.Addr()) {
+		return netip.AddrPort{}, "", nil
+	}
+	target = netip.AddrPortFrom(target.Addr().Unmap(), target.Port())
+	node, err := d.nodeOf(target)
+	return target, node, err
 }
 
 func (d *Dialer) direct(a netip.Addr) bool {
@@ -128,19 +189,9 @@ func (d *Dialer) direct(a netip.Addr) bool {
 
 // nodeOf finds the node whose pod has the address; "" if it is no pod's.
 func (d *Dialer) nodeOf(target netip.AddrPort) (string, error) {
-	k := d.pods.Load()
-	if k == nil || !k.synced() {
-		return "", ErrNotReady
-	}
-	objects, err := k.indexer.ByIndex(index, target.Addr().String())
+	pods, err := d.podsAt(target.Addr())
 	if err != nil {
 		return "", err
-	}
-	var pods []*v1.Pod
-	for _, o := range objects {
-		if p, ok := o.(*v1.Pod); ok {
-			pods = append(pods, p)
-		}
 	}
 	nodes := nodesOf(pods)
 	if len(nodes) > 1 {
@@ -154,7 +205,26 @@ func (d *Dialer) nodeOf(target netip.AddrPort) (string, error) {
 		return nodes[0], nil
 	}
 	slices.Sort(nodes)
-	return "", fmt.Errorf("%w: %s; give the nodes pod networks of their own", ErrAmbiguous, strings.Join(nodes, ", "))
+	return "", fmt.Errorf("%w: %s; name the pod or a Service of it, or give the nodes pod networks of their own", ErrAmbiguous, strings.Join(nodes, ", "))
+}
+
+// podsAt returns the pods, not ended, that have an address.
+func (d *Dialer) podsAt(addr netip.Addr) ([]*v1.Pod, error) {
+	k := d.pods.Load()
+	if k == nil || !k.synced() {
+		return nil, ErrNotReady
+	}
+	objects, err := k.indexer.ByIndex(index, addr.String())
+	if err != nil {
+		return nil, err
+	}
+	var pods []*v1.Pod
+	for _, o := range objects {
+		if p, ok := o.(*v1.Pod); ok {
+			pods = append(pods, p)
+		}
+	}
+	return pods, nil
 }
 
 func nodesOf(pods []*v1.Pod) []string {

@@ -131,6 +131,12 @@ func (f *fleet) identity(node string) *identity.Identity {
 func (f *fleet) node(name string, pods nodetunnel.Pods) *nodetunnel.Tunnels {
 	f.t.Helper()
 	n := nodetunnel.New(nodetunnel.Config{Identity: f.identity(name), Handler: nodetunnel.NewAPI(nodetunnel.APIConfig{Pods: pods}), Streams: 4})
+	f.run(name, n)
+	return n
+}
+
+func (f *fleet) run(name string, n *nodetunnel.Tunnels) {
+	f.t.Helper()
 	ctx, cancel := context.WithCancel(f.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
@@ -146,7 +152,6 @@ func (f *fleet) node(name string, pods nodetunnel.Pods) *nodetunnel.Tunnels {
 		time.Sleep(time.Millisecond)
 	}
 	f.connect(name, n.Request)
-	return n
 }
 
 func (f *fleet) connect(node string, ask func(nodetunnel.Request) error) {
@@ -242,7 +247,10 @@ func TestLogsThroughTheTunnel(t *testing.T) {
 		{"https://pi-1:10250/containerLogs/default/nobody/main", 404, `pod "nobody" does not exist`},
 		{"https://pi-1:10250/containerLogs/default/hello/side", 404, `container "side" not found in pod "hello"`},
 		{"https://pi-1:10250/healthz", 200, "ok"},
-		{"https://pi-1:10250/exec/default/hello/main?command=sh", 501, "exec isn't implemented on this node: this edgelet serves container logs only\n"},
+		{"https://pi-1:10250/healthz/syncloop", 200, "ok"},
+		{"https://pi-1:10250/healthz?verbose", 200, "[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed\n"},
+		{"https://pi-1:10250/debug/pprof/profile", 405, "profiling endpoint is disabled.\n"},
+		{"https://pi-1:10250/logs/", 405, "logs endpoint is disabled.\n"},
 		{"https://pi-1:10250/etc/passwd", 404, "404 page not found\n"},
 	} {
 		if status, body := get(t, client, test.url); status != test.status || body != test.body {
@@ -483,9 +491,11 @@ func TestEndClosesTheNodesStreams(t *testing.T) {
 	}
 }
 
+// What is asked of a node at once is bounded; what is more waits for its turn, and
+// not for ever.
 func TestPendingIsBounded(t *testing.T) {
-	f := start(t, tunnel.Config{Timeout: 5 * time.Second, PendingPerNode: 3})
-	asked := make(chan struct{}, 3)
+	f := start(t, tunnel.Config{Timeout: 5 * time.Second, PendingPerNode: 3, Pending: 5})
+	asked := make(chan struct{}, 10)
 	f.connect("pi-1", func(nodetunnel.Request) error { asked <- struct{}{}; return nil })
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -493,9 +503,23 @@ func TestPendingIsBounded(t *testing.T) {
 		wg.Go(func() { f.tunnels.DialContext(ctx, "tcp", "pi-1:10250") })
 		<-asked
 	}
-	_, err := f.tunnels.DialContext(ctx, "tcp", "pi-1:10250")
-	if !errors.Is(err, tunnel.ErrTooMany) || !strings.Contains(err.Error(), `"pi-1"`) {
+	soon, end := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer end()
+	_, err := f.tunnels.DialContext(soon, "tcp", "pi-1:10250")
+	if !errors.Is(err, tunnel.ErrTooMany) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), `"pi-1"`) {
 		t.Errorf("fourth request: %v", err)
+	}
+	if len(asked) > 0 {
+		t.Error("the node was asked for a fourth")
+	}
+	// Two wait; there is no room for a third, whomever it is for.
+	for range 2 {
+		wg.Go(func() { f.tunnels.DialContext(ctx, "tcp", "pi-1:10250") })
+	}
+	for err = nil; !errors.Is(err, tunnel.ErrTooMany); {
+		short, end := context.WithTimeout(ctx, time.Millisecond)
+		_, err = f.tunnels.DialContext(short, "tcp", "pi-2:10250")
+		end()
 	}
 	cancel()
 	wg.Wait()
@@ -503,6 +527,38 @@ func TestPendingIsBounded(t *testing.T) {
 	f.node("pi-1", newPods(t, "one"))
 	if status, _ := get(t, f.apiServer(), base); status != 200 {
 		t.Errorf("afterwards: %d", status)
+	}
+}
+
+// More readers than the node has streams for: they wait for their turn.
+func TestReadersWaitForAStream(t *testing.T) {
+	f := start(t, tunnel.Config{})
+	f.node("pi-1", newPods(t, "one")) // 4 streams
+	client := f.apiServer()
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if status, body := get(t, client, base); status != 200 || body != "one\n" {
+				t.Errorf("%d %q", status, body)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// All streams are taken and stay so: who waits is told, in words.
+func TestBusyNodeSaysSo(t *testing.T) {
+	f := start(t, tunnel.Config{})
+	n := nodetunnel.New(nodetunnel.Config{Identity: f.identity("pi-1"), Handler: nodetunnel.NewAPI(nodetunnel.APIConfig{Pods: newPods(t, "one")}),
+		Streams: 1, Waiting: 1, Wait: 100 * time.Millisecond})
+	f.run("pi-1", n)
+	response := check(f.apiServer().Get(base + "?follow=true"))(t)
+	defer response.Body.Close()
+	status, body := get(t, f.apiServer(), base)
+	for _, word := range []string{"too many tunnels", "1 for purpose", "kubelet", "try again"} {
+		if status != http.StatusServiceUnavailable || !strings.Contains(body, word) {
+			t.Errorf("%d %q lacks %q", status, body, word)
+		}
 	}
 }
 

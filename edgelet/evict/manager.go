@@ -21,8 +21,10 @@ const (
 	// DefaultLocalPeriod is how often pods with limits of ephemeral storage are
 	// counted; it reads folders.
 	DefaultLocalPeriod = 30 * time.Second
-	// storesFresh is how long it is believed where the runtime keeps images.
-	storesFresh = time.Minute
+	// storesFresh is how long it is believed where the runtime keeps images, and
+	// storesRetry when it is asked again that didn't say.
+	storesFresh = time.Hour
+	storesRetry = time.Minute
 	// endTimeout bounds what is waited for a pod's end beyond its grace.
 	endTimeout = 30 * time.Second
 	// hardGrace is what pods have to end under a hard threshold, in seconds.
@@ -91,7 +93,7 @@ type Manager struct {
 	under           []Threshold     // met when last looked, graces over
 	local           time.Time       // when folders were last counted
 	limited         map[string]bool // whether a pod has a limit of ephemeral storage, which never changes
-	storesAt        time.Time
+	storesAsk       time.Time       // when to ask again
 	images, layers  string
 	separate, split bool
 
@@ -328,19 +330,14 @@ func (m *Manager) end(ctx context.Context, c *Candidate, why Signal, v Verdict) 
 	return true
 }
 
-// stores is where the runtime keeps images and layers, asked now and then.
+// stores is where the runtime keeps images and layers. Once it said so, it isn't
+// asked again for an hour: the answer costs it a count of its store, and while the
+// agent runs they don't move.
 func (m *Manager) stores(ctx context.Context) (images, layers string) {
-	if m.storesAt.IsZero() || time.Since(m.storesAt) > storesFresh {
-		// Only if a threshold needs it: the answer costs the runtime a count of its store.
-		if slices.ContainsFunc(m.Thresholds, func(t Threshold) bool {
-			return t.Signal == ImageFsAvailable || t.Signal == ImageFsInodesFree || t.Signal == ContainerFsAvailable || t.Signal == ContainerFsInodesFree
-		}) {
-			i, l := m.Sources.Stores(ctx)
-			if i != "" {
-				m.images, m.layers, m.storesAt = i, l, time.Now().Add(time.Hour) // it doesn't move while the agent runs
-			} else {
-				m.storesAt = time.Now()
-			}
+	if m.storesAsk.IsZero() || time.Now().After(m.storesAsk) {
+		m.storesAsk = time.Now().Add(storesRetry)
+		if i, l := m.Sources.Stores(ctx); i != "" {
+			m.images, m.layers, m.storesAsk = i, l, time.Now().Add(storesFresh)
 		}
 	}
 	return m.images, m.layers

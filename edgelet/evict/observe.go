@@ -34,7 +34,7 @@ type Sources struct {
 	// NodeFs is the disk of volumes and logs.
 	NodeFs func() (stats.Space, error)
 	// Stores are the disks of images and of containers' writable layers; nil where
-	// the runtime doesn't say. They are asked for once a minute at most.
+	// the runtime doesn't say. They are asked for once an hour, or a minute until it says.
 	Stores func(context.Context) (images, containers string)
 	// Space asks for a disk by a path on it.
 	Space func(path string) (stats.Space, error)

@@ -62,8 +62,15 @@ func (c *Candidate) priority() int32 {
 	return 0
 }
 
+// request is upstream's GetResourceRequestQuantity: of a pod with resources of its
+// own the containers' don't count, not even those that only containers can have, and
+// overhead counts where something else is asked for.
 func (c *Candidate) request(name v1.ResourceName) int64 {
-	q := resourcehelper.PodRequests(c.Pod, resourcehelper.PodResourcesOptions{})[name]
+	q := resourcehelper.PodRequests(c.Pod, resourcehelper.PodResourcesOptions{
+		SkipContainerLevelResources: resourcehelper.IsPodLevelResourcesSet(c.Pod), ExcludeOverhead: true})[name]
+	if overhead, ok := c.Pod.Spec.Overhead[name]; ok && !q.IsZero() {
+		q.Add(overhead)
+	}
 	return q.Value()
 }
 

@@ -1,11 +1,9 @@
 package node
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io/fs"
-	"log/slog"
 	"runtime"
 	"slices"
 	"strings"
@@ -74,7 +72,7 @@ func testNode(t *testing.T, rt Runtime, root fstest.MapFS) (*Node, *[]*v1.Node) 
 	t.Helper()
 	var reports []*v1.Node
 	free := uint64(8 << 30)
-	n, err := New(Config{Name: "board", Runtime: rt, IPs: func() []string { return []string{"192.0.2.1"} }, Features: []string{"Wasm", "Sidecars", "Wasm"},
+	n, err := New(Config{Name: "board", Runtime: rt, Keeps: tenth, IPs: func() []string { return []string{"192.0.2.1"} }, Features: []string{"Wasm", "Sidecars", "Wasm"},
 		Machine: boards.Machine{Root: root, DataDir: "/data", Space: func(string) (uint64, uint64, error) { return free, 10 << 30, nil }},
 		Report: func(raw []byte) error {
 			o := new(v1.Node)
@@ -88,6 +86,16 @@ func testNode(t *testing.T, rt Runtime, root fstest.MapFS) (*Node, *[]*v1.Node) 
 		t.Fatal(err)
 	}
 	return n, &reports
+}
+
+// tenth is kept of memory and disk.
+func tenth(capacity v1.ResourceList) v1.ResourceList {
+	out := v1.ResourceList{}
+	for _, name := range []v1.ResourceName{v1.ResourceMemory, v1.ResourceEphemeralStorage} {
+		q := capacity[name]
+		out[name] = *resource.NewQuantity(q.Value()/10, resource.BinarySI)
+	}
+	return out
 }
 
 func cond(o *v1.Node, t v1.NodeConditionType) v1.NodeCondition {
@@ -169,14 +177,12 @@ func TestOnlyWhatMattersIsReported(t *testing.T) {
 		root["proc/meminfo"] = file("MemTotal:  524288 kB\nMemAvailable: 300000 kB\n")
 		root["proc/loadavg"] = file("5.00 0.00 0.00 1/200 999\n")
 		look(1, "figures")
-		root["proc/meminfo"] = file("MemTotal:  524288 kB\nMemAvailable: 3000 kB\n")
+		n.Pressure = func() []v1.NodeConditionType { return []v1.NodeConditionType{v1.NodeMemoryPressure} }
 		look(2, "memory pressure")
 		if c := cond((*reports)[1], v1.NodeMemoryPressure); c.Status != v1.ConditionTrue || c.Reason != "KubeletHasInsufficientMemory" {
 			t.Errorf("%+v", c)
 		}
-		root["proc/meminfo"] = file("MemTotal:  524288 kB\nMemAvailable: 300000 kB\n")
-		look(2, "pressure just over")
-		time.Sleep(pressureTransition)
+		n.Pressure = nil
 		look(3, "pressure over")
 		rt.down = errors.New("no answer")
 		look(4, "runtime down")
@@ -209,52 +215,6 @@ func TestFeaturesAreDeclared(t *testing.T) {
 	_, err := New(Config{Name: "board", Runtime: &fakeRuntime{}, Machine: boards.Machine{Root: pi()}, Features: []string{"static-pods"}})
 	if err == nil || !strings.Contains(err.Error(), `"static-pods"`) {
 		t.Errorf("a name that the API server refuses: %v", err)
-	}
-}
-
-func TestDiskPressure(t *testing.T) {
-	const total = 10 << 30
-	type answer struct {
-		free, total uint64
-		err         error
-	}
-	for name, c := range map[string]struct {
-		space, inodes answer
-		want          string // in the log; empty: no pressure
-	}{
-		"all well":            {answer{total / 2, total, nil}, answer{600, 1000, nil}, ""},
-		"at the threshold":    {answer{total / 10, total, nil}, answer{50, 1000, nil}, ""},
-		"space":               {answer{total/10 - 1, total, nil}, answer{600, 1000, nil}, "1023 MiB of 10240 MiB space free on mmcblk0 (ext4 mounted on /), where /data is; less than 10 %"},
-		"inodes":              {answer{total / 2, total, nil}, answer{49, 1000, nil}, "49 of 1000 inodes free on mmcblk0 (ext4 mounted on /), where /data is; less than 5 %"},
-		"inodes as it goes":   {answer{total / 2, total, nil}, answer{0, 0, nil}, ""},
-		"nothing can be told": {answer{0, 0, errors.New("EIO")}, answer{0, 0, errors.New("EIO")}, ""},
-	} {
-		t.Run(name, func(t *testing.T) {
-			root := pi()
-			root["proc/self/mountinfo"] = file("1 0 179:2 / / rw - ext4 /dev/mmcblk0p2 rw\n")
-			root["sys/dev/block/179:2"] = &fstest.MapFile{Mode: fs.ModeSymlink, Data: []byte("../../devices/mmcblk0/mmcblk0p2")}
-			root["sys/devices/mmcblk0/mmcblk0p2/partition"] = file("2\n")
-			var log bytes.Buffer
-			n, err := New(Config{Name: "board", Runtime: &fakeRuntime{}, Log: slog.New(slog.NewTextHandler(&log, nil)), IPs: func() []string { return nil },
-				Machine: boards.Machine{Root: root, DataDir: "/data",
-					Space:  func(string) (uint64, uint64, error) { return c.space.free, c.space.total, c.space.err },
-					Inodes: func(string) (uint64, uint64, error) { return c.inodes.free, c.inodes.total, c.inodes.err }}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for range 2 {
-				if err := n.Look(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-			}
-			got := cond(n.Object(), v1.NodeDiskPressure)
-			if want := v1.ConditionFalse; c.want == "" && (got.Status != want || got.Reason != "KubeletHasNoDiskPressure" || log.Len() > 0) {
-				t.Errorf("%+v, log %s", got, &log)
-			}
-			if c.want != "" && (got.Status != v1.ConditionTrue || got.Reason != "KubeletHasDiskPressure" || strings.Count(log.String(), c.want) != 1) {
-				t.Errorf("%+v, log %s, want %q in it once", got, &log, c.want)
-			}
-		})
 	}
 }
 

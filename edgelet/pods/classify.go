@@ -101,29 +101,46 @@ func shouldRun(pod *v1.Pod, c *v1.Container, o *observation) bool {
 	return restartsAfter(pod, c, got.exitCode)
 }
 
-// qosClass is upstream's: Guaranteed if every container has limits for CPU and
-// memory and requests equal to them, BestEffort if none has either.
+// qosClass is upstream's (pkg/apis/core/v1/helper/qos, ComputePodQOS): Guaranteed
+// if every container has limits for CPU and memory and all together ask for as much
+// as they may have, BestEffort if nobody asks for anything. What a pod asks for as a
+// whole counts instead of what its containers do.
 func qosClass(pod *v1.Pod) v1.PodQOSClass {
-	any, guaranteed := false, true
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			r := &list[i].Resources
-			for _, name := range []v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory} {
-				request, hasRequest := r.Requests[name]
-				limit, hasLimit := r.Limits[name]
-				hasRequest = hasRequest && !request.IsZero()
-				hasLimit = hasLimit && !limit.IsZero()
-				any = any || hasRequest || hasLimit
-				if !hasLimit || (hasRequest && request.Cmp(limit) != 0) {
-					guaranteed = false
+	names := [...]v1.ResourceName{v1.ResourceCPU, v1.ResourceMemory}
+	requests, limits := v1.ResourceList{}, v1.ResourceList{}
+	guaranteed := true
+	add := func(r *v1.ResourceRequirements) {
+		for _, name := range names {
+			for from, to := range map[*v1.ResourceList]v1.ResourceList{&r.Requests: requests, &r.Limits: limits} {
+				if q, ok := (*from)[name]; ok && q.Sign() > 0 {
+					sum := to[name]
+					sum.Add(q)
+					to[name] = sum
 				}
 			}
 		}
 	}
-	switch {
-	case !any:
+	bounded := func(l v1.ResourceList) bool { return l.Cpu().Sign() > 0 && l.Memory().Sign() > 0 }
+	if r := pod.Spec.Resources; r != nil {
+		add(r)
+		guaranteed = len(r.Limits) == 0 || bounded(r.Limits)
+	} else {
+		for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+			for i := range list {
+				add(&list[i].Resources)
+				guaranteed = guaranteed && bounded(list[i].Resources.Limits)
+			}
+		}
+	}
+	if len(requests) == 0 && len(limits) == 0 {
 		return v1.PodQOSBestEffort
-	case guaranteed:
+	}
+	for name, request := range requests {
+		if limit, ok := limits[name]; !ok || limit.Cmp(request) != 0 {
+			guaranteed = false
+		}
+	}
+	if guaranteed && len(requests) == len(limits) {
 		return v1.PodQOSGuaranteed
 	}
 	return v1.PodQOSBurstable

@@ -96,7 +96,7 @@ func rowsOf(s *Sample) []row {
 	return out
 }
 
-// each writes a family whose value is a number of each row, times by.
+// each writes a family whose value is a number of each row, divided by by.
 func (t *cadvisor) each(counter bool, name, help string, by float64, of func(*row) *uint64, more ...string) {
 	begun := false
 	for i := range t.rows {
@@ -108,7 +108,7 @@ func (t *cadvisor) each(counter bool, name, help string, by float64, of func(*ro
 			t.begin(counter, name, help)
 			begun = true
 		}
-		t.p.Sample(name, float64(*n)*by, with(t.rows[i].labels, more...)...)
+		t.p.Sample(name, float64(*n)/by, with(t.rows[i].labels, more...)...)
 	}
 }
 
@@ -135,7 +135,7 @@ func with(labels []string, more ...string) []string {
 	return out
 }
 
-const nano = 1e-9
+const nano = 1e9
 
 func (t *cadvisor) cpu() {
 	t.each(true, "container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.", nano, func(r *row) *uint64 { return r.usage.CPUNanos }, "cpu", "total")
@@ -196,7 +196,7 @@ func (t *cadvisor) pressure() {
 		{"container_pressure_io_waiting_seconds_total", "Total time duration tasks in the container have waited due to IO congestion.", func(u *CgroupUsage) *Pressure { return u.IOPressure }, false},
 		{"container_pressure_io_stalled_seconds_total", "Total time duration no tasks in the container could make progress due to IO congestion.", func(u *CgroupUsage) *Pressure { return u.IOPressure }, true},
 	} {
-		t.each(true, x.name, x.help, 1e-6, func(r *row) *uint64 {
+		t.each(true, x.name, x.help, 1e6, func(r *row) *uint64 {
 			p := x.of(r.usage)
 			if p == nil {
 				return nil

@@ -2,6 +2,7 @@ package stats
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,6 +42,7 @@ type PodFiles struct {
 
 // ContainerFiles is what a container takes. Rootfs is nil if the runtime doesn't say.
 type ContainerFiles struct {
+	ID     string // as in the pod's status
 	Rootfs *TreeUsage
 	Logs   TreeUsage
 }
@@ -69,14 +71,47 @@ func (c *Collector) FilesOf(ctx context.Context, only func(uid string) bool) (*F
 func (c *Collector) filesWithin(ctx context.Context, age time.Duration, only func(string) bool) (*Files, error) {
 	c.filesMu.Lock()
 	defer c.filesMu.Unlock()
-	if f := c.files; f != nil && time.Since(f.taken) < age {
+	f := c.files
+	if f == nil || time.Since(f.taken) >= age {
+		f, err := c.countFiles(ctx, only)
+		if err == nil {
+			c.files = f
+		}
+		return f, err
+	}
+	// What has come since is counted now, so that no container is without its figures.
+	fresh := map[string]bool{}
+	for _, pod := range c.Pods() {
+		if !f.has(&pod) {
+			fresh[pod.UID] = true
+		}
+	}
+	if len(fresh) == 0 {
 		return f, nil
 	}
-	f, err := c.countFiles(ctx, only)
-	if err == nil {
-		c.files = f
+	more, err := c.countFiles(ctx, func(uid string) bool { return fresh[uid] })
+	if err != nil {
+		return nil, err
 	}
-	return f, err
+	whole := *f
+	whole.Pods = maps.Clone(f.Pods)
+	maps.Copy(whole.Pods, more.Pods)
+	c.files = &whole
+	return c.files, nil
+}
+
+// has says whether all that runs of a pod was counted.
+func (f *Files) has(pod *Pod) bool {
+	known, ok := f.Pods[pod.UID]
+	if !ok {
+		return false
+	}
+	for _, st := range pod.Status.ContainerStatuses {
+		if one, there := known.Containers[st.Name]; st.State.Running != nil && (!there || one.ID != st.ContainerID) {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *Collector) countFiles(ctx context.Context, only func(string) bool) (*Files, error) {
@@ -142,7 +177,7 @@ func (c *Collector) podFiles(ctx context.Context, pod *Pod, told map[string]*run
 	for _, list := range [][]v1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses} {
 		for i := range list {
 			_, id, _ := strings.Cut(list[i].ContainerID, "://")
-			one := ContainerFiles{Logs: tree(filepath.Join(pod.LogDir, list[i].Name))}
+			one := ContainerFiles{ID: list[i].ContainerID, Logs: tree(filepath.Join(pod.LogDir, list[i].Name))}
 			out.Ephemeral.add(one.Logs)
 			if w := told[id].GetWritableLayer(); w != nil {
 				one.Rootfs = &TreeUsage{w.GetUsedBytes().GetValue(), w.GetInodesUsed().GetValue()}

@@ -18,7 +18,7 @@ func (c *Collector) Resource(ctx context.Context, p *metrics.Page) error {
 		return err
 	}
 	p.Counter("node_cpu_usage_seconds_total", "[STABLE] Cumulative cpu time consumed by the node in core-seconds")
-	p.Sample("node_cpu_usage_seconds_total", float64(s.Node.CPUNanos)*nano)
+	p.Sample("node_cpu_usage_seconds_total", float64(s.Node.CPUNanos)/nano)
 	p.Gauge("node_memory_working_set_bytes", "[STABLE] Current working set of the node in bytes")
 	p.Sample("node_memory_working_set_bytes", float64(s.Node.WorkingSet))
 	p.Gauge("node_swap_usage_bytes", "[ALPHA] Current swap usage of the node in bytes. Reported only on non-windows systems")
@@ -44,13 +44,13 @@ func (c *Collector) Resource(ctx context.Context, p *metrics.Page) error {
 				pod := &s.Pods[i]
 				if of == "pod" {
 					if pod.Usage != nil && f.of(pod.Usage) != nil {
-						p.Sample(name, float64(*f.of(pod.Usage))*f.by, "namespace", pod.Namespace, "pod", pod.Name)
+						p.Sample(name, float64(*f.of(pod.Usage))/f.by, "namespace", pod.Namespace, "pod", pod.Name)
 					}
 					continue
 				}
 				for j := range pod.Containers {
 					if u := pod.Containers[j].Usage; u != nil && f.of(u) != nil {
-						p.Sample(name, float64(*f.of(u))*f.by, "container", pod.Containers[j].Name, "namespace", pod.Namespace, "pod", pod.Name)
+						p.Sample(name, float64(*f.of(u))/f.by, "container", pod.Containers[j].Name, "namespace", pod.Namespace, "pod", pod.Name)
 					}
 				}
 			}
@@ -59,7 +59,7 @@ func (c *Collector) Resource(ctx context.Context, p *metrics.Page) error {
 	p.Gauge("container_start_time_seconds", "[STABLE] Start time of the container since unix epoch in seconds")
 	for i := range s.Pods {
 		for _, one := range s.Pods[i].Containers {
-			p.Sample("container_start_time_seconds", float64(one.Started.UnixNano())*nano, "container", one.Name, "namespace", s.Pods[i].Namespace, "pod", s.Pods[i].Name)
+			p.Sample("container_start_time_seconds", float64(one.Started.UnixNano())/nano, "container", one.Name, "namespace", s.Pods[i].Namespace, "pod", s.Pods[i].Name)
 		}
 	}
 	p.Gauge("resource_scrape_error", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise")

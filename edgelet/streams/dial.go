@@ -50,7 +50,7 @@ func (s *Server) Dial(podsAt func(netip.Addr) ([]*v1.Pod, error)) http.Handler {
 		to, err := s.dialPod(ctx, podsAt, address)
 		cancel()
 		if err != nil {
-			s.cfg.Logger.Info("dial", "address", address, "err", err)
+			s.cfg.Logger.Debug("dial", "address", address, "err", err)
 			status := http.StatusBadGateway
 			if errors.Is(err, ErrNotOurs) || errors.Is(err, ErrPort) {
 				status = http.StatusForbidden
@@ -60,7 +60,7 @@ func (s *Server) Dial(podsAt func(netip.Addr) ([]*v1.Pod, error)) http.Handler {
 		}
 		defer to.Close()
 		if err := s.become(w, r, to); err != nil {
-			s.cfg.Logger.Info("dial", "address", address, "err", err)
+			s.cfg.Logger.Debug("dial", "address", address, "err", err)
 		}
 	})
 	return mux

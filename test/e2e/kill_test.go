@@ -228,7 +228,8 @@ func TestKillOfAnExternalBroker(t *testing.T) {
 	}
 	start()
 	t.Cleanup(func() { kill() })
-	c := newClusterIn(t, data, "--nodes=2", "--controlplane-arg=--mqtt-url=mqtts://127.0.0.1:"+port)
+	// The broker is on loopback, where isolated nodes don't reach it.
+	c := newClusterIn(t, data, "--nodes=2", "--isolate=never", "--controlplane-arg=--mqtt-url=mqtts://127.0.0.1:"+port)
 	c.apply(t, "default", fmt.Sprintf(twenty, push(t, c, cModule(t, "ticker"), "ticker")))
 	before, guests := c.running(t, "twenty", 20), c.guests(t)
 
@@ -283,7 +284,7 @@ func (c *cluster) settle(t *testing.T, stored []string) {
 // With the control plane gone, an edgelet that is started anew, its guests dead
 // as after a power cut, runs every pod again out of what is on its disk.
 func TestBootWithoutAControlPlane(t *testing.T) {
-	c := newCluster(t, "--no-example")
+	c := newCluster(t, "--no-example", "--isolate=never") // the agent is started by hand
 	c.must(t, "wait", "--for=create", "serviceaccount/default", "--timeout=30s")
 	c.apply(t, "default", fmt.Sprintf(twenty, push(t, c, cModule(t, "ticker"), "ticker")))
 	pods := slices.Sorted(maps.Keys(c.running(t, "twenty", 20)))

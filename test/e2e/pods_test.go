@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -172,17 +170,13 @@ func TestExamples(t *testing.T) {
 	}
 	// The server answers, on the pod's own address or on that of its node.
 	ip := shared.must(t, "get", "pod", "-n", ns, "http", "-o", "jsonpath={.status.podIP}")
+	node := shared.must(t, "get", "pod", "-n", ns, "http", "-o", "jsonpath={.spec.nodeName}")
 	eventually(t, 20*time.Second, func() error {
-		resp, err := http.Get("http://" + net.JoinHostPort(ip, "8080") + "/")
-		if err != nil {
-			return err
+		body, err := shared.onNode(node, "curl", "-sS", "--fail", "--noproxy", "*", "--max-time", "5", "http://"+net.JoinHostPort(ip, "8080")+"/").CombinedOutput()
+		if err != nil || !strings.Contains(string(body), "Hello from WebAssembly over HTTP") {
+			return fmt.Errorf("curl on %s: %v: %s", node, err, body)
 		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
-		if err == nil && (resp.StatusCode != http.StatusOK || !strings.Contains(string(body), "Hello from WebAssembly over HTTP")) {
-			err = fmt.Errorf("%s: %s", resp.Status, body)
-		}
-		return err
+		return nil
 	})
 }
 

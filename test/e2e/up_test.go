@@ -40,7 +40,8 @@ func TestUpInTheForeground(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	cmd := exec.Command(filepath.Join(binDir(), "coracle"), "up", "--data-dir", dir, "--nodes=3")
+	// Isolated nodes have the control plane at an address that nobody else uses.
+	cmd := exec.Command(filepath.Join(binDir(), "coracle"), "up", "--data-dir", dir, "--nodes=3", "--isolate=never")
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -36,6 +36,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/boards"
+	"github.com/coracle-edge/coracle/edgelet/evict"
 	"github.com/coracle-edge/coracle/edgelet/node"
 	"github.com/coracle-edge/coracle/internal/version"
 )
@@ -53,6 +54,16 @@ type machine struct {
 	inodes, inodesFree      uint64
 	underMemory, underDisk  bool
 	underPIDs, runtimeIsOut bool
+}
+
+// pressure is what evict says, see eviction_test.go.
+func (m *machine) pressure() (out []v1.NodeConditionType) {
+	for t, is := range map[v1.NodeConditionType]bool{v1.NodeMemoryPressure: m.underMemory, v1.NodeDiskPressure: m.underDisk, v1.NodePIDPressure: m.underPIDs} {
+		if is {
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 func file(s string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(s)} }
@@ -121,7 +132,11 @@ func (c cri) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*runtim
 // ours is the node as edgelet reports it.
 func ours(t *testing.T, m *machine) *v1.Node {
 	t.Helper()
-	n, err := node.New(node.Config{Name: name, Runtime: cri{m.runtimeIsOut}, IPs: func() []string { return []string{address} },
+	thresholds, err := evict.Flags{Hard: evict.DefaultHard(4 * gib)}.Parse()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := node.New(node.Config{Name: name, Keeps: func(c v1.ResourceList) v1.ResourceList { return evict.Keeps(thresholds, c) }, Pressure: m.pressure, Runtime: cri{m.runtimeIsOut}, IPs: func() []string { return []string{address} },
 		Features: []string{"Wasm", "Sidecars"},
 		Machine: boards.Machine{Root: m.root, DataDir: "/var/lib/coracle",
 			Space: func(string) (uint64, uint64, error) {
@@ -251,16 +266,9 @@ func TestNodeIsWhatAKubeletSays(t *testing.T) {
 		change func(*machine)
 	}{
 		{"all well", func(*machine) {}},
-		{"memory runs out", func(m *machine) {
-			m.root["proc/meminfo"] = file("MemTotal:  4194304 kB\nMemAvailable: 90000 kB\nSwapTotal:  1048576 kB\n")
-			m.underMemory = true
-		}},
-		{"the disk is full", func(m *machine) { m.free, m.underDisk = gib, true }},
-		{"no inodes", func(m *machine) { m.inodesFree, m.underDisk = 40000, true }},
-		{"processes without end", func(m *machine) {
-			m.root["proc/loadavg"] = file("0.00 0.00 0.00 1/32000 999\n")
-			m.underPIDs = true
-		}},
+		{"memory runs out", func(m *machine) { m.underMemory = true }},
+		{"the disk is full", func(m *machine) { m.underDisk = true }},
+		{"processes without end", func(m *machine) { m.underPIDs = true }},
 		{"the runtime is out", func(m *machine) { m.runtimeIsOut = true }},
 		{"the disk doesn't answer", func(m *machine) { m.disk = 0 }},
 	} {

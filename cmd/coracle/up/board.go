@@ -156,7 +156,7 @@ func (n *lan) plug(b *board, number, boards int) error {
 		return err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex, attrs.Flags = fmt.Sprintf("cor-%s-%d", n.layout.id()[:7], number), bridge.Attrs().Index, net.FlagUp
+	attrs.Name, attrs.MasterIndex, attrs.Flags = fmt.Sprintf("cor-%s-%d", n.layout.ID()[:7], number), bridge.Attrs().Index, net.FlagUp
 	if old, err := netlink.LinkByName(attrs.Name); err == nil {
 		_ = netlink.LinkDel(old) // of namespaces that are about to vanish
 	}
@@ -213,7 +213,7 @@ func (n *lan) network(dir string, number int) network.Private {
 func (l Layout) cgroup(node string) string { return l.cgroups() + "/" + node }
 
 // cgroups is the one that those of all boards lie in.
-func (l Layout) cgroups() string { return "/coracle-" + l.id() }
+func (l Layout) cgroups() string { return "/coracle-" + l.ID() }
 
 // removeCgroups removes those of boards that are off.
 func (l Layout) removeCgroups() error {

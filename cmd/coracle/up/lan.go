@@ -49,8 +49,8 @@ var podPool = netip.MustParsePrefix("10.42.0.0/16")
 
 func (l Layout) lan() string { return filepath.Join(l.Root, "lan.json") }
 
-// id tells this data folder's interfaces, chains and cgroups from others'.
-func (l Layout) id() string {
+// ID tells this data folder's interfaces, chains and cgroups from others'.
+func (l Layout) ID() string {
 	sum := sha256.Sum256([]byte(l.Root))
 	return hex.EncodeToString(sum[:4])
 }
@@ -80,7 +80,7 @@ func newLAN(l Layout) (*lan, error) {
 	return n, writeFile(l.lan(), raw, 0o644)
 }
 
-func lanDevice(l Layout) string { return "cor-lan-" + l.id()[:7] } // an interface's name has 15 bytes
+func lanDevice(l Layout) string { return "cor-lan-" + l.ID()[:7] } // an interface's name has 15 bytes
 
 // host is this machine's address on the bridge.
 func (n *lan) host() netip.Addr { return n.subnet.Addr().Next() }
@@ -141,7 +141,7 @@ func (n *lan) down() error {
 }
 
 // chain is the name of this network's own chain in the tables nat and filter.
-func (n *lan) chain() string { return "CORACLE-" + n.layout.id() }
+func (n *lan) chain() string { return "CORACLE-" + n.layout.ID() }
 
 // rules that let boards out under this machine's address, by table; the last of
 // a table leads to its chain, before what others have there.

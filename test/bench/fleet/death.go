@@ -28,11 +28,11 @@ func (b *bench) die(ctx context.Context, dir string) error {
 		return err
 	}
 	defer w.stop()
-	agents := make([]*program, b.deaths)
+	agents := make([]*rig.Program, b.deaths)
 	defer func() {
 		for _, a := range agents {
 			if a != nil {
-				a.kill()
+				a.Kill()
 			}
 		}
 	}()
@@ -44,16 +44,16 @@ func (b *bench) die(ctx context.Context, dir string) error {
 			return err
 		}
 		data := filepath.Join(dir, names[i])
-		agents[i] = &program{name: filepath.Join(b.bin, "edgelet"), log: data + ".log", args: []string{"--data-dir", data, "--node-name", names[i],
+		agents[i] = &rig.Program{Name: filepath.Join(b.bin, "edgelet"), Log: data + ".log", Args: []string{"--data-dir", data, "--node-name", names[i],
 			"--runner", filepath.Join(b.bin, "wasmrunner"), "--cni-conf-dir", filepath.Join(data, "none"), "--join", line.String()}}
-		if err := agents[i].start(); err != nil {
+		if err := agents[i].Start(); err != nil {
 			return err
 		}
 	}
 	is := func(i int, want corev1.ConditionStatus, within time.Duration) (time.Time, error) {
 		err := rig.Until(ctx, within, fmt.Sprintf("node %s is Ready=%s", names[i], want), func() bool { return w.of(names[i]).to == want })
 		if err != nil {
-			err = fmt.Errorf("%w\n%s", err, agents[i].tail())
+			err = fmt.Errorf("%w\n%s", err, agents[i].Tail())
 		}
 		return w.of(names[i]).at, err
 	}
@@ -73,7 +73,7 @@ func (b *bench) die(ctx context.Context, dir string) error {
 	var broken []time.Duration
 	for i, a := range agents {
 		at := time.Now()
-		a.kill()
+		a.Kill()
 		seen, err := is(i, corev1.ConditionUnknown, 2*keepalive)
 		if err != nil {
 			return err
@@ -81,7 +81,7 @@ func (b *bench) die(ctx context.Context, dir string) error {
 		broken = append(broken, seen.Sub(at))
 	}
 	for _, a := range agents {
-		if err := a.start(); err != nil {
+		if err := a.Start(); err != nil {
 			return err
 		}
 	}
@@ -95,7 +95,7 @@ func (b *bench) die(ctx context.Context, dir string) error {
 			return err
 		}
 		stopped[i] = time.Now()
-		if err := syscall.Kill(a.pid(), syscall.SIGSTOP); err != nil {
+		if err := syscall.Kill(a.PID(), syscall.SIGSTOP); err != nil {
 			return err
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"k8s.io/client-go/kubernetes"
@@ -23,61 +22,21 @@ import (
 	"github.com/coracle-edge/coracle/test/bench/rig"
 )
 
-// program is a process that the bench kills and starts again.
-type program struct {
-	name string
-	args []string
-	log  string
-	cmd  *exec.Cmd
-}
-
-func (p *program) start() error {
-	log, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	p.cmd = exec.Command(p.name, p.args...)
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
-		p.cmd = nil
-		return err
-	}
-	return nil
-}
-
-func (p *program) pid() int { return p.cmd.Process.Pid }
-
-func (p *program) kill() {
-	if p.cmd != nil {
-		_ = p.cmd.Process.Kill()
-		_ = p.cmd.Wait()
-		p.cmd = nil
-	}
-}
-
-// tail of what it said.
-func (p *program) tail() string {
-	raw, _ := os.ReadFile(p.log)
-	return string(raw[max(0, len(raw)-2000):])
-}
-
 // plane is the control plane and the broker.
 type plane struct {
 	dir       string
-	control   program
-	mosquitto *program // nil: embedded
-	broker    string   // mosquitto's host:port
-	fleet     string   // the fleet endpoint's
+	control   rig.Program
+	mosquitto *rig.Program // nil: embedded
+	broker    string       // mosquitto's host:port
+	fleet     string       // the fleet endpoint's
 	client    kubernetes.Interface
 	raw       rest.Interface
 }
 
 func (b *bench) startPlane(ctx context.Context, dir, lose string) (*plane, error) {
 	p := &plane{dir: filepath.Join(dir, "controlplane")}
-	p.control = program{name: filepath.Join(b.bin, "controlplane"), log: filepath.Join(dir, "controlplane.log"),
-		args: []string{"--data-dir", p.dir, "--port-fallback", "--log-level", "warn"}}
+	p.control = rig.Program{Name: filepath.Join(b.bin, "controlplane"), Log: filepath.Join(dir, "controlplane.log"),
+		Args: []string{"--data-dir", p.dir, "--port-fallback", "--log-level", "warn"}}
 	if lose == loseMosquitto {
 		if err := p.prepareMosquitto(dir); err != nil {
 			return nil, err
@@ -85,7 +44,7 @@ func (b *bench) startPlane(ctx context.Context, dir, lose string) (*plane, error
 		if err := p.startMosquitto(ctx); err != nil {
 			return nil, err
 		}
-		p.control.args = append(p.control.args, "--mqtt-url", "mqtts://"+p.broker)
+		p.control.Args = append(p.control.Args, "--mqtt-url", "mqtts://"+p.broker)
 	}
 	if err := p.startControl(ctx); err != nil {
 		p.stop()
@@ -95,17 +54,7 @@ func (b *bench) startPlane(ctx context.Context, dir, lose string) (*plane, error
 }
 
 func (p *plane) startControl(ctx context.Context) error {
-	info := filepath.Join(p.dir, "run", "controlplane.json")
-	if err := os.Remove(info); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	if err := p.control.start(); err != nil {
-		return err
-	}
-	if err := rig.Until(ctx, 2*time.Minute, "the control plane is ready", func() bool { _, err := os.Stat(info); return err == nil }); err != nil {
-		return fmt.Errorf("%w\n%s", err, p.control.tail())
-	}
-	raw, err := os.ReadFile(info)
+	raw, err := rig.StartControlPlane(ctx, &p.control, p.dir)
 	if err != nil {
 		return err
 	}
@@ -113,7 +62,7 @@ func (p *plane) startControl(ctx context.Context) error {
 		Fleet string `json:"fleet"`
 	}
 	if err := json.Unmarshal(raw, &run); err != nil {
-		return fmt.Errorf("%s: %w", info, err)
+		return fmt.Errorf("what the control plane says of itself: %w", err)
 	}
 	p.fleet = strings.TrimPrefix(run.Fleet, "https://")
 	cfg, err := clientcmd.BuildConfigFromFlags("", filepath.Join(p.dir, "kubeconfig"))
@@ -159,13 +108,13 @@ func (p *plane) prepareMosquitto(dir string) error {
 	text := broker.MosquittoConf("127.0.0.1", port, broker.MosquittoFiles{CA: authority.CAFile(), Cert: leaf.CertFile(), Key: leaf.KeyFile(), ACL: acl})
 	// It would become another user, who may not read the cluster's keys.
 	text += "user root\n"
-	p.mosquitto = &program{name: bin, args: []string{"-c", conf}, log: filepath.Join(dir, "mosquitto.log")}
+	p.mosquitto = &rig.Program{Name: bin, Args: []string{"-c", conf}, Log: filepath.Join(dir, "mosquitto.log")}
 	return errors.Join(os.WriteFile(acl, []byte(broker.MosquittoACL()), 0o600), os.WriteFile(conf, []byte(text), 0o600))
 }
 
 // startMosquitto returns when it accepts connections.
 func (p *plane) startMosquitto(ctx context.Context) error {
-	if err := p.mosquitto.start(); err != nil {
+	if err := p.mosquitto.Start(); err != nil {
 		return err
 	}
 	if err := rig.Until(ctx, 30*time.Second, "mosquitto listens", func() bool {
@@ -175,27 +124,15 @@ func (p *plane) startMosquitto(ctx context.Context) error {
 		}
 		return err == nil
 	}); err != nil {
-		return fmt.Errorf("%w\n%s", err, p.mosquitto.tail())
+		return fmt.Errorf("%w\n%s", err, p.mosquitto.Tail())
 	}
 	return nil
 }
 
 func (p *plane) stop() {
-	if p.control.cmd != nil {
-		_ = p.control.cmd.Process.Signal(syscall.SIGTERM)
-		done := make(chan struct{})
-		go func() { defer close(done); _ = p.control.cmd.Wait() }()
-		select {
-		case <-done:
-			p.control.cmd = nil
-		case <-time.After(20 * time.Second):
-			_ = p.control.cmd.Process.Kill()
-			<-done
-			p.control.cmd = nil
-		}
-	}
+	p.control.Stop(20 * time.Second)
 	if p.mosquitto != nil {
-		p.mosquitto.kill()
+		p.mosquitto.Kill()
 	}
 }
 

@@ -138,7 +138,7 @@ func (b *bench) create(ctx context.Context, name, node string) (uid string, err 
 func (b *bench) await(ctx context.Context, since time.Time) (answer, error) {
 	a, err := b.herd.ask(ctx, request{Op: "await", Want: b.want, Since: since, Within: b.within})
 	if err == nil && len(a.Late) > 0 {
-		err = fmt.Errorf("%d of %d nodes are not in step after %s: %s\nthe control plane's log ends:\n%s", len(a.Late), b.nodes, b.within, few(a.Late), b.plane.control.tail())
+		err = fmt.Errorf("%d of %d nodes are not in step after %s: %s\nthe control plane's log ends:\n%s", len(a.Late), b.nodes, b.within, few(a.Late), b.plane.control.Tail())
 	}
 	return a, err
 }
@@ -179,7 +179,7 @@ type sample struct {
 }
 
 func (b *bench) sample(ctx context.Context) (s sample, err error) {
-	pid := b.plane.control.pid()
+	pid := b.plane.control.PID()
 	m, err := proc.MemoryOf(pid)
 	if err != nil {
 		return s, err
@@ -235,7 +235,7 @@ func (b *bench) outageAndReturn(ctx context.Context, away *awayWatch) error {
 			return err
 		}
 		b.say("bringing it back: %.0f MiB, revision %.0f, %d nodes were called away", out.rss, out.revision, away.count())
-		if err := proc.ResetPeak(b.plane.control.pid()); err != nil {
+		if err := proc.ResetPeak(b.plane.control.PID()); err != nil {
 			return err
 		}
 	}
@@ -258,7 +258,7 @@ func (b *bench) outageAndReturn(ctx context.Context, away *awayWatch) error {
 	if err != nil {
 		return err
 	}
-	peak, err := proc.Peak(b.plane.control.pid())
+	peak, err := proc.Peak(b.plane.control.PID())
 	if err != nil {
 		return err
 	}
@@ -303,9 +303,9 @@ func (b *bench) outageAndReturn(ctx context.Context, away *awayWatch) error {
 func (b *bench) lost(ctx context.Context) error {
 	switch b.lose {
 	case loseMosquitto:
-		b.plane.mosquitto.kill()
+		b.plane.mosquitto.Kill()
 	case loseControlPlane:
-		b.plane.control.kill()
+		b.plane.control.Kill()
 	case loseNetwork:
 		_, err := b.herd.ask(ctx, request{Op: "cut"})
 		return err

@@ -8,10 +8,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"time"
 
+	"github.com/coracle-edge/coracle/test/bench/reference"
 	"github.com/coracle-edge/coracle/test/bench/rig"
 )
 
@@ -33,9 +33,6 @@ type upstreamResult struct {
 	Pods      int
 }
 
-// upstreamPrograms are built by the Makefile, of test/bench/upstream.
-var upstreamPrograms = [...]string{"kubelet", "kube-proxy", "kube-apiserver", "etcd"}
-
 // startUpstream returns why not, if it can't be measured here.
 func (b *bench) startUpstream() (*upstream, error) {
 	if b.upstreamBin == "" {
@@ -44,10 +41,8 @@ func (b *bench) startUpstream() (*upstream, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("it needs root, to make namespaces")
 	}
-	for _, name := range upstreamPrograms {
-		if _, err := os.Stat(filepath.Join(b.upstreamBin, name)); err != nil {
-			return nil, err
-		}
+	if err := reference.Check(b.upstreamBin); err != nil {
+		return nil, err
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -98,20 +93,20 @@ func beUpstream(ctx context.Context, bin, tools string, pods int, window time.Du
 		return err
 	}
 	defer os.RemoveAll(dir)
-	n := &upstreamNode{dir: dir, bin: bin, tools: tools, pods: pods}
+	n := &upstreamNode{Node: reference.Node{Dir: dir, Tools: tools}, bin: bin, pods: pods}
 	defer n.stop()
 	if err := n.start(ctx); err != nil {
-		return errors.Join(err, n.logs())
+		return err
 	}
 	// It is idle when what its start caused is over, the first status among it.
 	if err := rig.Sleep(ctx, time.Minute); err != nil {
 		return err
 	}
-	kubelet, proxy := n.kubelet.count(), n.proxy.count()
+	kubelet, proxy := n.agents["kubelet"].count(), n.agents["kube-proxy"].count()
 	if err := rig.Sleep(ctx, window); err != nil {
 		return err
 	}
-	r := upstreamResult{Window: window, Pods: pods, Kubelet: float64(n.kubelet.count() - kubelet), KubeProxy: float64(n.proxy.count() - proxy)}
+	r := upstreamResult{Window: window, Pods: pods, Kubelet: float64(n.agents["kubelet"].count() - kubelet), KubeProxy: float64(n.agents["kube-proxy"].count() - proxy)}
 	if err := n.check(ctx); err != nil {
 		return err
 	}

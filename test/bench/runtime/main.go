@@ -5,17 +5,14 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/coracle-edge/coracle/test/bench/report"
+	"github.com/coracle-edge/coracle/test/bench/rig"
 )
-
-// insideEnv marks the process that has namespaces of its own.
-const insideEnv = "CORACLE_BENCH_INSIDE"
 
 func main() {
 	var b bench
@@ -31,9 +28,7 @@ func main() {
 	flag.StringVar(&b.kernel, "arm64", "", "an arm64 kernel (kernel.sh fetches Debian's): measure the density of a QEMU guest, and nothing else")
 	flag.IntVar(&b.boardContainers, "board-containers", 200, "how many containers that guest runs")
 	flag.Parse()
-	if os.Getenv(insideEnv) == "" {
-		os.Exit(enter())
-	}
+	rig.Enter()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := b.run(ctx); err != nil {
@@ -41,32 +36,6 @@ func main() {
 		stop()
 		os.Exit(1)
 	}
-}
-
-// enter runs this program again in namespaces of its own, so that bridges, rules
-// and mounts stay off the host.
-func enter() int {
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "bench-runtime: needs root, for containerd and namespaces of its own")
-		return 2
-	}
-	script := `mount --make-rshared / && mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && ip link set lo up && exec "$0" "$@"`
-	self, err := os.Executable()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench-runtime:", err)
-		return 1
-	}
-	cmd := exec.Command("unshare", append([]string{"--net", "--mount", "--propagation", "private", "sh", "-c", script, self}, os.Args[1:]...)...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
-		if exit, ok := err.(*exec.ExitError); ok {
-			return exit.ExitCode()
-		}
-		fmt.Fprintln(os.Stderr, "bench-runtime:", err)
-		return 1
-	}
-	return 0
 }
 
 type bench struct {

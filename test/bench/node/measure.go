@@ -1,0 +1,428 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/coracle-edge/coracle/test/bench/proc"
+	"github.com/coracle-edge/coracle/test/bench/reference"
+	"github.com/coracle-edge/coracle/test/bench/rig"
+)
+
+// The same server, as a module and as a program.
+const (
+	moduleImage  = "bench.example/http-wasm:1"
+	programImage = "bench.example/http-oci:1"
+)
+
+// footprint is what a node's processes take at one time, in MiB.
+type footprint struct {
+	agent     proc.Memory // edgelet; kubelet and kube-proxy
+	node      proc.Memory // with containerd and its shims
+	pods      proc.Memory // runners; pause and program of each pod
+	kernel    float64     // of node, in its cgroups
+	podKernel float64
+}
+
+// figures of one node with pods of one kind.
+type figures struct {
+	idle, worked         footprint
+	with                 map[int]footprint
+	idleCPU, probedCPU   float64 // per cent of a core, agent and runtime
+	p50, p99             float64 // ms, create to Running
+	idleWritten          float64 // bytes in an hour
+	idleSyncs            float64 // in an hour; negative: not counted
+	podWritten, podSyncs float64 // by a pod's start and end
+}
+
+// measure a node.
+func (b *bench) measure(ctx context.Context, s *subject, wasm bool) (*figures, error) {
+	f := &figures{with: map[int]footprint{}, idleSyncs: -1, podSyncs: -1}
+	w := &work{bench: b, subject: s, wasm: wasm}
+	steps := []struct {
+		name string
+		do   func(context.Context, *work, *figures) error
+	}{{"idle", b.idle}, {"starts", b.latency}, {"disk", b.disk}, {"light work", b.lightWork}, {"pods", b.many}, {"probes", b.probes}}
+	for _, step := range steps {
+		fmt.Fprintf(b.progress, "%s: %s\n", s.name, step.name)
+		if err := step.do(ctx, w, f); err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", s.name, step.name, err)
+		}
+	}
+	return f, nil
+}
+
+func (b *bench) footprint(ctx context.Context, s *subject) (f footprint, err error) {
+	if err := rig.Sleep(ctx, b.settle); err != nil {
+		return f, err
+	}
+	n := 0
+	if f.agent, n, err = memoryOf(s.agent); err != nil || n == 0 {
+		return f, errors.Join(err, fmt.Errorf("%d processes in %s", n, s.agent))
+	}
+	if f.node, _, err = memoryOf(s.agent, s.runtime); err != nil {
+		return f, err
+	}
+	if f.pods, _, err = memoryOf(s.pods); err != nil {
+		return f, err
+	}
+	for _, g := range []cgroup{s.agent, s.runtime} {
+		k, err := g.kernel()
+		if err != nil {
+			return f, err
+		}
+		f.kernel += k
+	}
+	f.podKernel, err = s.pods.kernel()
+	return f, err
+}
+
+// busy is the share of a core, in per cent, that a node's agent and runtime use while
+// the window passes.
+func (b *bench) busy(ctx context.Context, s *subject) (float64, error) {
+	sum := func() (total time.Duration, err error) {
+		for _, g := range []cgroup{s.agent, s.runtime} {
+			d, err := g.cpu()
+			if err != nil {
+				return 0, err
+			}
+			total += d
+		}
+		return total, nil
+	}
+	before, err := sum()
+	if err != nil {
+		return 0, err
+	}
+	begin := time.Now()
+	if err := rig.Sleep(ctx, b.window); err != nil {
+		return 0, err
+	}
+	after, err := sum()
+	return 100 * float64(after-before) / float64(time.Since(begin)), err
+}
+
+func (b *bench) idle(ctx context.Context, w *work, f *figures) (err error) {
+	// What starting took is given back after a minute (cmd/edgelet, settle).
+	if err := rig.Sleep(ctx, b.afterStart); err != nil {
+		return err
+	}
+	if f.idle, err = b.footprint(ctx, w.subject); err != nil {
+		return err
+	}
+	written, err := w.written()
+	if err != nil {
+		return err
+	}
+	if f.idleCPU, err = b.busy(ctx, w.subject); err != nil {
+		return err
+	}
+	now, err := w.written()
+	f.idleWritten = (now - written) * float64(time.Hour) / float64(b.window)
+	return err
+}
+
+// latency starts pods one after another, each after the former has gone.
+func (b *bench) latency(ctx context.Context, w *work, f *figures) error {
+	var took []time.Duration
+	for i := range b.starts + 1 { // the first one unpacks or compiles
+		d, err := w.once(ctx, fmt.Sprintf("start-%d", i))
+		if err != nil {
+			return err
+		}
+		if i > 0 {
+			took = append(took, d)
+		}
+	}
+	f.p50, f.p99 = percentile(took, 0.5), percentile(took, 0.99)
+	return nil
+}
+
+// disk counts what starting and ending a pod writes, and what an idle node syncs.
+// strace slows what it looks at, so nothing is timed meanwhile.
+func (b *bench) disk(ctx context.Context, w *work, f *figures) (err error) {
+	if f.idleSyncs, err = w.syncs(ctx, func() error { return rig.Sleep(ctx, b.window) }); err != nil {
+		return err
+	}
+	if f.idleSyncs >= 0 {
+		f.idleSyncs *= float64(time.Hour) / float64(b.window)
+	}
+	before, err := w.written()
+	if err != nil {
+		return err
+	}
+	const pods = 5
+	f.podSyncs, err = w.syncs(ctx, func() error {
+		for i := range pods {
+			if _, err := w.once(ctx, fmt.Sprintf("disk-%d", i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	f.podSyncs /= pods
+	after, err := w.written()
+	f.podWritten = (after - before) / pods
+	return err
+}
+
+// lightWork is a pod started and ended every five seconds.
+func (b *bench) lightWork(ctx context.Context, w *work, f *figures) (err error) {
+	for i, begin := 0, time.Now(); time.Since(begin) < b.work; i++ {
+		next := time.After(5 * time.Second)
+		if _, err := w.once(ctx, fmt.Sprintf("light-%d", i)); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-next:
+		}
+	}
+	f.worked, err = b.footprint(ctx, w.subject)
+	return err
+}
+
+// many is memory by the number of pods.
+func (b *bench) many(ctx context.Context, w *work, f *figures) error {
+	made := 0
+	for _, n := range b.counts {
+		for ; made < n; made++ {
+			if err := w.create(ctx, w.pod(fmt.Sprintf("many-%d", made), false)); err != nil {
+				return err
+			}
+		}
+		if err := w.running(ctx, n); err != nil {
+			return err
+		}
+		at, err := b.footprint(ctx, w.subject)
+		if err != nil {
+			return err
+		}
+		if err := w.running(ctx, n); err != nil {
+			return err
+		}
+		f.with[n] = at
+	}
+	return w.removeAll(ctx)
+}
+
+// probes is the processor time of looking whether pods are alive and ready.
+func (b *bench) probes(ctx context.Context, w *work, f *figures) (err error) {
+	for i := range b.probed {
+		if err := w.create(ctx, w.pod(fmt.Sprintf("probed-%d", i), true)); err != nil {
+			return err
+		}
+	}
+	if err := w.running(ctx, b.probed); err != nil {
+		return err
+	}
+	if err := rig.Sleep(ctx, b.settle); err != nil {
+		return err
+	}
+	if f.probedCPU, err = b.busy(ctx, w.subject); err != nil {
+		return err
+	}
+	// All were ready all the time, so all were asked.
+	if err := w.running(ctx, b.probed); err != nil {
+		return err
+	}
+	return w.removeAll(ctx)
+}
+
+// work is done on a subject with pods of one kind.
+type work struct {
+	*bench
+	subject *subject
+	wasm    bool
+}
+
+func (w *work) pod(name string, probed bool) *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"},
+		Spec: corev1.PodSpec{
+			NodeName: w.subject.bind, TerminationGracePeriodSeconds: new(int64),
+			Containers: []corev1.Container{{
+				Name: "main", Image: programImage, ImagePullPolicy: corev1.PullNever, Env: []corev1.EnvVar{{Name: "PORT", Value: "8080"}},
+				Ports: []corev1.ContainerPort{{ContainerPort: 8080}},
+			}},
+		},
+	}
+	c := &p.Spec.Containers[0]
+	if w.wasm {
+		class := "wasm"
+		p.Spec.RuntimeClassName, c.Image, c.Env = &class, moduleImage, nil
+	}
+	if probed {
+		probe := &corev1.Probe{PeriodSeconds: 10, TimeoutSeconds: 5, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}}}
+		c.ReadinessProbe, c.LivenessProbe = probe, probe
+	}
+	return p
+}
+
+func (w *work) create(ctx context.Context, p *corev1.Pod) error {
+	_, err := w.subject.client.CoreV1().Pods("default").Create(ctx, p, metav1.CreateOptions{})
+	return err
+}
+
+// once is the life of a pod: from its creation to the word of a watch that it
+// runs; when it returns, the pod has gone.
+func (w *work) once(ctx context.Context, name string) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	pods := w.subject.client.CoreV1().Pods("default")
+	watch, err := pods.Watch(ctx, metav1.ListOptions{FieldSelector: "metadata.name=" + name})
+	if err != nil {
+		return 0, err
+	}
+	defer watch.Stop()
+	begin := time.Now()
+	if err := w.create(ctx, w.pod(name, false)); err != nil {
+		return 0, err
+	}
+	var took time.Duration
+	for e := range watch.ResultChan() {
+		p, ok := e.Object.(*corev1.Pod)
+		switch {
+		case !ok:
+			return 0, fmt.Errorf("pod %s: the watch says %v", name, e.Object)
+		case e.Type == "DELETED" && took > 0:
+			return took, nil
+		case p.Status.Phase == corev1.PodRunning && took == 0:
+			took = time.Since(begin)
+			if err := pods.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return 0, fmt.Errorf("pod %s didn't run and go (it ran after %s): %w", name, took, context.Cause(ctx))
+}
+
+// running waits until n pods run and are ready, none of them restarted.
+func (w *work) running(ctx context.Context, n int) error {
+	return reference.Until(ctx, 10*time.Minute, fmt.Sprintf("%d pods run", n), func() error {
+		list, err := w.subject.client.CoreV1().Pods("default").List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		ready := 0
+		for _, p := range list.Items {
+			for _, c := range p.Status.ContainerStatuses {
+				if c.RestartCount > 0 {
+					return fmt.Errorf("pod %s was restarted: %v", p.Name, c.LastTerminationState)
+				}
+				if c.Ready && p.DeletionTimestamp == nil {
+					ready++
+				}
+			}
+		}
+		if ready != n {
+			return fmt.Errorf("%d are ready", ready)
+		}
+		return nil
+	})
+}
+
+func (w *work) removeAll(ctx context.Context) error {
+	pods := w.subject.client.CoreV1().Pods("default")
+	if err := pods.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		return err
+	}
+	return reference.Until(ctx, 10*time.Minute, "the pods are gone", func() error {
+		list, err := pods.List(ctx, metav1.ListOptions{})
+		if err == nil && len(list.Items) > 0 {
+			err = fmt.Errorf("%d are there", len(list.Items))
+		}
+		return err
+	})
+}
+
+// pids of the agent and of the runtime.
+func (w *work) pids() ([]int, error) {
+	a, err := w.subject.agent.pids()
+	if err != nil {
+		return nil, err
+	}
+	r, err := w.subject.runtime.pids()
+	return slices.Concat(a, r), err
+}
+
+// written is what agent and runtime have sent to storage; of processes that have
+// ended, shims and runc, nothing is known any more.
+func (w *work) written() (sum float64, err error) {
+	pids, err := w.pids()
+	for _, pid := range pids {
+		if n, err := proc.Written(pid); err == nil {
+			sum += n
+		}
+	}
+	return sum, err
+}
+
+var syncCall = regexp.MustCompile(`(?m)^(?:\[pid +\d+\] |\d+ +)?(?:fsync|fdatasync|sync_file_range|syncfs|msync|sync)\(`)
+
+// syncs counts the calls that wait for the disk, of agent and runtime, while do
+// runs; -1 without strace.
+func (w *work) syncs(ctx context.Context, do func() error) (float64, error) {
+	if _, err := exec.LookPath("strace"); err != nil {
+		return -1, do()
+	}
+	pids, err := w.pids()
+	if err != nil {
+		return 0, err
+	}
+	args := []string{"-f", "-qq", "-e", "trace=fsync,fdatasync,sync_file_range,syncfs,msync,sync", "-e", "signal=none"}
+	for _, pid := range pids {
+		args = append(args, "-p", strconv.Itoa(pid))
+	}
+	var said strings.Builder
+	cmd := exec.CommandContext(ctx, "strace", args...)
+	cmd.Stderr = &said
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	// It is attached when all threads are traced.
+	err = rig.Until(ctx, 20*time.Second, "strace is attached", func() bool {
+		for _, pid := range pids {
+			n, err := number(fmt.Sprintf("/proc/%d/status", pid), "TracerPid:", 1)
+			if err == nil && n == 0 { // one that has ended is as good
+				return false
+			}
+		}
+		return true
+	})
+	if err == nil {
+		err = do()
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	_ = cmd.Wait() // by the signal
+	if err != nil {
+		err = fmt.Errorf("%w; strace said %q", err, said.String()[:min(500, said.Len())])
+	}
+	return float64(len(syncCall.FindAllString(said.String(), -1))), err
+}
+
+// percentile in milliseconds.
+func percentile(took []time.Duration, p float64) float64 {
+	if len(took) == 0 {
+		return 0
+	}
+	took = slices.Sorted(slices.Values(took))
+	return float64(took[min(len(took)-1, int(p*float64(len(took))))].Microseconds()) / 1000
+}
