@@ -23,6 +23,8 @@ import (
 // machineBootID is different for every boot of the machine.
 const machineBootID = "/proc/sys/kernel/random/boot_id"
 
+const annotationAttach = "volumes.kubernetes.io/controller-managed-attach-detach"
+
 func (a *agent) buildVolumes(store *podstate.Store) error {
 	c := volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Objects: store, Token: a.podToken,
 		Allocatable: func() v1.ResourceList { return a.node.Allocatable() }, Log: a.log, Now: a.now, Changed: func() { a.node.Changed() }}
@@ -60,6 +62,8 @@ func (a *agent) storage() node.Storage {
 	if a.csi == nil {
 		return s
 	}
+	// Upstream's: its controller attaches volumes to nodes that say so only.
+	s.Annotations[annotationAttach] = "true"
 	var drivers []fleet.CSIDriver
 	for _, d := range a.csi.Drivers() {
 		maps.Copy(s.Labels, d.Topology)
