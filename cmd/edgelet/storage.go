@@ -41,9 +41,11 @@ func (a *agent) buildVolumes(store *podstate.Store) error {
 	return nil
 }
 
-// storageChanged tells pods that wait for a driver, and the cluster.
-func (a *agent) storageChanged() {
-	a.pods.VolumesChanged()
+// storageChanged tells pods that may wait for a driver, and the cluster.
+func (a *agent) storageChanged(drivers bool) {
+	if drivers {
+		a.pods.VolumesChanged()
+	}
 	a.node.Changed()
 }
 

@@ -62,8 +62,9 @@ type Config struct {
 	Boot string
 	// IsMountPoint looks whether something is mounted at a path.
 	IsMountPoint func(path string) (bool, error)
-	// Changed is called when a driver came or went, or what is in use did.
-	Changed func()
+	// Changed is called when a driver came or went, or, with false, when what is in
+	// use did; may be nil.
+	Changed func(drivers bool)
 	Log     *slog.Logger
 }
 
@@ -167,7 +168,7 @@ func (m *Manager) SetUp(ctx context.Context, v *Volume) (Published, error) {
 			return Published{}, fmt.Errorf("recording the volume: %w", err)
 		}
 		if v.Attach {
-			m.changed()
+			m.changed(false)
 		}
 	}
 	group := ""
@@ -318,7 +319,7 @@ func (m *Manager) tearDown(ctx context.Context, r *record) error {
 		return err
 	}
 	if r.Attach {
-		m.changed()
+		m.changed(false)
 	}
 	return nil
 }
