@@ -28,17 +28,27 @@ const annotationAttach = "volumes.kubernetes.io/controller-managed-attach-detach
 func (a *agent) buildVolumes(store *podstate.Store) error {
 	c := volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Objects: store, Token: a.podToken,
 		Allocatable: func() v1.ResourceList { return a.node.Allocatable() }, Log: a.log, Now: a.now, Changed: func() { a.node.Changed() }}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && !a.forGood {
 		boot, err := os.ReadFile(machineBootID)
 		if err != nil {
 			return fmt.Errorf("which boot of the machine this is: %w", err)
 		}
-		a.csi = csi.New(csi.Config{KubeletDir: a.o.kubeletDir, RecordDir: filepath.Join(a.o.dataDir, "csi"), Boot: strings.TrimSpace(string(boot)),
-			IsMountPoint: volumes.Kernel{}.IsMountPoint, Changed: a.storageChanged, Log: a.log})
+		config := a.csiConfig()
+		config.Boot, config.Changed = strings.TrimSpace(string(boot)), a.storageChanged
+		a.csi = csi.New(config)
 		c.CSI = a.csi
 	}
 	a.volumes = volumes.New(c)
 	return nil
+}
+
+func (a *agent) csiConfig() csi.Config {
+	return csi.Config{KubeletDir: a.o.kubeletDir, RecordDir: filepath.Join(a.o.dataDir, "csi"), IsMountPoint: volumes.Kernel{}.IsMountPoint, Log: a.log}
+}
+
+// abandonCSI unmounts what drivers have mounted, once nothing uses it.
+func (a *agent) abandonCSI() error {
+	return csi.New(a.csiConfig()).Abandon(volumes.Kernel{}.UnmountBelow)
 }
 
 // storageChanged tells pods that may wait for a driver, and the cluster.

@@ -324,6 +324,29 @@ func (m *Manager) tearDown(ctx context.Context, r *record) error {
 	return nil
 }
 
+// Abandon unmounts all that drivers have mounted, without asking them, and forgets
+// it: for a board that is nobody's any more, where they don't run. unmount
+// unmounts everything at and below a path.
+func (m *Manager) Abandon(unmount func(path string) error) error {
+	m.mu.Lock()
+	err := m.load()
+	all := slices.Collect(maps.Values(m.records))
+	m.mu.Unlock()
+	errs := []error{err}
+	for _, r := range all {
+		failed := unmount(r.Target)
+		if r.Staging != "" {
+			failed = errors.Join(failed, unmount(r.Staging))
+		}
+		if failed == nil {
+			m.removeMountDir(r.Target)
+			failed = m.drop(r)
+		}
+		errs = append(errs, failed)
+	}
+	return errors.Join(errs...)
+}
+
 // shared reports whether another pod has the volume staged at the same place.
 func (m *Manager) shared(r *record) bool {
 	m.mu.Lock()
