@@ -68,7 +68,7 @@ func resetBoard(ctx context.Context, o *options, c reset.Config, within time.Dur
 	if _, err := os.Stat(o.dataDir); err != nil {
 		return fmt.Errorf("reset: nothing to do: %w", err)
 	}
-	a := &agent{o: o, log: log, wrap: func(s pods.Store) pods.Store { return nothing{s} }}
+	a := &agent{o: o, log: log, forGood: true, wrap: func(s pods.Store) pods.Store { return nothing{s} }}
 	var err error
 	// It is open to the end, so that no agent starts meanwhile.
 	a.state, err = state.Open(filepath.Join(o.dataDir, "state.db"), state.Options{Logger: log})
@@ -129,7 +129,7 @@ func (a *agent) stopForGood(ctx context.Context, within time.Duration) (names []
 	if a.shim != nil && a.shim.Forgotten() > 0 {
 		return nil, fmt.Errorf("%d pods ran with OCI containers: give --containerd, so that they can be stopped", a.shim.Forgotten())
 	}
-	if err := errors.Join(a.buildNode(), a.buildPods()); err != nil {
+	if err := errors.Join(a.buildDevices(), a.buildNode(), a.buildPods()); err != nil {
 		return nil, err
 	}
 	if names, err = a.running(ctx); err != nil {
@@ -188,14 +188,11 @@ func (a *agent) awaitNone(ctx context.Context, within time.Duration) error {
 // unmountAll unmounts the volumes of pods of which nothing else is left.
 func (a *agent) unmountAll() error {
 	vols := volumes.New(volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Log: a.log})
+	errs := []error{a.abandonCSI()}
 	entries, err := os.ReadDir(vols.Dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return errors.Join(append(errs, err)...)
 	}
-	if err != nil {
-		return err
-	}
-	var errs []error
 	for _, e := range entries {
 		errs = append(errs, vols.Unmount(e.Name()))
 	}

@@ -59,6 +59,7 @@ type agent struct {
 	runtime containerRuntime
 	node    *node.Node
 	csi     *csi.Manager // nil without root
+	forGood bool         // all pods end, and drivers are not asked
 	volumes *volumes.Manager
 	pods    *pods.Manager
 	proxy   *proxy.Proxy // nil where there can be none

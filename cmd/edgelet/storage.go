@@ -24,25 +24,39 @@ import (
 // machineBootID is different for every boot of the machine.
 const machineBootID = "/proc/sys/kernel/random/boot_id"
 
+const annotationAttach = "volumes.kubernetes.io/controller-managed-attach-detach"
+
 func (a *agent) buildVolumes(store *podstate.Store) error {
 	c := volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Objects: store, Token: a.podToken,
 		Allocatable: func() v1.ResourceList { return a.node.Allocatable() }, Log: a.log, Now: a.now, Changed: func() { a.node.Changed() }}
-	if os.Geteuid() == 0 {
+	if os.Geteuid() == 0 && !a.forGood {
 		boot, err := os.ReadFile(machineBootID)
 		if err != nil {
 			return fmt.Errorf("which boot of the machine this is: %w", err)
 		}
-		a.csi = csi.New(csi.Config{KubeletDir: a.o.kubeletDir, RecordDir: filepath.Join(a.o.dataDir, "csi"), Boot: strings.TrimSpace(string(boot)),
-			IsMountPoint: volumes.Kernel{}.IsMountPoint, Changed: a.storageChanged, Log: a.log})
+		config := a.csiConfig()
+		config.Boot, config.Changed = strings.TrimSpace(string(boot)), a.storageChanged
+		a.csi = csi.New(config)
 		c.CSI = a.csi
 	}
 	a.volumes = volumes.New(c)
 	return nil
 }
 
-// storageChanged tells pods that wait for a driver, and the cluster.
-func (a *agent) storageChanged() {
-	a.pods.VolumesChanged()
+func (a *agent) csiConfig() csi.Config {
+	return csi.Config{KubeletDir: a.o.kubeletDir, RecordDir: filepath.Join(a.o.dataDir, "csi"), IsMountPoint: volumes.Kernel{}.IsMountPoint, Log: a.log}
+}
+
+// abandonCSI unmounts what drivers have mounted, once nothing uses it.
+func (a *agent) abandonCSI() error {
+	return csi.New(a.csiConfig()).Abandon(volumes.Kernel{}.UnmountBelow)
+}
+
+// storageChanged tells pods that may wait for a driver, and the cluster.
+func (a *agent) storageChanged(drivers bool) {
+	if drivers {
+		a.pods.VolumesChanged()
+	}
 	a.node.Changed()
 }
 
@@ -61,6 +75,8 @@ func (a *agent) storage() node.Storage {
 	if a.csi == nil {
 		return s
 	}
+	// Upstream's: its controller attaches volumes to nodes that say so only.
+	s.Annotations[annotationAttach] = "true"
 	var drivers []fleet.CSIDriver
 	for _, d := range a.csi.Drivers() {
 		maps.Copy(s.Labels, d.Topology)

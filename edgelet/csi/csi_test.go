@@ -314,6 +314,29 @@ func TestRequestsAsTheSpecificationReadsThem(t *testing.T) {
 	m.nothingIsLeft()
 }
 
+func TestAbandonedVolumesAreUnmountedWithoutTheirDriver(t *testing.T) {
+	m := newMachine(t, stages)
+	p := m.setUp(m.volume("pod-a"))
+	if err := os.WriteFile(filepath.Join(p.Path, "file"), []byte("kept"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	m.driver.Asked()
+	m.start("b1")
+	if err := m.Abandon(volumes.Kernel{}.UnmountBelow); err != nil {
+		t.Fatal(err)
+	}
+	m.wasAsked()
+	if points, err := volumes.MountsBelow(filepath.Join(m.dir, "kubelet")); err != nil || len(points) > 0 {
+		t.Errorf("mounted are %v, %v", points, err)
+	}
+	if uids, err := m.Pods(); err != nil || len(uids) > 0 {
+		t.Errorf("remembered are %v, %v", uids, err)
+	}
+	if got, err := os.ReadFile(filepath.Join(m.dir, "volumes/h1/file")); err != nil || string(got) != "kept" {
+		t.Errorf("the volume's content: %q, %v", got, err)
+	}
+}
+
 func TestDriversOfOtherVersionsAreRefused(t *testing.T) {
 	m := newMachine(t, stages)
 	p := m.plugin()

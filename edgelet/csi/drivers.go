@@ -69,7 +69,7 @@ func (m *Manager) Register(ctx context.Context, p pluginwatch.Plugin) error {
 	m.mu.Lock()
 	m.drivers[p.Name] = d
 	m.mu.Unlock()
-	m.changed()
+	m.changed(true)
 	return nil
 }
 
@@ -83,12 +83,12 @@ func (m *Manager) Deregister(p pluginwatch.Plugin) {
 		delete(m.drivers, p.Name)
 	}
 	m.mu.Unlock()
-	m.changed()
+	m.changed(true)
 }
 
-func (m *Manager) changed() {
+func (m *Manager) changed(drivers bool) {
 	if m.Changed != nil {
-		m.Changed()
+		m.Changed(drivers)
 	}
 }
 

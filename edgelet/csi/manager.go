@@ -62,8 +62,9 @@ type Config struct {
 	Boot string
 	// IsMountPoint looks whether something is mounted at a path.
 	IsMountPoint func(path string) (bool, error)
-	// Changed is called when a driver came or went, or what is in use did.
-	Changed func()
+	// Changed is called when a driver came or went, or, with false, when what is in
+	// use did; may be nil.
+	Changed func(drivers bool)
 	Log     *slog.Logger
 }
 
@@ -167,7 +168,7 @@ func (m *Manager) SetUp(ctx context.Context, v *Volume) (Published, error) {
 			return Published{}, fmt.Errorf("recording the volume: %w", err)
 		}
 		if v.Attach {
-			m.changed()
+			m.changed(false)
 		}
 	}
 	group := ""
@@ -318,9 +319,32 @@ func (m *Manager) tearDown(ctx context.Context, r *record) error {
 		return err
 	}
 	if r.Attach {
-		m.changed()
+		m.changed(false)
 	}
 	return nil
+}
+
+// Abandon unmounts all that drivers have mounted, without asking them, and forgets
+// it: for a board that is nobody's any more, where they don't run. unmount
+// unmounts everything at and below a path.
+func (m *Manager) Abandon(unmount func(path string) error) error {
+	m.mu.Lock()
+	err := m.load()
+	all := slices.Collect(maps.Values(m.records))
+	m.mu.Unlock()
+	errs := []error{err}
+	for _, r := range all {
+		failed := unmount(r.Target)
+		if r.Staging != "" {
+			failed = errors.Join(failed, unmount(r.Staging))
+		}
+		if failed == nil {
+			m.removeMountDir(r.Target)
+			failed = m.drop(r)
+		}
+		errs = append(errs, failed)
+	}
+	return errors.Join(errs...)
 }
 
 // shared reports whether another pod has the volume staged at the same place.

@@ -44,9 +44,10 @@ type part struct {
 var goes = []part{
 	{[]string{"identity"}, "identity: keys, certificate, what it trusts"},
 	{[]string{"pods"}, "pods: volumes and the Secrets in them"},
+	{[]string{"csi", "local-devices"}, "what is known of volumes of drivers and disks"},
 	{[]string{"pods-logs"}, "logs of pods"},
 	{[]string{"crishim/wasm", "crishim/oci-last.json", "crishim/lock"}, "containers and sandboxes"},
-	{[]string{"run"}, "sockets"},
+	{[]string{"run", "device-plugins"}, "sockets"},
 	{[]string{"state.db.corrupt-*", "state.db"}, "state: orders, sealed Secrets, reports, journal, time floor"},
 }
 

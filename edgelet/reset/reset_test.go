@@ -17,7 +17,7 @@ func board(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "data [1]*") // a name that isn't a pattern
 	for _, f := range []string{
-		"identity/keys.pem", "identity/identity.json", "state.db", "state.db.corrupt-1", "pods/uid/volumes/secret/password",
+		"identity/keys.pem", "identity/identity.json", "state.db", "state.db.corrupt-1", "pods/uid/volumes/secret/password", "csi/uid/pv.json",
 		"pods-logs/default_a_uid/main/0.log", "run/edgelet.sock", "crishim/wasm/sandboxes/x", "crishim/oci-last.json", "crishim/lock",
 		"crishim/images/index.json", "crishim/compiled/m", "static-pods/mine.yaml",
 	} {
