@@ -232,13 +232,21 @@ func terminal(t *testing.T, ns string) {
 		done <- e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: out, Tty: true, TerminalSizeQueue: size})
 		out.Close()
 	}()
+	// What is typed is read by the stream's own goroutine, at its own time.
+	typed := make(chan string, 8)
+	go func() {
+		for text := range typed {
+			_, _ = io.WriteString(keys, text)
+		}
+		keys.Close()
+	}()
+	defer close(typed)
+	typed <- "while sleep 0.1; do stty size; done\n"
 	var seen strings.Builder
 	await := func(want string) {
 		t.Helper()
 		buf := make([]byte, 256)
 		for !strings.Contains(seen.String(), want) {
-			// The size comes on a stream of its own: ask until it is there.
-			go func() { _, _ = io.WriteString(keys, "stty size; sleep 0.2\n") }()
 			n, err := screen.Read(buf)
 			if seen.Write(buf[:n]); err != nil {
 				t.Fatalf("%q doesn't appear: %v\n%s", want, err, seen.String())
@@ -250,9 +258,8 @@ func terminal(t *testing.T, ns string) {
 	await("50 132\r\n")
 	close(size)
 	go func() { _, _ = io.Copy(io.Discard, screen) }()
-	if _, err := io.WriteString(keys, "exit 5\n"); err != nil {
-		t.Fatal(err)
-	}
+	typed <- "\x03" // Ctrl-C ends the loop, not the shell
+	typed <- "exit 5\n"
 	select {
 	case err := <-done:
 		if err == nil || !strings.Contains(err.Error(), "exit code 5") {
@@ -261,7 +268,6 @@ func terminal(t *testing.T, ns string) {
 	case <-time.After(30 * time.Second):
 		t.Error("the shell doesn't end")
 	}
-	keys.Close()
 }
 
 func TestStreamsOfWasmPods(t *testing.T) {
