@@ -156,6 +156,32 @@ spec:
 			t.Errorf("run -i --rm: %q", out)
 		}
 	})
+	t.Run("debug", func(t *testing.T) {
+		image, script := "--image=registry.invalid/tools:1", "read line; echo $line in $(ls -d /host/etc 2>/dev/null || ls -d /proc/1/root); exit 0"
+		for _, c := range []struct {
+			says string
+			args []string
+		}{
+			{"typed in /proc/1/root\n", []string{"debug", "-n", ns, "-i", "--quiet", "tools", "--target=web", image, "--", "sh", "-c", script}},
+			{"typed in /host/etc\n", []string{"debug", "-n", ns, "-i", "--quiet", "node/" + node, image, "--", "sh", "-c", script}},
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			cmd := shared.kubectlCommand(ctx, c.args...)
+			// The end of stdin ends an attachment to a container that may be attached to again.
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(in, "typed\n"); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := cmd.Output(); err != nil || !strings.Contains(string(out), c.says) {
+				t.Errorf("%v: %v %q", c.args, err, out)
+			}
+			in.Close()
+			cancel()
+		}
+	})
 	t.Run("port-forward", func(t *testing.T) {
 		address := forward(t, "-n", ns, "pod/tools", ":8080")
 		var all sync.WaitGroup
