@@ -156,6 +156,32 @@ spec:
 			t.Errorf("run -i --rm: %q", out)
 		}
 	})
+	t.Run("debug", func(t *testing.T) {
+		image, script := "--image=registry.invalid/tools:1", "read line; echo $line in $(ls -d /host/etc 2>/dev/null || ls -d /proc/1/root); exit 0"
+		for _, c := range []struct {
+			says string
+			args []string
+		}{
+			{"typed in /proc/1/root\n", []string{"debug", "-n", ns, "-i", "--quiet", "tools", "--target=web", image, "--", "sh", "-c", script}},
+			{"typed in /host/etc\n", []string{"debug", "-n", ns, "-i", "--quiet", "node/" + node, image, "--", "sh", "-c", script}},
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			cmd := shared.kubectlCommand(ctx, c.args...)
+			// The end of stdin ends an attachment to a container that may be attached to again.
+			in, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(in, "typed\n"); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := cmd.Output(); err != nil || !strings.Contains(string(out), c.says) {
+				t.Errorf("%v: %v %q", c.args, err, out)
+			}
+			in.Close()
+			cancel()
+		}
+	})
 	t.Run("port-forward", func(t *testing.T) {
 		address := forward(t, "-n", ns, "pod/tools", ":8080")
 		var all sync.WaitGroup
@@ -232,13 +258,21 @@ func terminal(t *testing.T, ns string) {
 		done <- e.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: out, Tty: true, TerminalSizeQueue: size})
 		out.Close()
 	}()
+	// What is typed is read by the stream's own goroutine, at its own time.
+	typed := make(chan string, 8)
+	go func() {
+		for text := range typed {
+			_, _ = io.WriteString(keys, text)
+		}
+		keys.Close()
+	}()
+	defer close(typed)
+	typed <- "while sleep 0.1; do stty size; done\n"
 	var seen strings.Builder
 	await := func(want string) {
 		t.Helper()
 		buf := make([]byte, 256)
 		for !strings.Contains(seen.String(), want) {
-			// The size comes on a stream of its own: ask until it is there.
-			go func() { _, _ = io.WriteString(keys, "stty size; sleep 0.2\n") }()
 			n, err := screen.Read(buf)
 			if seen.Write(buf[:n]); err != nil {
 				t.Fatalf("%q doesn't appear: %v\n%s", want, err, seen.String())
@@ -250,9 +284,8 @@ func terminal(t *testing.T, ns string) {
 	await("50 132\r\n")
 	close(size)
 	go func() { _, _ = io.Copy(io.Discard, screen) }()
-	if _, err := io.WriteString(keys, "exit 5\n"); err != nil {
-		t.Fatal(err)
-	}
+	typed <- "\x03" // Ctrl-C ends the loop, not the shell
+	typed <- "exit 5\n"
 	select {
 	case err := <-done:
 		if err == nil || !strings.Contains(err.Error(), "exit code 5") {
@@ -261,7 +294,6 @@ func terminal(t *testing.T, ns string) {
 	case <-time.After(30 * time.Second):
 		t.Error("the shell doesn't end")
 	}
-	keys.Close()
 }
 
 func TestStreamsOfWasmPods(t *testing.T) {
