@@ -71,6 +71,15 @@ func TestTableCountsWhatWasMeant(t *testing.T) {
 	}
 }
 
+func TestALaterRunCountsForWhatItRan(t *testing.T) {
+	got := combine([]spec{{"a", failed, "why"}, {"b", passed, ""}, {"c", notRun, ""}},
+		[]spec{{"a", passed, ""}, {"b", notRun, ""}, {"c", failed, "late"}, {"d", skipped, "so"}})
+	want := []spec{{"a", passed, ""}, {"b", passed, ""}, {"c", failed, "late"}, {"d", skipped, "so"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 func TestNothingToRunWithIsSaid(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	t.Setenv("E2E_TEST", "")
