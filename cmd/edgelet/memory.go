@@ -23,10 +23,15 @@ func tuneMemory() {
 	}
 }
 
-// settle gives back what starting took: of the heap, and of the program's own
-// pages those that nothing but the start has used.
-func settle(ctx context.Context) error {
-	for _, after := range []time.Duration{5 * time.Second, time.Minute} {
+// giveBackAfter is how long after work began, the agent's start or an order, what
+// that took is given back.
+const giveBackAfter = time.Minute
+
+// settle gives back what starting and what each spell of work took: of the heap,
+// and of the program's own pages those that are used no more. A node with nothing
+// to do doesn't wake for it.
+func (a *agent) settle(ctx context.Context, orders <-chan struct{}) error {
+	for after := 5 * time.Second; ; after = giveBackAfter {
 		t := time.NewTimer(after)
 		select {
 		case <-ctx.Done():
@@ -34,12 +39,26 @@ func settle(ctx context.Context) error {
 			return nil
 		case <-t.C:
 		}
+		if after == giveBackAfter {
+			// What came until now is what is given back.
+			select {
+			case <-orders:
+			default:
+			}
+		}
 		debug.FreeOSMemory()
 		if err := unmapProgram(); err != nil {
 			return fmt.Errorf("giving back the program's pages: %w", err)
 		}
+		if after != giveBackAfter {
+			continue // the start isn't over yet
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-orders:
+		}
 	}
-	return nil
 }
 
 // unmapProgram takes the pages of the program's code and constants out of this

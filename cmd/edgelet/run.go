@@ -151,6 +151,7 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 // runParts runs everything until ctx ends or a part fails.
 func (a *agent) runParts(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
+	orders := a.state.Follow()
 	g.Go(func() error { return a.pods.Run(ctx) })
 	if a.o.staticPods != "" {
 		folder := &static.Folder{Path: a.o.staticPods, NodeName: a.name, Set: a.setStatic, Log: a.log}
@@ -171,7 +172,7 @@ func (a *agent) runParts(ctx context.Context) error {
 	g.Go(func() error { return a.budget.Run(ctx) })
 	g.Go(func() error { a.tellBudget(ctx); return nil })
 	g.Go(func() error { return a.serveAdmin(ctx) })
-	g.Go(func() error { return settle(ctx) })
+	g.Go(func() error { return a.settle(ctx, orders) })
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():

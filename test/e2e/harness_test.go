@@ -1,12 +1,8 @@
 package e2e
 
 import (
-	"bytes"
-	"context"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -74,17 +70,7 @@ func binDir() string {
 }
 
 // coracle runs the operator's tool and returns all that it printed.
-func coracle(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(binDir(), "coracle"), args...)
-	cmd.Dir = os.TempDir()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("coracle %s: %w\n%s", strings.Join(args, " "), err, out)
-	}
-	return string(out), err
-}
+func coracle(args ...string) (string, error) { return lab.Coracle(binDir(), args...) }
 
 // startCluster brings a cluster up, detached, on the ports that are free.
 func startCluster(dir string, args ...string) (*cluster, error) {
@@ -110,65 +96,7 @@ func (c *cluster) up(args ...string) (err error) {
 }
 
 // down stops a cluster. Nothing of it is left then but its files.
-func down(dir string) error {
-	if text, err := coracle("down", "--data-dir", dir); err != nil {
-		return fmt.Errorf("%w: %s", err, text)
-	}
-	left, err := lab.MountsBelow(dir)
-	if err != nil {
-		return err
-	}
-	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		return err
-	}
-	for _, file := range processes {
-		if cmdline, _ := os.ReadFile(file); bytes.Contains(cmdline, []byte(dir+"/")) {
-			left = append(left, string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
-		}
-	}
-	networks, err := filepath.Glob(filepath.Join(dir, "nodes", "*", "containerd", "cni", "*.conflist"))
-	if err != nil {
-		return err
-	}
-	for _, file := range networks {
-		raw, err := os.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		if _, after, ok := bytes.Cut(raw, []byte(`"bridge": "`)); ok {
-			name, _, _ := bytes.Cut(after, []byte(`"`))
-			if _, err := net.InterfaceByName(string(name)); err == nil {
-				left = append(left, "interface "+string(name))
-			}
-		}
-	}
-	// Of isolated nodes: the bridge, and what is left of their cables and cgroups.
-	id := up.Layout{Root: dir}.ID()
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return err
-	}
-	for _, i := range interfaces {
-		if strings.HasPrefix(i.Name, "cor-") && strings.Contains(i.Name, id[:7]) {
-			left = append(left, "interface "+i.Name)
-		}
-	}
-	for _, pattern := range []string{"/sys/fs/cgroup/coracle-" + id, "/sys/fs/cgroup/*/coracle-" + id} {
-		cgroups, err := filepath.Glob(pattern)
-		if err != nil {
-			return err
-		}
-		left = append(left, cgroups...)
-	}
-	if rules, err := exec.Command("iptables-save").Output(); err == nil && bytes.Contains(rules, []byte(id)) {
-		left = append(left, string(rules))
-	}
-	if len(left) > 0 {
-		return fmt.Errorf("left after `coracle down --data-dir %s`:\n%s", dir, strings.Join(left, "\n"))
-	}
-	return nil
-}
+func down(dir string) error { return lab.ClusterDown(binDir(), dir, up.Layout{Root: dir}.ID()) }
 
 // newCluster is a cluster of the test's own, stopped with it.
 func newCluster(t *testing.T, args ...string) *cluster {
@@ -207,38 +135,11 @@ func readable(file string) bool {
 }
 
 // logs shows the end of each process's log.
-func logs(out *os.File, dir string) {
-	files, _ := filepath.Glob(filepath.Join(dir, "logs", "*.log"))
-	for _, f := range files {
-		raw, err := os.ReadFile(f)
-		if err != nil {
-			continue
-		}
-		lines := strings.Split(string(raw), "\n")
-		if len(lines) > 60 {
-			lines = lines[len(lines)-60:]
-		}
-		fmt.Fprintf(out, "=== %s\n%s\n", f, strings.Join(lines, "\n"))
-	}
-}
+func logs(out *os.File, dir string) { lab.ClusterLogs(out, dir) }
 
 // kubectl runs the machine's kubectl, or our own where there is none.
 func (c *cluster) kubectl(stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	program, err := exec.LookPath("kubectl")
-	if err != nil {
-		program, args = filepath.Join(binDir(), "coracle"), append([]string{"kubectl"}, args...)
-	}
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.layout.Kubeconfig())
-	cmd.Stdin = strings.NewReader(stdin)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err = cmd.Run(); err != nil {
-		err = fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, out.String())
-	}
-	return out.String(), err
+	return lab.Kubectl(binDir(), c.layout.Kubeconfig(), stdin, args...)
 }
 
 // must runs kubectl and fails the test if it fails.

@@ -70,7 +70,6 @@ type bench struct {
 	dir                           string // of this run, removed at its end
 	cgroup                        cgroup
 	moduleArchive, programArchive []byte
-	ports                         int
 	bare                          []time.Duration // of nothing but the calls of CRI
 }
 

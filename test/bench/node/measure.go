@@ -259,6 +259,7 @@ func (w *work) pod(name string, probed bool) *corev1.Pod {
 			NodeName: w.subject.bind, TerminationGracePeriodSeconds: new(int64),
 			Containers: []corev1.Container{{
 				Name: "main", Image: programImage, ImagePullPolicy: corev1.PullNever, Env: []corev1.EnvVar{{Name: "PORT", Value: "8080"}},
+				Ports: []corev1.ContainerPort{{ContainerPort: 8080}},
 			}},
 		},
 	}
@@ -266,24 +267,12 @@ func (w *work) pod(name string, probed bool) *corev1.Pod {
 	if w.wasm {
 		class := "wasm"
 		p.Spec.RuntimeClassName, c.Image, c.Env = &class, moduleImage, nil
-		if probed { // without a network of its own, each has the node's ports
-			c.Ports = []corev1.ContainerPort{{ContainerPort: int32(20000 + w.nextPort())}}
-		}
 	}
 	if probed {
-		port := int32(8080)
-		if len(c.Ports) > 0 {
-			port = c.Ports[0].ContainerPort
-		}
-		probe := &corev1.Probe{PeriodSeconds: 10, TimeoutSeconds: 5, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(port)}}}
+		probe := &corev1.Probe{PeriodSeconds: 10, TimeoutSeconds: 5, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/healthz", Port: intstr.FromInt32(8080)}}}
 		c.ReadinessProbe, c.LivenessProbe = probe, probe
 	}
 	return p
-}
-
-func (w *work) nextPort() int {
-	w.ports++
-	return w.ports
 }
 
 func (w *work) create(ctx context.Context, p *corev1.Pod) error {

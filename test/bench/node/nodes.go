@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/coracle-edge/coracle/crishim"
+	"github.com/coracle-edge/coracle/crishim/network"
 	"github.com/coracle-edge/coracle/crishim/oci"
 	"github.com/coracle-edge/coracle/test/bench/reference"
 	"github.com/coracle-edge/coracle/test/bench/rig"
@@ -38,6 +39,9 @@ type subject struct {
 	stop func() error
 }
 
+// podPool is where pods have their addresses.
+var podPool = netip.MustParsePrefix("10.232.0.0/16")
+
 func (b *bench) groups(name string) (agent, runtime, pods cgroup, err error) {
 	root := b.cgroup + cgroup("/"+name)
 	agent, runtime, pods = root+"/agent", root+"/runtime", root+"/pods"
@@ -47,7 +51,7 @@ func (b *bench) groups(name string) (agent, runtime, pods cgroup, err error) {
 // startContainerd starts one of its own for a node.
 func (b *bench) startContainerd(ctx context.Context, name string, in cgroup) (*oci.Private, oci.PrivateConfig, error) {
 	cfg := oci.PrivateConfig{
-		Dir: filepath.Join(b.dir, name), Binary: b.containerd, Pool: netip.MustParsePrefix("10.232.0.0/16"), StartTimeout: time.Minute, Logger: b.log,
+		Dir: filepath.Join(b.dir, name), Binary: b.containerd, Pool: podPool, StartTimeout: time.Minute, Logger: b.log,
 		Start: func(cmd *exec.Cmd) error { in.prepare(cmd); return cmd.Start() },
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o711); err != nil {
@@ -124,6 +128,7 @@ func (b *bench) startOurs(ctx context.Context, withOCI bool) (_ *subject, err er
 	runtimeCtx, stopRuntime := context.WithCancel(context.WithoutCancel(ctx))
 	var containerd *oci.Private
 	var cfg oci.PrivateConfig
+	var net network.Private // of a node without containerd
 	s.stop = func() error {
 		agent.Stop(time.Minute) // with its pods
 		control.Stop(20 * time.Second)
@@ -132,6 +137,9 @@ func (b *bench) startOurs(ctx context.Context, withOCI bool) (_ *subject, err er
 			clean, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			err = errors.Join(removeSandboxes(clean, containerd.Socket()), containerd.Stop(), oci.RemoveNetwork(cfg))
+		}
+		if net.Dir != "" {
+			err = errors.Join(err, net.Remove())
 		}
 		stopRuntime()
 		return err
@@ -164,7 +172,11 @@ func (b *bench) startOurs(ctx context.Context, withOCI bool) (_ *subject, err er
 		}
 		agent.Args = append(agent.Args, "--containerd", containerd.Socket(), "--cni-conf-dir", containerd.CNIConfDir(), "--cni-bin-dir", containerd.CNIBinDir())
 	} else {
-		agent.Args = append(agent.Args, "--cni-conf-dir", filepath.Join(dir, "none"))
+		net = network.Private{Name: "bench", Dir: dir, ConfDir: filepath.Join(dir, "cni"), Pool: podPool}
+		if err := errors.Join(os.MkdirAll(net.ConfDir, 0o755), net.Write()); err != nil {
+			return nil, err
+		}
+		agent.Args = append(agent.Args, "--cni-conf-dir", net.ConfDir)
 	}
 	if err := agent.Start(); err != nil {
 		return nil, err

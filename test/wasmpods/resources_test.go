@@ -1,0 +1,73 @@
+package wasmpods
+
+import (
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+func TestMemoryLimit(t *testing.T) {
+	b := newBed(t)
+	b.pod("oom", `{restartPolicy: Never, containers: [{args: [eat, "200"], resources: {limits: {memory: 32Mi}}}]}`)
+	b.pod("enough", `{restartPolicy: Never, containers: [{args: [eat, "20"], resources: {limits: {memory: 64Mi}}}]}`)
+	p := b.phase("oom", corev1.PodFailed)
+	if e := ended(p, "c0"); e == nil || e.Reason != "OOMKilled" || e.ExitCode != 137 {
+		t.Errorf("%+v", e)
+	}
+	if p.Status.QOSClass != corev1.PodQOSBurstable {
+		t.Errorf("class %s", p.Status.QOSClass)
+	}
+	b.phase("enough", corev1.PodSucceeded)
+}
+
+func TestResize(t *testing.T) {
+	b := newBed(t)
+	b.pod("grows", `{containers: [{args: [wait, /v/go, --, eat, "60", --, sleep], resources: {limits: {memory: 32Mi}}, volumeMounts: [{name: v, mountPath: /v}]}], volumes: [{name: v, emptyDir: {}}]}`)
+	b.phase("grows", corev1.PodRunning)
+	b.kubectl("patch", "pod", "grows", "--subresource=resize", "-p", `{"spec": {"containers": [{"name": "c0", "resources": {"limits": {"memory": "128Mi"}, "requests": {"memory": "128Mi"}}}]}}`)
+	b.become("grows", "is resized", func(p *corev1.Pod) bool {
+		r := status(p, "c0").Resources
+		return r != nil && r.Limits.Memory().String() == "128Mi"
+	})
+	b.kubectl("exec", "grows", "--", "/probe.wasm", "write", "/v/go", "x")
+	b.logs("grows", "c0", "eaten")
+	p := b.phase("grows", corev1.PodRunning)
+	if n := status(p, "c0").RestartCount; n != 0 {
+		t.Errorf("it was restarted %d times", n)
+	}
+}
+
+func TestEvictionByEmptyDirLimit(t *testing.T) {
+	b := newBed(t)
+	b.pod("greedy", `
+volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]
+containers: [{args: [fill, /v/x, "3000", --, sleep], volumeMounts: [{name: v, mountPath: /v}]}]
+`)
+	p := b.phase("greedy", corev1.PodFailed)
+	if p.Status.Reason != "Evicted" || !strings.Contains(p.Status.Message, `EmptyDir volume "v" exceeds the limit "1Mi"`) {
+		t.Errorf("%s: %s", p.Status.Reason, p.Status.Message)
+	}
+}
+
+func TestSecurityContext(t *testing.T) {
+	b := newBed(t)
+	b.pod("root", `{containers: [{args: [sleep], securityContext: {runAsNonRoot: true, runAsUser: 0}}]}`)
+	b.become("root", "is refused", func(p *corev1.Pod) bool {
+		return waits(p, "c0", "CreateContainerConfigError") && strings.Contains(status(p, "c0").State.Waiting.Message, "root")
+	})
+	// Two users and one group of a volume.
+	b.pod("users", `
+restartPolicy: Never
+securityContext: {fsGroup: 4000, runAsUser: 1001, runAsGroup: 1001}
+volumes: [{name: v, emptyDir: {}}]
+initContainers: [{args: [write, /v/x, of 1001], volumeMounts: [{name: v, mountPath: /v}]}]
+containers: [{args: [cat, /v/x, --, write, /v/y, of 1002], securityContext: {runAsUser: 1002, runAsNonRoot: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}, volumeMounts: [{name: v, mountPath: /v}]}]
+`)
+	b.phase("users", corev1.PodSucceeded)
+	b.logs("users", "c0", "of 1001")
+	b.pod("sysctl", `{securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "80"}]}, containers: [{args: [http], ports: [{containerPort: 80}], securityContext: {runAsUser: 1001}}]}`)
+	b.ready("sysctl", true)
+	b.pod("tty", `{containers: [{args: [sleep], tty: true}]}`)
+	b.event("tty", "WASI has none")
+}
