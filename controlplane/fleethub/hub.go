@@ -111,7 +111,7 @@ type Config struct {
 	// return nil. When they change, call Greet.
 	Addresses func() *fleet.Addresses
 	// Events that a node may have stored at once; then one more per
-	// EventInterval. 25 and 10 s if zero.
+	// EventInterval. 100, a kubelet's burst, and 200 ms if zero.
 	Events        int
 	EventInterval time.Duration
 
@@ -172,10 +172,10 @@ func New(c Config) (*Hub, error) {
 		return nil, fmt.Errorf("fleethub: %w", err)
 	}
 	if c.EventInterval == 0 {
-		c.EventInterval = 10 * time.Second
+		c.EventInterval = 200 * time.Millisecond
 	}
 	if c.Events == 0 {
-		c.Events = 25
+		c.Events = 100
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
