@@ -31,7 +31,7 @@ func main() {
 type options struct {
 	kubeconfig, bin, dataDir           string
 	upArgs                             string
-	e2e, ginkgo, kubectl, hydrophone   string
+	e2e, hydrophone                    string
 	image, registry                    string
 	focus, skip, labels, specs, report string
 	out                                string
