@@ -11,7 +11,11 @@ import (
 	"log/slog"
 	"net/http"
 	"sync/atomic"
+	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -341,12 +345,39 @@ func (f *fleet) endpoint(server *apiserver.Server, hub *fleethub.Hub, hubKey *pk
 			all := f.allAddresses()
 			return enrollment.Cluster{Incarnation: hub.Incarnation(), Audience: f.audience, API: all.API, MQTT: all.MQTT, Fleet: all.Fleet}
 		},
-		Hub:     hubKey,
-		Tunnels: f.tunnels,
-		Relay:   f.tunnels,
-		Objects: f.duty.only(hub.ObjectsHandler(func(req *http.Request) string { return join.NodeFrom(req.Context()) })),
-		Logger:  f.logger,
+		Hub:      hubKey,
+		Tunnels:  f.tunnels,
+		Relay:    f.tunnels,
+		Objects:  f.duty.only(hub.ObjectsHandler(func(req *http.Request) string { return join.NodeFrom(req.Context()) })),
+		PodToken: f.podTokens(server),
+		Logger:   f.logger,
 	})
+}
+
+// podTokens asks the API for tokens as the node that wants one, so that the Node
+// authorizer and NodeRestriction decide: a pod of its own, an audience that the pod
+// names.
+func (f *fleet) podTokens(server *apiserver.Server) func(context.Context, string, enrollment.PodTokenRequest) (enrollment.PodTokenAnswer, error) {
+	clients := f.nodeClients(server)
+	return func(ctx context.Context, node string, r enrollment.PodTokenRequest) (enrollment.PodTokenAnswer, error) {
+		client, err := clients(node)
+		if err != nil {
+			return enrollment.PodTokenAnswer{}, err
+		}
+		ask := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+			Audiences:      []string{r.Audience},
+			BoundObjectRef: &authenticationv1.BoundObjectReference{APIVersion: "v1", Kind: "Pod", Name: r.Pod, UID: types.UID(r.PodUID)},
+		}}
+		if r.Seconds > 0 {
+			ask.Spec.ExpirationSeconds = &r.Seconds
+		}
+		given, err := client.ServiceAccounts(r.Namespace).CreateToken(ctx, r.ServiceAccount, ask, metav1.CreateOptions{})
+		if err != nil {
+			return enrollment.PodTokenAnswer{}, err
+		}
+		expires := given.Status.ExpirationTimestamp.Time
+		return enrollment.PodTokenAnswer{Token: given.Status.Token, Expires: expires, Seconds: int64(time.Until(expires) / time.Second)}, nil
+	}
 }
 
 // nodeClients makes clients that act as a node. They share what they are built

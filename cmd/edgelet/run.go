@@ -395,21 +395,24 @@ func (a *agent) learn(id *identity.Identity, addresses *fleet.Addresses) error {
 // where nobody asked: upstream extends such tokens to a year.
 const defaultTokenSeconds = 3607
 
-// podToken signs a token for a pod on the node itself: no network (D11).
-func (a *agent) podToken(_ context.Context, r volumes.TokenRequest) (string, time.Time, error) {
+// podToken signs a token for a pod on the node itself, without the network; one for
+// another audience than the API's is the control plane's to give (D11).
+func (a *agent) podToken(ctx context.Context, r volumes.TokenRequest) (string, time.Time, error) {
 	id := a.id.Load()
 	if id == nil {
 		return "", time.Time{}, fmt.Errorf("%w: serviceAccountToken: %w", volumes.ErrUnsupported, identity.ErrNotJoined)
 	}
-	if r.Lifetime == defaultTokenSeconds*time.Second {
-		r.Lifetime = 0 // the identity's own default
+	ask := identity.PodTokenRequest{Namespace: r.Namespace, PodName: r.Pod, PodUID: r.PodUID,
+		ServiceAccount: r.ServiceAccount, Audience: r.Audience, Life: r.Lifetime}
+	if ask.Life == defaultTokenSeconds*time.Second {
+		ask.Life = 0 // the identity's own default
 	}
-	token, expires, err := id.PodToken(identity.PodTokenRequest{Namespace: r.Namespace, PodName: r.Pod, PodUID: r.PodUID,
-		ServiceAccount: r.ServiceAccount, Audience: r.Audience, Life: r.Lifetime})
-	if errors.Is(err, identity.ErrAudience) {
-		err = fmt.Errorf("%w: serviceAccountToken: %w", volumes.ErrUnsupported, err)
+	token, expires, err := id.PodToken(ask)
+	if !errors.Is(err, identity.ErrAudience) {
+		return token, expires, err
 	}
-	return token, expires, err
+	ask.Life = r.Lifetime
+	return id.AskPodToken(a.metered(ctx), ask)
 }
 
 // features are what this agent can do that another may not, in the form of

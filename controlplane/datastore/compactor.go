@@ -13,10 +13,14 @@ import (
 // looks is how often in an interval the compactor looks at the revision.
 const looks = 2
 
-// compactor removes revisions that are older than its interval. Unlike
-// upstream's it keeps no key of its own in etcd, so an idle cluster is not
-// written to; with several control planes each compacts, and the second one to
-// do so finds it done.
+// markerKey is written once when nothing else was for an interval: the last
+// revision, too, can be compacted only below a later one, and a list's token of it
+// would never expire. Whose revision is the newest already needs none, so an idle
+// cluster is written to once, whoever and however many compact.
+const markerKey = "/coracle/compacted"
+
+// compactor removes revisions that are older than its interval. With several
+// control planes each compacts, and the second one to do so finds it done.
 type compactor struct {
 	revision atomic.Int64
 	cancel   context.CancelFunc
@@ -57,12 +61,17 @@ func (c *compactor) run(ctx context.Context, client *clientv3.Client, interval t
 			return
 		case <-tick.C:
 		}
-		resp, err := client.Get(ctx, "/health", clientv3.WithKeysOnly())
+		resp, err := client.Get(ctx, markerKey, clientv3.WithKeysOnly())
 		if err != nil {
 			logger.Warn("etcd compaction", "err", err)
 			continue
 		}
 		if old := seen[0]; old > c.revision.Load() {
+			if old == resp.Header.Revision && (len(resp.Kvs) == 0 || resp.Kvs[0].ModRevision != old) {
+				if marked, err := client.Put(ctx, markerKey, ""); err == nil {
+					old, resp.Header.Revision = marked.Header.Revision, marked.Header.Revision
+				}
+			}
 			if _, err := client.Compact(ctx, old); err != nil {
 				// Another control plane may have compacted further: not an error of ours.
 				logger.Debug("etcd compaction", "revision", old, "err", err)

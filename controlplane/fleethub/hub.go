@@ -111,8 +111,7 @@ type Config struct {
 	// return nil. When they change, call Greet.
 	Addresses func() *fleet.Addresses
 	// Events that a node may have stored at once; then one more per
-	// EventInterval. 100 and 1 s if zero: a node that starts pods at the pace of a
-	// test suite is heard, one that comes back with a long journal is not.
+	// EventInterval. 100, a kubelet's burst, and 200 ms if zero.
 	Events        int
 	EventInterval time.Duration
 
@@ -173,7 +172,7 @@ func New(c Config) (*Hub, error) {
 		return nil, fmt.Errorf("fleethub: %w", err)
 	}
 	if c.EventInterval == 0 {
-		c.EventInterval = time.Second
+		c.EventInterval = 200 * time.Millisecond
 	}
 	if c.Events == 0 {
 		c.Events = 100

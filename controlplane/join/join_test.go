@@ -23,6 +23,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
@@ -114,6 +115,13 @@ func (c *cluster) serve() {
 			return enrollment.Cluster{Incarnation: "first", Fleet: []string{c.url}, MQTT: []string{"mqtts://127.0.0.1:8883"}}
 		},
 		Objects: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, join.NodeFrom(r.Context())) }),
+		PodToken: func(_ context.Context, node string, r enrollment.PodTokenRequest) (enrollment.PodTokenAnswer, error) {
+			if r.Pod == "anothers" {
+				return enrollment.PodTokenAnswer{}, apierrors.NewForbidden(schema.GroupResource{Resource: "serviceaccounts"}, r.ServiceAccount, errors.New("not its pod"))
+			}
+			return enrollment.PodTokenAnswer{Token: strings.Join([]string{node, r.Namespace, r.ServiceAccount, r.Pod, r.PodUID, r.Audience}, " "),
+				Expires: time.Date(2031, 1, 1, 0, 0, 0, 0, time.UTC), Seconds: r.Seconds}, nil
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -605,6 +613,37 @@ func TestTunnelNeedsANodesCertificate(t *testing.T) {
 		if got := c.getWith(cert, enrollment.TunnelPath+"abc"); !strings.HasPrefix(got, "401") {
 			t.Errorf("%s: %s", name, got)
 		}
+	}
+}
+
+// A token for an audience that isn't the API's: the node asks, the API decides, and
+// the time is that of the node's own clock.
+func TestNodesAskForTokensThatTheyMayNotSign(t *testing.T) {
+	c := start(t)
+	id, _ := c.mustJoin("pi-1")
+	ask := identity.PodTokenRequest{Namespace: "shop", PodName: "till-0", PodUID: "u", ServiceAccount: "till", Audience: "vault", Life: 10 * time.Minute}
+	token, expires, err := id.AskPodToken(t.Context(), ask)
+	if err != nil || token != "pi-1 shop till till-0 u vault" {
+		t.Fatalf("%q, %v", token, err)
+	}
+	if left := expires.Sub(c.clock.Now()); left < 9*time.Minute || left > 10*time.Minute {
+		t.Errorf("it is good for %v", left)
+	}
+	ask.PodName = "anothers"
+	if _, _, err := id.AskPodToken(t.Context(), ask); err == nil || !strings.Contains(err.Error(), "not its pod") || !strings.Contains(err.Error(), "shop/anothers") {
+		t.Errorf("of another's pod: %v", err)
+	}
+	ask.PodName, ask.Audience = "till-0", ""
+	if _, _, err := id.AskPodToken(t.Context(), ask); err == nil || !strings.Contains(err.Error(), "audience") {
+		t.Errorf("without an audience: %v", err)
+	}
+	// A revoked node gets none.
+	if err := (noderecord.Store{Client: c.client}).Revoke(t.Context(), "pi-1", "sold", c.clock.Now()); err != nil {
+		t.Fatal(err)
+	}
+	ask.Audience = "vault"
+	if _, _, err := id.AskPodToken(t.Context(), ask); !errors.Is(err, enrollment.ErrRevoked) {
+		t.Errorf("a revoked node: %v", err)
 	}
 }
 

@@ -45,6 +45,8 @@ type Config struct {
 	Tunnels Tunnels
 	// Objects serves enrollment.ObjectsPath to admitted nodes, NodeFrom says which; may be nil.
 	Objects http.Handler
+	// PodToken asks the API for a token as the node, which is admitted; may be nil.
+	PodToken func(ctx context.Context, node string, r enrollment.PodTokenRequest) (enrollment.PodTokenAnswer, error)
 	// Relay may be nil: then other control planes reach no node through this one.
 	Relay Relay
 	// Now is the clock; nil means time.Now.
@@ -94,6 +96,9 @@ func New(cfg Config) (*Server, error) {
 	s.handlers.HandleFunc("POST "+enrollment.RenewPath, s.enroll(s.renew))
 	s.handlers.HandleFunc("GET "+enrollment.TunnelPath+"{id}", s.tunnel)
 	s.handlers.HandleFunc("GET "+enrollment.ObjectsPath, s.objects)
+	if cfg.PodToken != nil {
+		s.handlers.HandleFunc("POST "+enrollment.PodTokenPath, s.podToken)
+	}
 	if cfg.Relay != nil {
 		s.handlers.HandleFunc("GET "+enrollment.RelayPath+"{node}", s.relay)
 	}

@@ -343,3 +343,13 @@ func TestJoinWithoutNetwork(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+func FuzzParsePodTokenAnswer(f *testing.F) {
+	f.Add([]byte(`{"token":"a.b.c","expires":"2031-01-01T00:00:00Z","seconds":600}`))
+	f.Add([]byte(`{"token":"","seconds":-1}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if a, err := parsePodTokenAnswer(raw); err == nil && (a.Token == "" || a.Seconds <= 0 || a.Seconds > maxTokenSeconds) {
+			t.Fatalf("accepted %+v", a)
+		}
+	})
+}

@@ -245,25 +245,37 @@ func askAny(ctx context.Context, urls []string, path string, body []byte, key ed
 // bound to that connection, so it has to exist before the request does.
 func ask(ctx context.Context, base, path string, body []byte, key ed25519.PrivateKey, config *tls.Config) (enrollment.Grant, error) {
 	var grant enrollment.Grant
+	answer, err := exchange(ctx, base, path, body, key, config)
+	if err != nil {
+		return grant, err
+	}
+	if err := json.Unmarshal(answer, &grant); err != nil {
+		return grant, fmt.Errorf("the answer: %w", err)
+	}
+	return grant, nil
+}
+
+// exchange is one signed request and the body of its answer, if that is no problem.
+func exchange(ctx context.Context, base, path string, body []byte, key ed25519.PrivateKey, config *tls.Config) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	u, err := url.Parse(base)
 	if err != nil {
-		return grant, err
+		return nil, err
 	}
 	conn, err := DialFleet(ctx, u, config)
 	if err != nil {
-		return grant, err
+		return nil, err
 	}
 	defer conn.Close()
 	state := conn.ConnectionState()
 	text, err := enrollment.ProofText(path, &state, body)
 	if err != nil {
-		return grant, err
+		return nil, err
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, u.JoinPath(path).String(), bytes.NewReader(body))
 	if err != nil {
-		return grant, err
+		return nil, err
 	}
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set(enrollment.ProofHeader, base64.StdEncoding.EncodeToString(ed25519.Sign(key, text)))
@@ -274,24 +286,21 @@ func ask(ctx context.Context, base, path string, body []byte, key ed25519.Privat
 	}
 	response, err := transport.RoundTrip(request)
 	if err != nil {
-		return grant, &unreachable{err}
+		return nil, &unreachable{err}
 	}
 	defer response.Body.Close()
 	answer, err := enrollment.ReadAtMost(response.Body, enrollment.MaxBody)
 	if err != nil {
-		return grant, &unreachable{fmt.Errorf("read the answer: %w", err)}
+		return nil, &unreachable{fmt.Errorf("read the answer: %w", err)}
 	}
 	if response.StatusCode != http.StatusOK {
 		var p enrollment.Problem
 		if json.Unmarshal(answer, &p) != nil || p.Code == "" {
-			return grant, fmt.Errorf("%w: it answered %s, not as a fleet endpoint does", enrollment.ErrInternal, response.Status)
+			return nil, fmt.Errorf("%w: it answered %s, not as a fleet endpoint does", enrollment.ErrInternal, response.Status)
 		}
-		return grant, p.Err()
+		return nil, p.Err()
 	}
-	if err := json.Unmarshal(answer, &grant); err != nil {
-		return grant, fmt.Errorf("the answer: %w", err)
-	}
-	return grant, nil
+	return answer, nil
 }
 
 // lostAfter is when a fleet endpoint that is silent below TLS counts as gone.

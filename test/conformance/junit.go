@@ -19,7 +19,7 @@ const (
 
 // spec is one of the suite's.
 type spec struct {
-	name    string // as the suite lists it: texts of its containers and its own, with labels
+	name    string // as the suite lists it: texts of its containers and its own
 	outcome outcome
 	reason  string // of one that failed or skipped itself: the first line that says why
 }
@@ -61,7 +61,7 @@ func readReport(r io.Reader) ([]spec, error) {
 			if !ok {
 				continue // what prepares the suite
 			}
-			s := spec{name: name}
+			s := spec{name: withoutLabels(name)}
 			switch c.Status {
 			case "passed":
 				s.outcome = passed
@@ -81,6 +81,14 @@ func readReport(r io.Reader) ([]spec, error) {
 		}
 	}
 	return out, nil
+}
+
+// withoutLabels takes away the list of labels that ginkgo appends to a name.
+func withoutLabels(name string) string {
+	if i := strings.LastIndex(name, " ["); i > 0 && strings.HasSuffix(name, "]") && strings.HasPrefix(name[i:], " [sig-") {
+		return name[:i]
+	}
+	return name
 }
 
 // because is the first line of a message that says something.

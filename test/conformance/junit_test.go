@@ -26,12 +26,12 @@ func TestReportIsReadAsGinkgoMeansIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []spec{
-		{"[sig-node] Pods run [Conformance] [sig-node, Conformance]", passed, ""},
-		{"[sig-node] Pods fail [Conformance] [sig-node, Conformance]", failed, "wrong | exit code"},
-		{"[sig-apps] Jobs time out [Conformance] [sig-apps, Conformance]", failed, "timedout"},
-		{"[sig-apps] Jobs skip [Conformance] [sig-apps, Conformance]", skipped, "Requires at least 3 nodes"},
-		{"[sig-cli] Kubectl [Conformance] [sig-cli, Conformance]", notRun, ""},
-		{"[sig-cli] Kubectl of no suite [sig-cli]", notRun, ""},
+		{"[sig-node] Pods run [Conformance]", passed, ""},
+		{"[sig-node] Pods fail [Conformance]", failed, "wrong | exit code"},
+		{"[sig-apps] Jobs time out [Conformance]", failed, "timedout"},
+		{"[sig-apps] Jobs skip [Conformance]", skipped, "Requires at least 3 nodes"},
+		{"[sig-cli] Kubectl [Conformance]", notRun, ""},
+		{"[sig-cli] Kubectl of no suite", notRun, ""},
 		{"nothing of a SIG [Conformance]", notRun, ""},
 	}
 	if !slices.Equal(specs, want) {
@@ -45,7 +45,7 @@ func TestTableCountsWhatWasMeant(t *testing.T) {
 		t.Fatal(err)
 	}
 	list := filepath.Join(t.TempDir(), "specs.txt")
-	if err := os.WriteFile(list, []byte("[sig-node] Pods run [Conformance] [sig-node, Conformance]\n\n[sig-node] unknown\n"), 0o600); err != nil {
+	if err := os.WriteFile(list, []byte("[sig-node] Pods run [Conformance]\n\n[sig-node] unknown\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -55,7 +55,7 @@ func TestTableCountsWhatWasMeant(t *testing.T) {
 	}{
 		{[]string{"-report", file}, 1, []string{
 			"| sig-node | 1 | 1 | 0 | 0 |", "| sig-apps | 0 | 1 | 1 | 0 |", "| sig-cli | 0 | 0 | 0 | 1 |", "| others | 0 | 0 | 0 | 1 |", "| all | 1 | 2 | 1 | 2 |",
-			`| [sig-node] Pods fail [Conformance] [sig-node, Conformance] | wrong \| exit code |`}},
+			`| [sig-node] Pods fail [Conformance] | wrong \| exit code |`}},
 		{[]string{"-report", file, "-specs", list}, 0, []string{"| sig-node | 1 | 0 | 0 | 1 |", "| all | 1 | 0 | 0 | 1 |", "| [sig-node] unknown |  |"}},
 	} {
 		var out strings.Builder
@@ -68,6 +68,15 @@ func TestTableCountsWhatWasMeant(t *testing.T) {
 				t.Errorf("%q lacks %q:\n%s", c.args, row, out.String())
 			}
 		}
+	}
+}
+
+func TestALaterRunCountsForWhatItRan(t *testing.T) {
+	got := combine([]spec{{"a", failed, "why"}, {"b", passed, ""}, {"c", notRun, ""}},
+		[]spec{{"a", passed, ""}, {"b", notRun, ""}, {"c", failed, "late"}, {"d", skipped, "so"}})
+	want := []spec{{"a", passed, ""}, {"b", passed, ""}, {"c", failed, "late"}, {"d", skipped, "so"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

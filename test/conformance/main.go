@@ -31,7 +31,7 @@ func main() {
 type options struct {
 	kubeconfig, bin, dataDir           string
 	upArgs                             string
-	e2e, ginkgo, kubectl, hydrophone   string
+	e2e, hydrophone                    string
 	image, registry                    string
 	focus, skip, labels, specs, report string
 	out                                string
@@ -55,7 +55,7 @@ func parse(args []string) (*options, error) {
 	fs.StringVar(&o.skip, "skip", "", "regular expression of specs to leave out")
 	fs.StringVar(&o.labels, "labels", "Conformance", "ginkgo's label filter; with e2e.test only")
 	fs.StringVar(&o.specs, "specs", "", "file with names of the specs to run, one to a line; with e2e.test only")
-	fs.StringVar(&o.report, "report", "", "run nothing: print the table of this junit.xml")
+	fs.StringVar(&o.report, "report", "", "run nothing: print the table of this junit.xml, or of several, with commas between them: what a later one has run counts")
 	fs.StringVar(&o.out, "out", ".coracle/conformance-report", "folder for the log and junit.xml")
 	fs.IntVar(&o.procs, "procs", 2, "how many specs run at once; those marked Serial run alone at the end")
 	fs.DurationVar(&o.timeout, "timeout", 3*time.Hour, "bound of the whole run")
@@ -84,20 +84,21 @@ func run(ctx context.Context, args []string, out io.Writer) (int, error) {
 	if err != nil {
 		return 2, err
 	}
-	file := o.report
-	if file == "" {
-		if file, err = o.suite(ctx, names, out); err != nil {
+	files := strings.Split(o.report, ",")
+	if o.report == "" {
+		file, err := o.suite(ctx, names, out)
+		if err != nil {
 			return 2, err
 		}
+		files = []string{file}
 	}
-	f, err := os.Open(file)
-	if err != nil {
-		return 2, err
-	}
-	defer f.Close()
-	all, err := readReport(f)
-	if err != nil {
-		return 2, fmt.Errorf("%s: %w", file, err)
+	var all []spec
+	for _, file := range files {
+		specs, err := readFile(file)
+		if err != nil {
+			return 2, err
+		}
+		all = combine(all, specs)
 	}
 	word := ""
 	if o.labels == "Conformance" {
@@ -118,6 +119,19 @@ func run(ctx context.Context, args []string, out io.Writer) (int, error) {
 		return 2, fmt.Errorf("no spec passed, and none failed: is there one that -focus %q and -skip %q select? The log is in %s", o.focus, o.skip, o.out)
 	}
 	return 0, nil
+}
+
+func readFile(file string) ([]spec, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	specs, err := readReport(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return specs, nil
 }
 
 func (o *options) names() ([]string, error) {

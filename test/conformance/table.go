@@ -18,6 +18,26 @@ func sig(name string) string {
 	return "others"
 }
 
+// combine has what a later run says of the specs that it ran.
+func combine(first, later []spec) []spec {
+	out := slices.Clone(first)
+	at := map[string]int{}
+	for i, s := range out {
+		at[s.name] = i
+	}
+	for _, s := range later {
+		i, known := at[s.name]
+		switch {
+		case !known:
+			at[s.name] = len(out)
+			out = append(out, s)
+		case s.outcome != notRun:
+			out[i] = s
+		}
+	}
+	return out
+}
+
 // choose takes the specs of the report that were meant: those that names lists, in
 // its order, or, without a list, those whose name has the word.
 func choose(all []spec, names []string, word string) []spec {

@@ -24,6 +24,8 @@ const (
 	RelayPath = "/v1/relay/"
 	// ObjectsPath is followed by the hex sha256 of an object.
 	ObjectsPath = "/v1/objects/"
+	// PodTokenPath is where a node asks for a token that it may not sign itself.
+	PodTokenPath = "/v1/podtoken"
 )
 
 // Purposes of tunnels: what a node serves on a stream, to the API server only, by
@@ -70,7 +72,28 @@ type RenewRequest struct {
 	SigningKey []byte `json:"signingKey"`
 }
 
-// Grant is the answer to both.
+// PodTokenRequest is the body of POST /v1/podtoken, as JSON: a token of a service
+// account for an audience other than the API's, bound to a pod of the node. The
+// node shows its certificate; the API decides as it does for a kubelet.
+type PodTokenRequest struct {
+	Namespace      string `json:"namespace"`
+	ServiceAccount string `json:"serviceAccount"`
+	Pod            string `json:"pod"`
+	PodUID         string `json:"podUID"`
+	Audience       string `json:"audience"`
+	Seconds        int64  `json:"seconds,omitempty"` // of its life; 0 leaves it to the API
+}
+
+// PodTokenAnswer is the answer to it.
+type PodTokenAnswer struct {
+	Token string `json:"token"`
+	// Expires is when, by the API's clock; Seconds is how long that is from the
+	// answer on, for a board whose clock is wrong.
+	Expires time.Time `json:"expires"`
+	Seconds int64     `json:"seconds"`
+}
+
+// Grant is the answer to join and renew.
 type Grant struct {
 	Node string `json:"node"`
 	// Chain is the node's certificate and what leads to a root, DER.

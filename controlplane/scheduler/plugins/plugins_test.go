@@ -128,6 +128,32 @@ func classes(t *testing.T, objects ...*nodev1.RuntimeClass) nodelisters.RuntimeC
 	return nodelisters.NewRuntimeClassLister(ix)
 }
 
+// A handler that isn't ours: where one node lists it, it is looked for; where none
+// does, the nodes decide, as with upstream's scheduler.
+func TestHandlersOfOthersAreLookedForWhereTheyAreListed(t *testing.T) {
+	name := "kata"
+	pod := newPod("p", func(p *v1.Pod) { p.Spec.RuntimeClassName = &name })
+	class := &RuntimeClass{Classes: classes(t, &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: name}, Handler: name})}
+	with := func(node string, handlers ...string) *framework.NodeInfo {
+		return framework.NewNodeInfo(newNode(node, func(n *v1.Node) {
+			for _, h := range handlers {
+				n.Status.RuntimeHandlers = append(n.Status.RuntimeHandlers, v1.NodeRuntimeHandler{Name: h})
+			}
+		}))
+	}
+	nobody := clusterOf(with("a", "", "wasm"), with("b", ""))
+	some := clusterOf(with("a", "", "wasm"), with("b", "", "kata"))
+	for _, c := range []struct {
+		in   *framework.Cluster
+		node string
+		fits bool
+	}{{nobody, "a", true}, {nobody, "b", true}, {some, "a", false}, {some, "b", true}} {
+		if got := ask(class, pod, c.in, c.node); got.OK() != c.fits {
+			t.Errorf("%s of %d: %v", c.node, len(c.in.Nodes), got)
+		}
+	}
+}
+
 func TestSimpleFilters(t *testing.T) {
 	wasm := func(p *v1.Pod) { name := "wasm"; p.Spec.RuntimeClassName = &name }
 	handlers := func(names ...string) nodeOption {
@@ -177,7 +203,7 @@ func TestSimpleFilters(t *testing.T) {
 		}
 		return pods
 	}
-	class := &RuntimeClass{Classes: classes(t, &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: "wasm"}, Handler: "wasmer"})}
+	class := &RuntimeClass{Classes: classes(t, &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: "wasm"}, Handler: "wasm"})}
 	none := &RuntimeClass{Classes: classes(t)}
 
 	const selectorReason = "node(s) didn't match Pod's node affinity/selector"
@@ -218,10 +244,10 @@ func TestSimpleFilters(t *testing.T) {
 		{"affinity greater", NodeAffinity{}, newPod("p", required("gpu-mem", v1.NodeSelectorOpGt, "8")), newNode("n", nodeLabels("gpu-mem", "16")), nil, "", 0},
 
 		{"no class", class, newPod("p"), newNode("n", handlers("", "runc")), nil, "", 0},
-		{"handler there", class, newPod("p", wasm), newNode("n", handlers("", "wasmer")), nil, "", 0},
+		{"handler there", class, newPod("p", wasm), newNode("n", handlers("", "wasm")), nil, "", 0},
 		{"handler not reported", class, newPod("p", wasm), newNode("n"), nil, "", 0},
 		{"handler missing", class, newPod("p", wasm), newNode("n", handlers("", "runc")), nil,
-			`node(s) didn't have runtime handler "wasmer"`, framework.Unresolvable},
+			`node(s) didn't have runtime handler "wasm"`, framework.Unresolvable},
 		{"class missing", none, newPod("p", wasm), newNode("n", handlers("", "runc")), nil,
 			`runtimeclass "wasm" not found`, framework.Unresolvable},
 

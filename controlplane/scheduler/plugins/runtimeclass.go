@@ -13,7 +13,9 @@ import (
 
 // RuntimeClass refuses nodes that list their runtime handlers in
 // status.runtimeHandlers without the one of the pod's RuntimeClass. A node that
-// lists none is given the benefit of the doubt, since older agents don't. The
+// lists none is given the benefit of the doubt, since older agents don't; and a
+// handler that no node of the cluster lists, which isn't ours, is left to the
+// nodes, as upstream's scheduler leaves all of them: handlers may be unlisted. The
 // node selector and tolerations of a RuntimeClass are put into the pod by
 // admission and not looked at here.
 type RuntimeClass struct {
@@ -22,7 +24,7 @@ type RuntimeClass struct {
 
 func (*RuntimeClass) Name() string { return "RuntimeClass" }
 
-func (r *RuntimeClass) PrepareFilter(_ context.Context, pod *framework.Pod, _ *framework.Cluster) (framework.Filter, *framework.Status) {
+func (r *RuntimeClass) PrepareFilter(_ context.Context, pod *framework.Pod, cluster *framework.Cluster) (framework.Filter, *framework.Status) {
 	if pod.Spec.RuntimeClassName == nil || *pod.Spec.RuntimeClassName == "" {
 		return nil, nil
 	}
@@ -34,7 +36,24 @@ func (r *RuntimeClass) PrepareFilter(_ context.Context, pod *framework.Pod, _ *f
 	if err != nil {
 		return nil, framework.Fail(fmt.Errorf("runtimeclass %q: %w", name, err))
 	}
+	if cluster != nil && class.Handler != handlerWasm && !listed(cluster, class.Handler) {
+		return nil, nil
+	}
 	return handler(class.Handler), nil
+}
+
+// handlerWasm is the handler that this project's nodes list if they have it.
+const handlerWasm = "wasm"
+
+func listed(cluster *framework.Cluster, name string) bool {
+	for _, n := range cluster.Nodes {
+		for i := range n.Node.Status.RuntimeHandlers {
+			if n.Node.Status.RuntimeHandlers[i].Name == name {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (r *RuntimeClass) Filter(ctx context.Context, pod *framework.Pod, node *framework.NodeInfo) *framework.Status {
