@@ -3,6 +3,7 @@ package wasmpods
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -41,6 +42,11 @@ var cluster struct {
 }
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	// They wait most of the time, and for one another never.
+	if err := flag.Set("test.parallel", "12"); err != nil {
+		panic(err)
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "coracle-wasm")
 		if err != nil {
