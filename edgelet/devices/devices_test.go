@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 
+	"github.com/coracle-edge/coracle/edgelet/pluginwatch"
 	"github.com/coracle-edge/coracle/test/lab/deviceplugin"
 )
 
@@ -382,9 +383,28 @@ func TestRegistrationsThatAreRefused(t *testing.T) {
 	if c, _ := n.Resources(); len(c) != 0 {
 		t.Errorf("resources %v", c)
 	}
-	if err := n.ValidatePlugin(camera, "", []string{"v1alpha1"}); err == nil || !strings.Contains(err.Error(), "v1beta1") {
+	if err := n.Register(t.Context(), pluginwatch.Plugin{Name: camera, Versions: []string{"v1alpha1"}}); err == nil || !strings.Contains(err.Error(), "v1beta1") {
 		t.Errorf("another version: %v", err)
 	}
+}
+
+// A plugin that is found in plugins_registry has its socket where it likes.
+func TestAPluginOfTheRegistry(t *testing.T) {
+	n := newNode(t)
+	elsewhere := deviceplugin.New(t.TempDir(), camera, "a")
+	if err := elsewhere.Serve(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(elsewhere.Stop)
+	found := pluginwatch.Plugin{Type: PluginType, Name: camera, Endpoint: filepath.Join(elsewhere.Dir, elsewhere.Socket), Versions: []string{"v1beta1"}}
+	if err := n.Register(t.Context(), found); err != nil {
+		t.Fatal(err)
+	}
+	n.have(camera, 1, 1)
+	n.Deregister(pluginwatch.Plugin{Name: camera, Endpoint: "/another"})
+	n.have(camera, 1, 1)
+	n.Deregister(found)
+	n.have(camera, 1, 0)
 }
 
 // Two agents, or an agent and a kubelet, on one machine.

@@ -17,6 +17,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+
+	"github.com/coracle-edge/coracle/edgelet/pluginwatch"
 )
 
 // socketName is where plugins register.
@@ -170,21 +172,19 @@ func (m *Manager) endpoint(name string) (string, error) {
 	return path, nil
 }
 
-// ValidatePlugin says whether a plugin that was found in plugins_registry can be
-// taken: its name is that of its resource.
-func (m *Manager) ValidatePlugin(name, _ string, versions []string) error {
-	for _, v := range versions {
-		if slices.Contains(pluginapi.SupportedVersions[:], v) {
-			return checkName(name)
-		}
-	}
-	return fmt.Errorf("manager version, %s, is not among plugin supported versions %v", pluginapi.Version, versions)
-}
+// PluginType is what a device plugin calls itself in plugins_registry.
+const PluginType = "DevicePlugin"
 
-// RegisterPlugin connects to a plugin that was found in plugins_registry.
-func (m *Manager) RegisterPlugin(name, endpoint string, versions []string) error {
-	if err := m.ValidatePlugin(name, endpoint, versions); err != nil {
-		return err
+var _ pluginwatch.Handler = (*Manager)(nil)
+
+// Register implements [pluginwatch.Handler]: a plugin of plugins_registry has its
+// resource for a name, and its socket where it likes.
+func (m *Manager) Register(_ context.Context, p pluginwatch.Plugin) error {
+	if !slices.ContainsFunc(p.Versions, func(v string) bool { return slices.Contains(pluginapi.SupportedVersions[:], v) }) {
+		return fmt.Errorf("manager version, %s, is not among plugin supported versions %v", pluginapi.Version, p.Versions)
+	}
+	if err := checkName(p.Name); err != nil {
+		return fmt.Errorf("invalid name of device plugin socket: %w", err)
 	}
 	m.mu.Lock()
 	ctx := m.ctx
@@ -192,18 +192,12 @@ func (m *Manager) RegisterPlugin(name, endpoint string, versions []string) error
 	if ctx == nil {
 		return errors.New("device plugins are not listened for yet")
 	}
-	return m.connect(ctx, name, endpoint)
+	return m.connect(ctx, p.Name, p.Endpoint)
 }
 
-// DeregisterPlugin says that the socket of such a plugin was removed.
-func (m *Manager) DeregisterPlugin(name, endpoint string) {
-	m.mu.Lock()
-	var p *plugin
-	if k := m.resources[name]; k != nil && k.plugin != nil && k.plugin.socket == endpoint {
-		p = k.plugin
-	}
-	m.mu.Unlock()
-	if p != nil {
+// Deregister implements [pluginwatch.Handler].
+func (m *Manager) Deregister(gone pluginwatch.Plugin) {
+	if p, err := m.plugin(gone.Name); err == nil && p.socket == gone.Endpoint {
 		m.disconnected(p, errors.New("its socket was removed"))
 	}
 }

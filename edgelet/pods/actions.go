@@ -22,6 +22,7 @@ type actions struct {
 	containers    []int // indexes into spec.containers to start
 	ephemeral     []int // indexes into spec.ephemeralContainers to start
 	kill          map[string]killOrder
+	update        []string // running containers whose resources the runtime is to be told of
 }
 
 // killOrder says why one container, by ID, is to be stopped.
@@ -31,7 +32,7 @@ type killOrder struct {
 }
 
 func (a *actions) none() bool {
-	return !a.stopPod && !a.createSandbox && len(a.init)+len(a.containers)+len(a.ephemeral)+len(a.kill) == 0
+	return !a.stopPod && !a.createSandbox && len(a.init)+len(a.containers)+len(a.ephemeral)+len(a.kill)+len(a.update) == 0
 }
 
 // verdicts are what the probes say of running containers.
@@ -46,7 +47,7 @@ type verdicts interface {
 // computePodActions, with one difference: whether a pod ran before is known
 // from the record, too (see observedContainer.lost), so a runtime that forgot
 // everything in a reboot doesn't make a pod that ran to its end run again.
-func computeActions(pod *v1.Pod, o *observation, probe verdicts) actions {
+func computeActions(pod *v1.Pod, o *observation, probe verdicts, resizes func(c *v1.Container, id string) (update, restart bool)) actions {
 	changed, attempt, id := sandboxChanged(pod, o)
 	a := actions{stopPod: changed && len(o.sandboxes) > 0, createSandbox: changed, sandboxID: id, attempt: attempt,
 		kill: map[string]killOrder{}}
@@ -60,7 +61,7 @@ func computeActions(pod *v1.Pod, o *observation, probe verdicts) actions {
 			a.ephemeral = append(a.ephemeral, i)
 		}
 	}
-	initialized := computeInit(pod, o, &a, probe)
+	initialized := computeInit(pod, o, &a, probe, resizes)
 	if a.stopPod || !initialized {
 		return a
 	}
@@ -83,7 +84,12 @@ func computeActions(pod *v1.Pod, o *observation, probe verdicts) actions {
 			message, restart = fmt.Sprintf("Container %s definition changed", c.Name), true
 		} else if which, bad := failed(probe, got.id); bad {
 			message, grace = fmt.Sprintf("Container %s failed %s probe", c.Name, which), probeGrace(c, which)
+		} else if update, again := resizes(c, got.id); again {
+			message, restart = fmt.Sprintf("Container %s resize requires restart", c.Name), true
 		} else {
+			if update {
+				a.update = append(a.update, c.Name)
+			}
 			kept++
 			continue
 		}
@@ -197,7 +203,7 @@ func requiresIP(s *runtimeapi.PodSandboxStatus) bool {
 // computeInit adds what init containers need and reports whether the app
 // containers may run. It looks from the last to the first, because the runtime
 // may have forgotten those that are long done.
-func computeInit(pod *v1.Pod, o *observation, a *actions, probe verdicts) bool {
+func computeInit(pod *v1.Pod, o *observation, a *actions, probe verdicts, resizes func(c *v1.Container, id string) (update, restart bool)) bool {
 	if len(pod.Spec.InitContainers) == 0 {
 		return true
 	}
@@ -231,6 +237,10 @@ func computeInit(pod *v1.Pod, o *observation, a *actions, probe verdicts) bool {
 		case stateCreated:
 			a.init = append(a.init, i)
 		case stateRunning:
+			update, again := resizes(c, got.id)
+			if update && !again {
+				a.update = append(a.update, c.Name)
+			}
 			if !sidecar {
 				break
 			}
@@ -246,6 +256,9 @@ func computeInit(pod *v1.Pod, o *observation, a *actions, probe verdicts) bool {
 				a.init = append(a.init, i)
 			} else if which, bad := failed(probe, got.id); bad {
 				a.kill[got.id] = killOrder{name: c.Name, message: fmt.Sprintf("Init container %s failed %s probe", c.Name, which), grace: probeGrace(c, which)}
+				a.init = append(a.init, i)
+			} else if again {
+				a.kill[got.id] = killOrder{name: c.Name, message: fmt.Sprintf("Container %s resize requires restart", c.Name)}
 				a.init = append(a.init, i)
 			}
 		case stateExited:

@@ -68,6 +68,9 @@ func (m *Manager) decide(w *worker, pod *v1.Pod) *refusal {
 	if missing := features.Missing(needs(pod), m.cfg.Node.DeclaredFeatures()); len(missing) > 0 {
 		return &refusal{reason: "PodFeatureUnsupported", message: "Pod requires node features that are not available: " + strings.Join(missing, ", ")}
 	}
+	if reason, message := m.forbidden(pod); reason != "" {
+		return &refusal{reason: reason, message: message}
+	}
 	short := m.shortages(w, pod)
 	var r *refusal
 	if len(short) > 0 {

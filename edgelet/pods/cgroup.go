@@ -122,6 +122,39 @@ func (c *cgroups) apply(pod *v1.Pod) error {
 	return nil
 }
 
+// resize lets do change what the containers of a pod have while the pod's own
+// cgroup bounds both what it was and what it becomes; then the latter only.
+func (c *cgroups) resize(was, becomes *v1.Pod, do func() error) error {
+	if c.root == "" {
+		return do()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old, next := podLimits(was), podLimits(becomes)
+	wide := next
+	wide.memory = max(old.memory, next.memory)
+	if wide.quota = max(old.quota, next.quota); old.quota == 0 || next.quota == 0 {
+		wide.quota = -1
+	}
+	at := c.parent(becomes)
+	if next.memory == 0 || old.memory == 0 {
+		wide.memory = 0 // as it is: a limit can't be removed in place
+	}
+	c.set(at, wide)
+	if err := do(); err != nil {
+		return err
+	}
+	if next.quota == 0 {
+		next.quota = -1
+	}
+	c.set(at, next)
+	if _, had := c.pods[string(becomes.UID)]; had {
+		c.pods[string(becomes.UID)] = held{qosClass(becomes), podRequest(becomes, v1.ResourceCPU).MilliValue()}
+		c.weighBurstable()
+	}
+	return nil
+}
+
 // setLimits bounds all pods together.
 func (c *cgroups) setLimits(l rootLimits) {
 	if c.root == "" {

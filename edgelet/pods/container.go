@@ -26,7 +26,7 @@ func (m *Manager) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Contai
 	if err != nil {
 		return nil, err
 	}
-	sc, err := securityContext(pod, c, img)
+	sc, err := securityContext(pod, c, img, m.cfg.SeccompDir)
 	if err != nil {
 		return nil, err
 	}

@@ -110,6 +110,19 @@ func (s *memStore) kick() {
 }
 
 func (s *memStore) put(pod *v1.Pod) {
+	s.putQuietly(pod)
+	s.kick()
+}
+
+// forgetLog drops what only tests remember.
+func (s *memStore) forgetLog() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.log, s.events = nil, nil
+}
+
+// putQuietly orders a pod and tells nobody yet.
+func (s *memStore) putQuietly(pod *v1.Pod) {
 	raw, err := kubeobj.EncodePod(pod)
 	if err != nil {
 		panic(err)
@@ -118,7 +131,6 @@ func (s *memStore) put(pod *v1.Pod) {
 	s.pods[string(pod.UID)] = Object{Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID), Raw: raw,
 		Hash: fmt.Sprintf("%x", raw), Trace: trace.NewNodeTimes(time.Now())}
 	s.mu.Unlock()
-	s.kick()
 }
 
 func (s *memStore) drop(uid string) {
@@ -207,11 +219,12 @@ type board struct {
 	store *memStore
 	m     *Manager
 	more  func(*Config) // changes what the agent is configured with
+	node  Node
 	stop  func()
 }
 
 func newBoard(t *testing.T) *board {
-	b := &board{t: t, dir: t.TempDir(), rt: fakecri.New(), store: newStore()}
+	b := &board{t: t, dir: t.TempDir(), rt: fakecri.New(), store: newStore(), node: fakeNode{}}
 	b.rt.AddImage("wasm:1", "wasm")
 	b.rt.AddImage("oci:1", "oci")
 	return b
@@ -224,8 +237,8 @@ func (b *board) boot() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
 	config := Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
-		Volumes: volumes.New(volumes.Config{Dir: b.dir + "/pods", Objects: b.store, Mounts: noMounts{}}),
-		Node:    fakeNode{}, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log}
+		Volumes: testVolumes(b),
+		Node:    b.node, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log}
 	if b.more != nil {
 		b.more(&config)
 	}
@@ -323,4 +336,8 @@ func plan(change func(*planT)) planT {
 	p := fakecri.Forever()
 	change(&p)
 	return p
+}
+
+func testVolumes(b *board) *volumes.Manager {
+	return volumes.New(volumes.Config{Dir: b.dir + "/pods", Objects: b.store, Mounts: noMounts{}})
 }

@@ -44,6 +44,7 @@ func (w *worker) settle(ctx, wait context.Context, seen *observation) error {
 	if err := w.report(final, false); err != nil {
 		return err
 	}
+	w.m.retryDeferred() // it holds nothing now
 	if ready {
 		if err := w.stopSandboxes(ctx, seen); err != nil {
 			return err

@@ -42,6 +42,8 @@ const (
 	fallbackRelist     = time.Second // without events, as a kubelet
 	DefaultLogMaxSize  = 1 << 20
 	DefaultLogMaxFiles = 3
+	// DefaultSeccompDir is a kubelet's.
+	DefaultSeccompDir = "/var/lib/kubelet/seccomp"
 )
 
 // Config configures a [Manager]. Runtime, Store, Images, Volumes, Node and
@@ -81,6 +83,15 @@ type Config struct {
 	LogMaxSize  int64
 	LogMaxFiles int
 
+	// UnsafeSysctls are patterns of sysctls, such as net.core.*, that pods may set
+	// beside those that are safe; see [CheckSysctls].
+	UnsafeSysctls []string
+	// SeccompDir is where profiles of type Localhost lie: [DefaultSeccompDir] if
+	// empty.
+	SeccompDir string
+	// appArmorEnabled is the kernel's file that says so.
+	appArmorEnabled string
+
 	// Devices gives containers devices; nil: the node has none.
 	Devices Devices
 
@@ -104,7 +115,7 @@ type Manager struct {
 	log     *slog.Logger
 	cgroups cgroups
 	probes  *probes.Manager
-	slots   chan struct{}
+	slots   [2]chan struct{} // for sandboxes of containerd's, and of Wasm
 	ready   chan struct{}
 
 	runtimeName string // set before ready is closed
@@ -139,6 +150,12 @@ func New(c Config) (*Manager, error) {
 	if c.ClusterDomain == "" {
 		c.ClusterDomain = "cluster.local"
 	}
+	if c.SeccompDir == "" {
+		c.SeccompDir = DefaultSeccompDir
+	}
+	if c.appArmorEnabled == "" {
+		c.appArmorEnabled = "/sys/module/apparmor/parameters/enabled"
+	}
 	if c.Relist == 0 {
 		c.Relist = DefaultRelist
 	}
@@ -151,7 +168,7 @@ func New(c Config) (*Manager, error) {
 	if c.LogMaxFiles <= 0 {
 		c.LogMaxFiles = DefaultLogMaxFiles
 	}
-	m := &Manager{cfg: c, log: c.Log, slots: make(chan struct{}, c.Parallel), ready: make(chan struct{}),
+	m := &Manager{cfg: c, log: c.Log, slots: [2]chan struct{}{make(chan struct{}, c.Parallel), make(chan struct{}, c.Parallel)}, ready: make(chan struct{}),
 		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}
 	m.probes = m.newProbes()
 	return m, nil
@@ -202,6 +219,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 	close(m.ready)
 
+	listing, listed := false, make(chan listResult, 1)
 	m.wg.Go(func() { m.rotateLogs(ctx) })
 	m.wg.Go(func() { _ = m.probes.Run(ctx) })
 	for {
@@ -213,11 +231,19 @@ func (m *Manager) Run(ctx context.Context) error {
 		case <-m.kick:
 			err = m.reconcile(ctx, nil)
 		case <-relist:
-			var now map[string]seenPod
-			if now, err = m.listAll(ctx); err == nil {
-				m.wakeChanged(seen, now)
-				seen = now
-				err = m.reconcile(ctx, now)
+			if !listing { // a runtime that hangs must not hold up what else there is to do
+				listing = true
+				m.wg.Go(func() {
+					now, err := m.listAll(ctx)
+					listed <- listResult{now, err}
+				})
+			}
+		case got := <-listed:
+			listing = false
+			if err = got.err; err == nil {
+				m.wakeChanged(seen, got.pods)
+				seen = got.pods
+				err = m.reconcile(ctx, seen)
 			}
 		}
 		if err != nil && ctx.Err() == nil {
@@ -252,6 +278,11 @@ func (m *Manager) awaitRuntime(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+type listResult struct {
+	pods map[string]seenPod
+	err  error
 }
 
 // seenPod is what a list of the runtime shows of a pod.
@@ -369,6 +400,9 @@ func (m *Manager) updateLocked(ctx context.Context, o *Object, seen map[string]s
 	w = newWorker(m, o.Namespace, o.Name, o.UID)
 	_, there := seen[o.UID]
 	w.fresh = !there && (seen != nil || m.isReady())
+	if !m.isReady() {
+		w.claimAsRecorded(o)
+	}
 	w.update(o)
 	m.startLocked(ctx, w)
 }
@@ -397,7 +431,7 @@ func (m *Manager) startLocked(ctx context.Context, w *worker) {
 			m.gone[w.uid] = true
 		}
 		for _, other := range m.workers {
-			if other.namespace == w.namespace && other.name == w.name {
+			if other.deferred.Load() || other.namespace == w.namespace && other.name == w.name {
 				other.signal() // it may have waited for this one
 			}
 		}

@@ -19,7 +19,9 @@ const (
 	recordAdmitted = "admitted"
 	recordReason   = "reason"
 	recordMessage  = "message"
-	recordDisrupt  = "disruption"
+
+	recordAllocated = "allocated"
+	recordDisrupt   = "disruption"
 )
 
 // lostExitCode is what a container is taken to have ended with when nobody saw
@@ -46,6 +48,8 @@ type record struct {
 	// disruption is the message of DisruptionTarget, empty without that condition.
 	disruption string
 	status     v1.PodStatus
+	// allocated is what the node promised the pod; nil: nothing yet.
+	allocated *allocation
 }
 
 func (r *record) terminal() bool {
@@ -66,6 +70,7 @@ func (r *record) encode() ([]byte, error) {
 	if r.disruption != "" {
 		carrier.Annotations[recordDisrupt] = r.disruption
 	}
+	encodeAllocation(r.allocated, &carrier)
 	raw, err := carrier.Marshal()
 	if err != nil {
 		return nil, err
@@ -91,7 +96,7 @@ func decodeRecord(raw []byte) (r *record, err error) {
 	}
 	return &record{status: carrier.Status, admitted: carrier.Annotations[recordAdmitted] == "true",
 		reason: carrier.Annotations[recordReason], message: carrier.Annotations[recordMessage],
-		disruption: carrier.Annotations[recordDisrupt]}, nil
+		disruption: carrier.Annotations[recordDisrupt], allocated: decodeAllocation(&carrier)}, nil
 }
 
 // addLost adds to an observation the containers that the record knows and the

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -67,9 +68,16 @@ func (m *Manager) sandboxConfig(pod *v1.Pod, attempt uint32, kind string) (*runt
 			}
 		}
 	}
+	if !deref(pod.Spec.HostUsers, true) {
+		// Without this the pod would run as the node's users, which is what it must not.
+		return nil, errUserNamespace
+	}
 	c.Linux = m.linuxSandbox(pod)
 	return c, nil
 }
+
+// errUserNamespace refuses what would otherwise be ignored.
+var errUserNamespace = errors.New("hostUsers: false: this node gives pods no user namespaces; leave hostUsers out, or use another node")
 
 func protocol(p v1.Protocol) runtimeapi.Protocol {
 	switch p {
@@ -111,10 +119,17 @@ func (m *Manager) linuxSandbox(pod *v1.Pod) *runtimeapi.LinuxPodSandboxConfig {
 		}
 	}
 	l.Resources = podResources(pod)
-	if o := pod.Spec.Overhead; o != nil {
-		l.Overhead = linuxResources(o.Cpu(), o.Cpu(), o.Memory())
-	}
+	l.Overhead = overhead(pod)
 	return l
+}
+
+// overhead is what the pod's runtime takes beside its containers, nil if nothing.
+func overhead(pod *v1.Pod) *runtimeapi.LinuxContainerResources {
+	o := pod.Spec.Overhead
+	if o == nil {
+		return nil
+	}
+	return linuxResources(o.Cpu(), o.Cpu(), o.Memory())
 }
 
 func namespaces(pod *v1.Pod) *runtimeapi.NamespaceOption {

@@ -3,6 +3,7 @@ package pods
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -25,7 +26,7 @@ func readonlyPaths() []string {
 }
 
 // securityContext is what applies to a container: its own context over the pod's.
-func securityContext(pod *v1.Pod, c *v1.Container, img images.Image) (*runtimeapi.LinuxContainerSecurityContext, error) {
+func securityContext(pod *v1.Pod, c *v1.Container, img images.Image, seccompDir string) (*runtimeapi.LinuxContainerSecurityContext, error) {
 	p, own := pod.Spec.SecurityContext, c.SecurityContext
 	if p == nil {
 		p = &v1.PodSecurityContext{}
@@ -39,7 +40,10 @@ func securityContext(pod *v1.Pod, c *v1.Container, img images.Image) (*runtimeap
 		ReadonlyRootfs:   deref(own.ReadOnlyRootFilesystem, false),
 		NoNewPrivs:       own.AllowPrivilegeEscalation != nil && !*own.AllowPrivilegeEscalation,
 		SelinuxOptions:   selinux(or(own.SELinuxOptions, p.SELinuxOptions)),
-		Seccomp:          seccomp(or(own.SeccompProfile, p.SeccompProfile)),
+	}
+	var err error
+	if sc.Seccomp, err = seccomp(or(own.SeccompProfile, p.SeccompProfile), seccompDir); err != nil {
+		return nil, err
 	}
 	if own.Capabilities != nil {
 		sc.Capabilities = &runtimeapi.Capability{}
@@ -117,17 +121,23 @@ func selinux(o *v1.SELinuxOptions) *runtimeapi.SELinuxOption {
 	return &runtimeapi.SELinuxOption{User: o.User, Role: o.Role, Type: o.Type, Level: o.Level}
 }
 
-func seccomp(p *v1.SeccompProfile) *runtimeapi.SecurityProfile {
-	if p == nil {
-		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+// seccomp finds a profile of type Localhost below dir.
+func seccomp(p *v1.SeccompProfile, dir string) (*runtimeapi.SecurityProfile, error) {
+	switch {
+	case p == nil:
+	case p.Type == v1.SeccompProfileTypeRuntimeDefault:
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}, nil
+	case p.Type == v1.SeccompProfileTypeLocalhost:
+		name := deref(p.LocalhostProfile, "")
+		if name == "" {
+			return nil, errors.New("localhostProfile must be set if seccompProfile type is Localhost.")
+		}
+		if !filepath.IsLocal(name) {
+			return nil, fmt.Errorf("localhostProfile %q is not below %s", name, dir)
+		}
+		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: filepath.Join(dir, name)}, nil
 	}
-	switch p.Type {
-	case v1.SeccompProfileTypeRuntimeDefault:
-		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
-	case v1.SeccompProfileTypeLocalhost:
-		return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: deref(p.LocalhostProfile, "")}
-	}
-	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
+	return &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}, nil
 }
 
 func apparmor(p *v1.AppArmorProfile) *runtimeapi.SecurityProfile {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -62,11 +63,14 @@ func (w *worker) perform(ctx, wait context.Context, seen *observation, a actions
 			return true, time.Time{}, err
 		}
 	}
+	if err := w.resizeContainers(ctx, seen, a); err != nil {
+		return true, time.Time{}, err
+	}
 	started, next, err := w.startContainers(ctx, wait, seen, a)
 	if errors.Is(err, errWaiting) {
 		err = nil
 	}
-	return started || a.stopPod || len(a.kill) > 0, next, err
+	return started || a.stopPod || len(a.kill)+len(a.update) > 0, next, err
 }
 
 func (o *observation) byID(id string) *observedContainer {
@@ -162,7 +166,10 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 		}
 		w.mark(trace.ImageReady)
 	}
-	release, err := w.m.slot(wait)
+	if !a.createSandbox {
+		kind = seen.sandboxes[0].Annotations[AnnotationSandbox]
+	}
+	release, err := w.m.slot(wait, kind)
 	if err != nil {
 		return false, next, err
 	}
@@ -185,11 +192,11 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 			retry, err = w.volumeImages(wait, c, handler)
 		}
 		if err == nil {
-			if release, err = w.m.slot(wait); err != nil {
+			if release, err = w.m.slot(wait, kind); err != nil {
 				release = func() {}
 				return did, next, err
 			}
-			if err = w.startContainer(ctx, seen, c, img, id, config, ips); err != nil {
+			if err = w.startContainer(ctx, wait, release, seen, c, img, id, config, ips); err != nil {
 				retry = w.holdOff(c.Name)
 				w.m.log.Warn("a container can't be started yet", "pod", w.namespace+"/"+w.name, "container", c.Name, "err", err)
 				err = errWaiting
@@ -215,10 +222,17 @@ func (w *worker) holdOff(name string) time.Time {
 	return h.until
 }
 
-func (m *Manager) slot(ctx context.Context) (func(), error) {
+// slot is the right to have the runtime make something. Sandboxes of either kind
+// have their own: a containerd that hangs must not keep Wasm pods from starting.
+// The function gives it back; more than once does no harm.
+func (m *Manager) slot(ctx context.Context, kind string) (func(), error) {
+	slots := m.slots[0]
+	if kind == kindWasm {
+		slots = m.slots[1]
+	}
 	select {
-	case m.slots <- struct{}{}:
-		return func() { <-m.slots }, nil
+	case slots <- struct{}{}:
+		return sync.OnceFunc(func() { <-slots }), nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -320,7 +334,10 @@ func (w *worker) sandbox(ctx context.Context, seen *observation, a actions, kind
 	if err != nil {
 		return "", nil, nil, w.sandboxFailed(err)
 	}
-	resp, err := w.m.cfg.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	var resp *runtimeapi.RunPodSandboxResponse
+	w.patiently(func() {
+		resp, err = w.m.cfg.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	})
 	if err != nil {
 		return "", nil, nil, w.sandboxFailed(err)
 	}
@@ -333,6 +350,31 @@ func (w *worker) sandbox(ctx context.Context, seen *observation, a actions, kind
 	}
 	w.removeSandboxes(ctx, seen, resp.PodSandboxId)
 	return resp.PodSandboxId, config, sandboxIPs(st.GetStatus()), nil
+}
+
+// slowRuntime is from when on a pod says that it waits for the runtime.
+const slowRuntime = 10 * time.Second
+
+// patiently waits for a call to the runtime to return, and has the pod say so if
+// that takes long.
+func (w *worker) patiently(call func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		call()
+	}()
+	timer := time.NewTimer(slowRuntime)
+	defer timer.Stop()
+	select {
+	case <-done:
+		return
+	case <-timer.C:
+	}
+	w.allWait(reasonCreating, fmt.Sprintf("the container runtime did not answer to RunPodSandbox within %s; still waiting", slowRuntime))
+	if err := w.report(w.status(new(observation), false), false); err != nil {
+		w.m.log.Warn("a pod that waits for its runtime was not reported", "pod", w.namespace+"/"+w.name, "err", err)
+	}
+	<-done
 }
 
 func (w *worker) sandboxFailed(err error) error {
@@ -368,7 +410,7 @@ func (w *worker) removeSandboxes(ctx context.Context, seen *observation, keep st
 
 // startContainer creates and starts one container, and notes why it waits if
 // that fails.
-func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Container, img images.Image, sandbox string, sc *runtimeapi.PodSandboxConfig, ips []string) error {
+func (w *worker) startContainer(ctx, wait context.Context, release func(), seen *observation, c *v1.Container, img images.Image, sandbox string, sc *runtimeapi.PodSandboxConfig, ips []string) error {
 	fail := func(reason string, err error) error {
 		w.waiting[c.Name] = waiting{reason, message(err)}
 		w.eventOnce(v1.EventTypeWarning, "Failed", "Error: "+message(err))
@@ -404,6 +446,8 @@ func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Co
 		return fail(reasonRun, err)
 	}
 	w.startedHere[created.ContainerId] = time.Now()
+	w.told[created.ContainerId] = *c.Resources.DeepCopy()
+	w.toldPod[created.ContainerId] = deref(w.pod.Spec.Resources.DeepCopy(), v1.ResourceRequirements{})
 	w.mark(trace.ContainerStarted)
 	w.event(c.Name, v1.EventTypeNormal, "Started", "Container started")
 	delete(w.waiting, c.Name)
@@ -413,7 +457,13 @@ func (w *worker) startContainer(ctx context.Context, seen *observation, c *v1.Co
 		w.noteRestart(c.Name, w.exits[before.id])
 	}
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
-		if err := w.runHook(ctx, created.ContainerId, c, c.Lifecycle.PostStart, ips); err != nil {
+		// It may take as long as it likes, but not longer than the pod is wanted, and
+		// keep no other from starting.
+		release()
+		if err := w.runHook(wait, created.ContainerId, c, c.Lifecycle.PostStart, ips); err != nil {
+			if wait.Err() != nil {
+				return wait.Err() // the pod ends: that stops the container, too
+			}
 			w.event(c.Name, v1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed")
 			_ = w.stopContainer(ctx, ctx, &observedContainer{id: created.ContainerId, name: c.Name, state: stateRunning}, killOrder{message: "FailedPostStartHook"}, nil)
 			return fail(reasonPostStart, err)

@@ -31,6 +31,9 @@ type statusInput struct {
 	// started and ready answer for a running container; nil says yes. This is where
 	// probes come in.
 	started, ready func(id string) bool
+	// actuated are the resources that a running container has.
+	actuated func(c *v1.Container, id string) v1.ResourceRequirements
+	resize   resizing
 	// health is of the devices that a container has; nil: there are none.
 	health func(container string) []v1.ResourceStatus
 }
@@ -111,7 +114,7 @@ func containerStatuses(in statusInput, specs []v1.Container, previous []v1.Conta
 }
 
 func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, init bool) v1.ContainerStatus {
-	s := v1.ContainerStatus{Name: c.Name, Image: c.Image}
+	s := v1.ContainerStatus{Name: c.Name, Image: c.Image, VolumeMounts: mountStatuses(c)}
 	var current, before *observedContainer
 	for _, got := range in.seen.containers {
 		switch {
@@ -138,6 +141,10 @@ func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, i
 		fillFromRuntime(in, &s, current)
 		s.LastTerminationState = lastTermination(in, &s, before, old)
 		s.Resources = c.Resources.DeepCopy()
+		if current.state == stateRunning && in.actuated != nil {
+			r := in.actuated(c, current.id)
+			s.Resources = r.DeepCopy()
+		}
 		s.AllocatedResources = c.Resources.Requests.DeepCopy()
 	}
 	if in.health != nil && !in.over && !in.record.terminal() {
@@ -161,6 +168,21 @@ func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, i
 		s.Ready = started && (in.ready == nil || in.ready(current.id))
 	}
 	return s
+}
+
+// mountStatuses are what a kubelet says of mounts; the runtime knows no names of
+// volumes.
+func mountStatuses(c *v1.Container) []v1.VolumeMountStatus {
+	var out []v1.VolumeMountStatus
+	for _, m := range c.VolumeMounts {
+		st := v1.VolumeMountStatus{Name: m.Name, MountPath: m.MountPath, ReadOnly: m.ReadOnly}
+		if m.ReadOnly {
+			no := v1.RecursiveReadOnlyDisabled
+			st.RecursiveReadOnly = &no
+		}
+		out = append(out, st)
+	}
+	return out
 }
 
 func anyRegularSeen(in statusInput) bool {
@@ -341,7 +363,7 @@ func conditions(in statusInput, s *v1.PodStatus) []v1.PodCondition {
 	var out []v1.PodCondition
 	for _, c := range in.pod.Status.Conditions {
 		switch c.Type {
-		case v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled:
+		case v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled, v1.PodResizePending, v1.PodResizeInProgress:
 		default:
 			out = append(out, c)
 		}
@@ -363,6 +385,9 @@ func conditions(in statusInput, s *v1.PodStatus) []v1.PodCondition {
 	sandboxGone, _, _ := sandboxChanged(in.pod, in.seen)
 	set(v1.PodReadyToStartContainers, !sandboxGone && !in.over, "", "")
 	ok, reason, message := initialized(in.pod, s)
+	if !ok && slices.ContainsFunc(in.record.status.Conditions, func(c v1.PodCondition) bool { return c.Type == v1.PodInitialized && c.Status == v1.ConditionTrue }) {
+		ok, reason, message = true, "", "" // once is for good, as upstream has it
+	}
 	set(v1.PodInitialized, ok, reason, message)
 	cok, creason, cmessage := containersReady(in.pod, s)
 	if gok, greason, gmessage := gatesReady(in.pod, foreign); cok && !gok {
@@ -372,6 +397,11 @@ func conditions(in statusInput, s *v1.PodStatus) []v1.PodCondition {
 	}
 	set(v1.ContainersReady, cok, creason, cmessage)
 	set(v1.PodScheduled, true, "", "")
+	for _, c := range []*v1.PodCondition{in.resize.pending, in.resize.inProgress} {
+		if c != nil {
+			out = append(out, *c)
+		}
+	}
 	if in.record.disruption != "" {
 		out = slices.DeleteFunc(out, func(c v1.PodCondition) bool { return c.Type == v1.DisruptionTarget })
 		set(v1.DisruptionTarget, true, v1.PodReasonTerminationByKubelet, in.record.disruption)
@@ -385,7 +415,7 @@ func initialized(pod *v1.Pod, s *v1.PodStatus) (bool, string, string) {
 	}
 	for i := range s.ContainerStatuses {
 		c := &s.ContainerStatuses[i]
-		if (c.Started != nil && *c.Started) || c.State.Running != nil || c.State.Terminated != nil {
+		if c.State.Running != nil || c.State.Terminated != nil {
 			return true, "", ""
 		}
 	}

@@ -69,6 +69,10 @@ type worker struct {
 	probed    bool               // the probes know of containers of this pod
 	// startedHere is when this agent started a container, by ID.
 	startedHere map[string]time.Time
+	resize      resizing
+	told        map[string]v1.ResourceRequirements // resources the runtime was told, by container ID
+	toldPod     map[string]v1.ResourceRequirements // those of the pod as a whole then
+	deferred    atomic.Bool                        // a resize waits for room
 }
 
 // heldOff is until when a container that could not be created is left alone.
@@ -80,7 +84,8 @@ type heldOff struct {
 func newWorker(m *Manager, namespace, name, uid string) *worker {
 	w := &worker{m: m, namespace: namespace, name: name, uid: uid, wake: make(chan struct{}, 1),
 		waiting: map[string]waiting{}, crashes: map[string]*crash{}, exits: map[string]time.Time{},
-		ran: map[string]bool{}, held: map[string]heldOff{}, startedHere: map[string]time.Time{}}
+		ran: map[string]bool{}, held: map[string]heldOff{}, startedHere: map[string]time.Time{},
+		told: map[string]v1.ResourceRequirements{}, toldPod: map[string]v1.ResourceRequirements{}}
 	w.pending.Store(true)
 	return w
 }
@@ -261,6 +266,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 	}
 	w.pending.Store(false)
 	if ending || w.pod.DeletionTimestamp != nil {
+		w.asAllocated()
 		return time.Time{}, w.terminate(ctx, wait)
 	}
 	var next time.Time
@@ -270,6 +276,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 			return next, err
 		}
 		if w.record.terminal() {
+			w.asAllocated()
 			err := w.settle(ctx, wait, seen)
 			if err == nil {
 				w.served()
@@ -278,6 +285,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 			return time.Time{}, err
 		}
 		if e := w.verdict(); e != nil {
+			w.asAllocated()
 			return time.Time{}, w.serve(ctx, wait, e, seen)
 		}
 		if !w.record.admitted {
@@ -289,7 +297,13 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 				return time.Time{}, w.reject(reason, message)
 			}
 			w.record.admitted = true // made durable with the first report
-		} else if w.holds() == nil {
+		}
+		retry, err := w.allocate()
+		if err != nil {
+			return next, err
+		}
+		next = earliest(next, retry)
+		if w.holds() == nil {
 			w.claim(w.pod)
 		}
 		if over, at := w.overdue(); over {
@@ -306,7 +320,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 			w.eventOnce(v1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
 			return next, err
 		}
-		a := computeActions(w.pod, seen, w.m.probes)
+		a := computeActions(w.pod, seen, w.m.probes, w.resizesOf)
 		did, at, err := w.perform(ctx, wait, seen, a)
 		next = earliest(next, at)
 		if err != nil || !did {
@@ -344,6 +358,7 @@ func (w *worker) load(o *Object) error {
 			w.fresh = false
 			s := w.record.status
 			w.reported.Store(&s)
+			w.resize.backfill(&s)
 			for _, c := range s.ContainerStatuses {
 				w.ran[c.Name] = c.ContainerID != "" || c.RestartCount > 0
 			}
@@ -394,7 +409,10 @@ func (w *worker) observe(ctx context.Context, ending bool) (*observation, error)
 		w.addTerminationMessage(c)
 	}
 	w.exits = ended
-	maps.DeleteFunc(w.startedHere, func(id string, _ time.Time) bool { got := seen.byID(id); return got == nil || got.state == stateExited })
+	over := func(id string) bool { got := seen.byID(id); return got == nil || got.state == stateExited }
+	maps.DeleteFunc(w.startedHere, func(id string, _ time.Time) bool { return over(id) })
+	maps.DeleteFunc(w.told, func(id string, _ v1.ResourceRequirements) bool { return over(id) })
+	maps.DeleteFunc(w.toldPod, func(id string, _ v1.ResourceRequirements) bool { return over(id) })
 	addLost(seen, w.record)
 	w.watchProbes(seen, ending)
 	return seen, nil
@@ -419,6 +437,11 @@ func (w *worker) status(seen *observation, over bool) v1.PodStatus {
 	in := statusInput{pod: w.pod, seen: seen, record: w.record, waiting: w.waiting, over: over,
 		runtimeName: w.m.runtimeName, hostIPs: w.m.cfg.Node.HostIPs(), now: w.m.cfg.Now()}
 	in.started, in.ready = w.m.probes.Started, w.m.probes.Ready
+	in.actuated = w.actuated
+	if !over {
+		w.concludeResize(seen)
+		in.resize = w.resize
+	}
 	if d := w.m.cfg.Devices; d != nil {
 		in.health = func(c string) []v1.ResourceStatus { return d.Health(w.uid, c) }
 	}

@@ -171,7 +171,7 @@ func Busybox(t testing.TB) *Image {
 		{Path: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")},
 		{Path: "tmp/", Mode: 0o1777, Type: tar.TypeDir},
 	}
-	for applet := range strings.FieldsSeq("sh sleep cat echo ls env wget nc httpd id hostname true false ps kill touch mkdir head tail yes ip") {
+	for applet := range strings.FieldsSeq("sh sleep cat echo ls env wget nc httpd id hostname true false ps kill touch mkdir head tail yes ip tar stty") {
 		files = append(files, File{Path: "bin/" + applet, Mode: 0o755, Hard: "bin/busybox"})
 	}
 	return OCI(ocispec.ImageConfig{Entrypoint: []string{"/bin/sh"}, Env: []string{"PATH=/bin"}}, nil, files)

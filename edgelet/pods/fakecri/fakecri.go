@@ -65,6 +65,10 @@ type Runtime struct {
 	sandboxCfg map[string]*runtimeapi.PodSandboxConfig
 	handlers   map[string]string
 	nextIP     int
+	uses       uint64
+	slow       map[string]time.Duration
+	hangIf     map[string]func(string) bool
+	now, most  map[string]int
 	execs      map[string]func(string) (*runtimeapi.ExecSyncResponse, error)
 }
 
@@ -72,7 +76,8 @@ type Runtime struct {
 func New() *Runtime {
 	r := &Runtime{images: map[string]string{}, registry: map[string]string{}, plans: map[string]Plan{},
 		execs: map[string]func(string) (*runtimeapi.ExecSyncResponse, error){},
-		fail:  map[string]error{}, hang: map[string]bool{}, events: map[int]chan *runtimeapi.ContainerEventResponse{}, stops: map[string]int64{}}
+		slow:  map[string]time.Duration{}, hangIf: map[string]func(string) bool{}, now: map[string]int{}, most: map[string]int{},
+		fail: map[string]error{}, hang: map[string]bool{}, events: map[int]chan *runtimeapi.ContainerEventResponse{}, stops: map[string]int64{}}
 	r.forget()
 	return r
 }
@@ -126,6 +131,28 @@ func (r *Runtime) Answer(command string, answer func(containerID string) (*runti
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.execs[command] = answer
+}
+
+// Slow makes a method take its time.
+func (r *Runtime) Slow(method string, d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slow[method] = d
+}
+
+// HangIf makes RunPodSandbox hang for the pods of which which says so, by name;
+// nil ends that for calls to come.
+func (r *Runtime) HangIf(method string, which func(name string) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hangIf[method] = which
+}
+
+// Most is how many calls of a method there were at the same time at most.
+func (r *Runtime) Most(method string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.most[method]
 }
 
 // NoEvents makes GetContainerEvents unimplemented, as it is in older runtimes.
@@ -256,6 +283,28 @@ func (r *Runtime) enter(ctx context.Context, method string) error {
 	return err
 }
 
+// dawdle counts and delays a call about a pod.
+func (r *Runtime) dawdle(ctx context.Context, method, pod string) error {
+	r.mu.Lock()
+	d, hangs := r.slow[method], r.hangIf[method]
+	r.now[method]++
+	r.most[method] = max(r.most[method], r.now[method])
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		r.now[method]--
+		r.mu.Unlock()
+	}()
+	if hangs != nil && hangs(pod) {
+		<-ctx.Done()
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	if d > 0 {
+		time.Sleep(d)
+	}
+	return nil
+}
+
 func notFound(what, id string) error {
 	return status.Errorf(codes.NotFound, "%s %q not found", what, id)
 }
@@ -273,6 +322,9 @@ func (r *Runtime) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigReques
 
 func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
 	if err := r.enter(ctx, "RunPodSandbox"); err != nil {
+		return nil, err
+	}
+	if err := r.dawdle(ctx, "RunPodSandbox", req.Config.Metadata.Name); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
@@ -590,6 +642,41 @@ func (r *Runtime) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 		return answer(req.ContainerId)
 	}
 	return &runtimeapi.ExecSyncResponse{}, nil
+}
+
+// UpdateContainerResources notes what a container is to have.
+func (r *Runtime) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	if err := r.enter(ctx, "UpdateContainerResources"); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := r.containers[req.ContainerId]
+	if c == nil {
+		return nil, notFound("container", req.ContainerId)
+	}
+	r.configs[req.ContainerId].Linux.Resources = req.Linux
+	r.calls = append(r.calls, "UpdateContainerResources "+c.Metadata.Name)
+	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
+// ContainerStats says how much memory a container uses: what [Runtime.Uses] was
+// called with.
+func (r *Runtime) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+	if err := r.enter(ctx, "ContainerStats"); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return &runtimeapi.ContainerStatsResponse{Stats: &runtimeapi.ContainerStats{
+		Memory: &runtimeapi.MemoryUsage{UsageBytes: &runtimeapi.UInt64Value{Value: r.uses}}}}, nil
+}
+
+// Uses sets the memory that every container uses, in bytes.
+func (r *Runtime) Uses(memory uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.uses = memory
 }
 
 func (r *Runtime) GetContainerEvents(_ *runtimeapi.GetEventsRequest, stream grpc.ServerStreamingServer[runtimeapi.ContainerEventResponse]) error {

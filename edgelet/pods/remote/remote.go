@@ -149,6 +149,21 @@ func (r *Runtime) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest)
 	return r.runtime.ExecSync(ctx, req)
 }
 
+// UpdateContainerResources is the CRI's.
+func (r *Runtime) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	return r.runtime.UpdateContainerResources(ctx, req)
+}
+
+// UpdatePodSandboxResources is the CRI's.
+func (r *Runtime) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return r.runtime.UpdatePodSandboxResources(ctx, req)
+}
+
+// ContainerStats is the CRI's.
+func (r *Runtime) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+	return r.runtime.ContainerStats(ctx, req)
+}
+
 // Exec is the CRI's.
 func (r *Runtime) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runtimeapi.ExecResponse, error) {
 	return r.runtime.Exec(ctx, req)
