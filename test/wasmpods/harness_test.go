@@ -55,6 +55,11 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		defer lab.Cleanup()
+		// Guests of other users reach what is in it.
+		if err := os.Chmod(dir, 0o755); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		cluster.layout = up.Layout{Root: dir}
 		err = start(dir)
 		code := 1
@@ -102,7 +107,7 @@ func node(t *testing.T) string {
 	const name = "board-1"
 	importOnce.Do(func() {
 		module := lab.Wasm(t, filepath.Join("guest", "guest.c"))
-		importErr = importImage(name, lab.Archive(lab.Compat(module, "compat", lab.File{Path: "etc/motd", Mode: 0o644, Data: []byte("from the image\n")}), ""), guestImage)
+		importErr = importImage(name, lab.Archive(lab.Compat(module, "compat", lab.File{Path: "usr/share/motd", Mode: 0o644, Data: []byte("from the image\n")}), ""), guestImage)
 	})
 	if importErr != nil {
 		t.Fatal(importErr)
@@ -280,30 +285,6 @@ func (b *bed) logs(pod, container string, words ...string) string {
 	return out
 }
 
-// event waits for an event of the pod that has all the words.
-func (b *bed) event(pod string, words ...string) {
-	b.Helper()
-	b.eventually("event of "+pod, func() error {
-		list, err := cluster.client.CoreV1().Events(b.ns).List(b.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + pod})
-		if err != nil {
-			return err
-		}
-		var seen []string
-	events:
-		for _, e := range list.Items {
-			said := e.Reason + ": " + e.Message
-			seen = append(seen, said)
-			for _, w := range words {
-				if !strings.Contains(said, w) {
-					continue events
-				}
-			}
-			return nil
-		}
-		return fmt.Errorf("no event with %q among %q", words, seen)
-	})
-}
-
 // status of a container; the zero one while it has none.
 func status(p *corev1.Pod, container string) corev1.ContainerStatus {
 	for _, list := range [][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses} {
@@ -319,6 +300,15 @@ func status(p *corev1.Pod, container string) corev1.ContainerStatus {
 func waits(p *corev1.Pod, container, reason string) bool {
 	w := status(p, container).State.Waiting
 	return w != nil && w.Reason == reason
+}
+
+// refused waits until a container can't be made, with a message that has the word.
+// (Events would say so too, but the hub stores a few of each node only.)
+func (b *bed) refused(pod, container, reason, word string) {
+	b.Helper()
+	b.become(pod, "is refused for "+word, func(p *corev1.Pod) bool {
+		return waits(p, container, reason) && strings.Contains(status(p, container).State.Waiting.Message, word)
+	})
 }
 
 // ended is how a container ended, now or before its last restart; nil if it didn't.

@@ -88,7 +88,6 @@ containers: [{args: [once, /v/x, "3", --, say, second], volumeMounts: [{name: v,
 	if s := status(p, "c0"); !strings.Contains(s.State.Waiting.Message, "back-off") || s.LastTerminationState.Terminated == nil || p.Status.Phase != corev1.PodRunning {
 		t.Errorf("%+v", s)
 	}
-	b.event("always", "BackOff")
 	p = b.phase("trap", corev1.PodFailed)
 	if e := ended(p, "c0"); e == nil || e.ExitCode == 0 {
 		t.Errorf("%+v", e)
@@ -136,7 +135,6 @@ containers:
 `)
 	b.logs("get", "c0", "GET /hello")
 	b.pod("bad", `{containers: [{args: [sleep], lifecycle: {postStart: {exec: {command: [/probe.wasm, exit, "9"]}}}}]}`)
-	b.event("bad", "FailedPostStartHook")
 	b.become("bad", "is killed", func(p *corev1.Pod) bool { return ended(p, "c0") != nil })
 }
 

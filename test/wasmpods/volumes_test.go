@@ -102,7 +102,7 @@ containers:
   - {name: host, mountPath: /host}
   - {name: projected, mountPath: /projected}
   args: [write, /mine/x, mine, --, cat, /empty/of-all/x, --, write, /memory/x, memory, --, cat, /memory/x, --, cat, /cm/deep/colour, --, say, "", --,
-    cat, /etc/colour, --, say, "", --, cat, /etc/motd, --, cat, /sec/key, --, say, "", --, cat, /down/labels, --, say, "", --, cat, /down/mem, --, say, "", --,
+    cat, /etc/colour, --, say, "", --, cat, /usr/share/motd, --, cat, /sec/key, --, say, "", --, cat, /down/labels, --, say, "", --, cat, /down/mem, --, say, "", --,
     cat, /host/here, --, write, /host/there, of the guest, --, cat, /projected/key, --, say, "", --, cat, /projected/size, --, say, "", --, cat, /projected/note, --, say, "", --, cat, /projected/token, --, say, "", --,
     cat, /var/run/secrets/kubernetes.io/serviceaccount/namespace, --, say, ""]
 `)
@@ -145,11 +145,11 @@ containers:
 		}
 	}
 	b.pod("nocm", `{volumes: [{name: v, configMap: {name: absent}}], containers: [{args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}]}`)
-	b.event("nocm", "FailedMount", "absent")
+	b.become("nocm", "waits", func(p *corev1.Pod) bool { return waits(p, "c0", "ContainerCreating") })
 	b.configMap("absent", nil)
 	b.phase("nocm", corev1.PodRunning)
 	b.pod("nohost", `{volumes: [{name: v, hostPath: {path: /nothing/here, type: Directory}}], containers: [{args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}]}`)
-	b.event("nohost", "FailedMount", "/nothing/here")
+	b.become("nohost", "waits", func(p *corev1.Pod) bool { return waits(p, "c0", "ContainerCreating") })
 }
 
 func TestUpdatesOfVolumes(t *testing.T) {
