@@ -107,7 +107,12 @@ func node(t *testing.T) string {
 	const name = "board-1"
 	importOnce.Do(func() {
 		module := lab.Wasm(t, filepath.Join("guest", "guest.c"))
-		importErr = importImage(name, lab.Archive(lab.Compat(module, "compat", lab.File{Path: "usr/share/motd", Mode: 0o644, Data: []byte("from the image\n")}), ""), guestImage)
+		archive := lab.Archive(lab.Compat(module, "compat", lab.File{Path: "usr/share/motd", Mode: 0o644, Data: []byte("from the image\n")}), "")
+		for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) { // edgelet may have just begun
+			if importErr = importImage(name, archive, guestImage); importErr == nil || time.Now().After(deadline) {
+				return
+			}
+		}
 	})
 	if importErr != nil {
 		t.Fatal(importErr)
@@ -149,8 +154,14 @@ func newBed(t *testing.T) *bed {
 	b := &bed{t, ns.Name}
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, _ := b.try("", "get", "pods,events", "-o", "wide")
+			out, _ := b.try("", "get", "pods", "-o", "wide")
 			t.Log(out)
+			for line := range strings.Lines(out) {
+				if name := strings.Fields(line)[0]; name != "NAME" {
+					said, _ := b.try("", "logs", name, "--all-containers", "--prefix", "--tail=20")
+					t.Log(said)
+				}
+			}
 		}
 		_ = cluster.client.CoreV1().Namespaces().Delete(context.Background(), b.ns, metav1.DeleteOptions{})
 	})
@@ -171,6 +182,16 @@ func (b *bed) eventually(what string, ok func() error) {
 		}
 		if time.Now().After(deadline) {
 			b.Fatalf("%s: not within %s: %v", what, patience, err)
+		}
+	}
+}
+
+// never fails the test if it happens within three seconds.
+func (b *bed) never(what string, happened func() bool) {
+	b.Helper()
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if happened() {
+			b.Fatal(what)
 		}
 	}
 }

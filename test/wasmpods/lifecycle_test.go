@@ -1,6 +1,10 @@
 package wasmpods
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -100,6 +104,19 @@ func TestTerminationMessages(t *testing.T) {
 	b.pod("log", `{restartPolicy: Never, containers: [{terminationMessagePolicy: FallbackToLogsOnError, args: [say, the last line, --, exit, "1"]}]}`)
 	for name, want := range map[string]string{"file": "written", "log": "the last line"} {
 		p := b.phase(name, corev1.PodFailed)
+		// It stays when all that the pod had on the node has gone.
+		b.eventually("the pod's folder to go", func() error {
+			_, err := os.Stat(filepath.Join(cluster.layout.Node("board-1"), "pods", string(p.UID)))
+			if errors.Is(err, os.ErrNotExist) {
+				return nil
+			}
+			return fmt.Errorf("it is there: %v", err)
+		})
+		b.kubectl("annotate", "pod", name, "seen=again")
+		b.never("the message of "+name+" goes", func() bool {
+			p = b.phase(name, corev1.PodFailed)
+			return ended(p, "c0") == nil || ended(p, "c0").Message == ""
+		})
 		if e := ended(p, "c0"); e == nil || !strings.Contains(e.Message, want) || e.ExitCode != 1 {
 			t.Errorf("%s: %+v", name, e)
 		}

@@ -1,6 +1,7 @@
 package wasmpods
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,7 +66,7 @@ func TestVolumesOfEachKind(t *testing.T) {
 	b.configMap("cm", map[string]string{"colour": "red", "size": "9"})
 	b.secret("sec", map[string]string{"key": "hush"})
 	host := filepath.Join(cluster.layout.Root, "host-"+b.ns)
-	if err := os.Mkdir(host, 0o777); err != nil {
+	if err := errors.Join(os.Mkdir(host, 0o777), os.Chmod(host, 0o777)); err != nil { // whatever the umask is
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(host, "here"), []byte("of the host\n"), 0o644); err != nil {
