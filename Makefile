@@ -97,8 +97,8 @@ bench-fleet: programs ## a fleet (NODES=1000) that loses its broker for ten minu
 bench-runtime: programs ## a Wasm container beside one of runc: start, memory, an idle server, computing, HTTP, as root, into .coracle/bench/bench-runtime.jsonl; ARGS="-arm64 KERNEL" puts 200 into an emulated board of 512 MiB (test/bench/runtime/kernel.sh fetches one)
 	@$(GO) run ./test/bench/runtime --bin bin --go $(abspath $(GO)) $(ARGS)
 
-bench-node: programs upstream ## our node beside kubelet and kube-proxy with the same containerd: memory, processor, create to Running, writes, as root, into .coracle/bench/bench-node.jsonl (ARGS=-light for a run of some minutes; ARGS="-arm64 KERNEL" puts it on an emulated board of 128 MiB)
-	@$(GO) run ./test/bench/node --bin bin --go $(abspath $(GO)) $(ARGS)
+bench-node: programs upstream ## our node beside kubelet and kube-proxy with the same containerd: memory, processor, create to Running, writes, as root, into .coracle/bench/bench-node.jsonl (ARGS=-light for a run of some minutes)
+	@$(GO) run ./test/bench/node --bin bin --upstream bin/tools/upstream $(ARGS)
 
 # Upstream's own node and API server, of a module of their own.
 UPSTREAM := kubelet kube-proxy kube-apiserver

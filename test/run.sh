@@ -21,7 +21,7 @@ real='/(controlplane/apiserver|controlplane/controllers|cmd/controlplane|test/li
 packages() { # race|plain: our packages, to be tested with or without the race detector
   local invert=
   [ "$1" = plain ] || invert=-v
-  "$go" list ./... | grep -v '/test/e2e$' | grep $invert -E "$real"
+  "$go" list ./... | grep -vE '/test/(e2e|wasmpods)$' | grep $invert -E "$real"
 }
 
 step() { # NAME COMMAND...: runs it and notes whether it failed
@@ -59,7 +59,8 @@ unit_race() { large_examples && CGO_ENABLED=1 gotest unit-race -race -timeout 20
 unit_plain() { CGO_ENABLED=0 gotest unit -p 1 -timeout 20m $(packages plain); }
 integration() {
   make -s programs || return 1
-  CGO_ENABLED=0 gotest e2e -timeout 40m ./test/e2e
+  CGO_ENABLED=0 gotest e2e -timeout 40m ./test/e2e; local rc=$?
+  CGO_ENABLED=0 gotest wasmpods -timeout 15m ./test/wasmpods && return $rc
 }
 # The agent's packages, built for the oldest boards and run by emulation.
 arm() {

@@ -417,4 +417,6 @@ func (a *agent) podToken(ctx context.Context, r volumes.TokenRequest) (string, t
 
 // features are what this agent can do that another may not, in the form of
 // status.declaredFeatures.
-func features() []string { return []string{"RestartAllContainersOnContainerExits", "Sidecars", "StaticPods", "Wasm"} }
+func features() []string {
+	return []string{"RestartAllContainersOnContainerExits", "Sidecars", "StaticPods", "Wasm"}
+}

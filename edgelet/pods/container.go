@@ -115,7 +115,7 @@ func expandStrict(in string, env map[string]string) (string, error) {
 // to whatever user it runs as, and removes those of runs long past.
 func (m *Manager) terminationLog(pod *v1.Pod, c *v1.Container) (string, error) {
 	dir := filepath.Join(m.podDir(string(pod.UID)), "containers", c.Name)
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+	if err := passable(dir); err != nil {
 		return "", err
 	}
 	if old, err := os.ReadDir(dir); err == nil && len(old) > 4 {

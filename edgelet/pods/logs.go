@@ -118,6 +118,11 @@ func (w *worker) addTerminationMessage(c *observedContainer) {
 	if text == "" && c.annotations[annTermMessagePolicy] == string(v1.TerminationMessageFallbackToLogsOnError) && c.exitCode != 0 {
 		text = lastLogLines(c.logPath)
 	} else if !read {
+		// The folder of a pod that has ended goes before the pod does; what was read
+		// then stays.
+		if m := w.record.terminationMessage(c.id); m != "" {
+			c.message = m
+		}
 		return
 	}
 	switch {

@@ -117,6 +117,20 @@ func decodeRecord(raw []byte) (r *record, err error) {
 		disruption: carrier.Annotations[recordDisrupt], allocated: decodeAllocation(&carrier)}, nil
 }
 
+// terminationMessage is what was last said of a container's end; empty if nothing was.
+func (r *record) terminationMessage(id string) string {
+	for _, list := range [][]v1.ContainerStatus{r.status.InitContainerStatuses, r.status.ContainerStatuses, r.status.EphemeralContainerStatuses} {
+		for i := range list {
+			for _, t := range []*v1.ContainerStateTerminated{list[i].State.Terminated, list[i].LastTerminationState.Terminated} {
+				if t != nil && containerIDOf(t.ContainerID) == id {
+					return t.Message
+				}
+			}
+		}
+	}
+	return ""
+}
+
 // addLost adds to an observation the containers that the record knows and the
 // runtime does not: it was reset, or the board rebooted. They have ended, and if
 // nobody saw how, they are taken to have been killed.

@@ -303,15 +303,26 @@ func (m *Manager) writeHosts(pod *v1.Pod, ips []string) (string, error) {
 			fmt.Fprintf(&b, "%s\t%s\n", a.IP, strings.Join(a.Hostnames, "\t"))
 		}
 	}
-	path := filepath.Join(m.podDir(string(pod.UID)), "etc-hosts")
+	// In a folder of its own: a guest of another user opens it through that one,
+	// and nothing else of the pod's.
+	path := filepath.Join(m.podDir(string(pod.UID)), "etc", "hosts")
 	if have, err := os.ReadFile(path); err == nil && string(have) == b.String() {
 		return path, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+	if err := passable(filepath.Dir(path)); err != nil {
 		return "", err
 	}
 	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
 		return "", err
 	}
 	return path, os.Chmod(path, 0o644)
+}
+
+// passable makes a folder through which a container's user reaches files that it
+// knows. Those above stay closed: who mounts the files has opened the folder before.
+func passable(dir string) error {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o711)
 }

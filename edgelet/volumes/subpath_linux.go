@@ -196,6 +196,11 @@ func (m *Manager) bind(fd int, target string) error {
 	if err := os.MkdirAll(filepath.Dir(target), 0o750); err != nil {
 		return err
 	}
+	// Through this folder, those above stay closed, a guest of another user reaches
+	// a file that is mounted in it.
+	if err := os.Chmod(filepath.Dir(target), 0o711); err != nil {
+		return err
+	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		if err := os.Mkdir(target, 0o750); err != nil {
 			return err

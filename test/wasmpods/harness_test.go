@@ -3,6 +3,7 @@ package wasmpods
 import (
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -41,6 +42,11 @@ var cluster struct {
 }
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	// They wait most of the time, and for one another never.
+	if err := flag.Set("test.parallel", "12"); err != nil {
+		panic(err)
+	}
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "coracle-wasm")
 		if err != nil {
@@ -49,6 +55,11 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		defer lab.Cleanup()
+		// Guests of other users reach what is in it.
+		if err := os.Chmod(dir, 0o755); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		cluster.layout = up.Layout{Root: dir}
 		err = start(dir)
 		code := 1
@@ -96,7 +107,12 @@ func node(t *testing.T) string {
 	const name = "board-1"
 	importOnce.Do(func() {
 		module := lab.Wasm(t, filepath.Join("guest", "guest.c"))
-		importErr = importImage(name, lab.Archive(lab.Compat(module, "compat", lab.File{Path: "etc/motd", Mode: 0o644, Data: []byte("from the image\n")}), ""), guestImage)
+		archive := lab.Archive(lab.Compat(module, "compat", lab.File{Path: "usr/share/motd", Mode: 0o644, Data: []byte("from the image\n")}), "")
+		for deadline := time.Now().Add(patience); ; time.Sleep(100 * time.Millisecond) { // edgelet may have just begun
+			if importErr = importImage(name, archive, guestImage); importErr == nil || time.Now().After(deadline) {
+				return
+			}
+		}
 	})
 	if importErr != nil {
 		t.Fatal(importErr)
@@ -138,8 +154,14 @@ func newBed(t *testing.T) *bed {
 	b := &bed{t, ns.Name}
 	t.Cleanup(func() {
 		if t.Failed() {
-			out, _ := b.try("", "get", "pods,events", "-o", "wide")
+			out, _ := b.try("", "get", "pods", "-o", "wide")
 			t.Log(out)
+			for line := range strings.Lines(out) {
+				if name := strings.Fields(line)[0]; name != "NAME" {
+					said, _ := b.try("", "logs", name, "--all-containers", "--prefix", "--tail=20")
+					t.Log(said)
+				}
+			}
 		}
 		_ = cluster.client.CoreV1().Namespaces().Delete(context.Background(), b.ns, metav1.DeleteOptions{})
 	})
@@ -160,6 +182,16 @@ func (b *bed) eventually(what string, ok func() error) {
 		}
 		if time.Now().After(deadline) {
 			b.Fatalf("%s: not within %s: %v", what, patience, err)
+		}
+	}
+}
+
+// never fails the test if it happens within three seconds.
+func (b *bed) never(what string, happened func() bool) {
+	b.Helper()
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if happened() {
+			b.Fatal(what)
 		}
 	}
 }
@@ -274,30 +306,6 @@ func (b *bed) logs(pod, container string, words ...string) string {
 	return out
 }
 
-// event waits for an event of the pod that has all the words.
-func (b *bed) event(pod string, words ...string) {
-	b.Helper()
-	b.eventually("event of "+pod, func() error {
-		list, err := cluster.client.CoreV1().Events(b.ns).List(b.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=" + pod})
-		if err != nil {
-			return err
-		}
-		var seen []string
-	events:
-		for _, e := range list.Items {
-			said := e.Reason + ": " + e.Message
-			seen = append(seen, said)
-			for _, w := range words {
-				if !strings.Contains(said, w) {
-					continue events
-				}
-			}
-			return nil
-		}
-		return fmt.Errorf("no event with %q among %q", words, seen)
-	})
-}
-
 // status of a container; the zero one while it has none.
 func status(p *corev1.Pod, container string) corev1.ContainerStatus {
 	for _, list := range [][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses} {
@@ -313,6 +321,15 @@ func status(p *corev1.Pod, container string) corev1.ContainerStatus {
 func waits(p *corev1.Pod, container, reason string) bool {
 	w := status(p, container).State.Waiting
 	return w != nil && w.Reason == reason
+}
+
+// refused waits until a container can't be made, with a message that has the word.
+// (Events would say so too, but the hub stores a few of each node only.)
+func (b *bed) refused(pod, container, reason, word string) {
+	b.Helper()
+	b.become(pod, "is refused for "+word, func(p *corev1.Pod) bool {
+		return waits(p, container, reason) && strings.Contains(status(p, container).State.Waiting.Message, word)
+	})
 }
 
 // ended is how a container ended, now or before its last restart; nil if it didn't.

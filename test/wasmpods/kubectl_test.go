@@ -30,7 +30,7 @@ func TestExec(t *testing.T) {
 	}{
 		{[]string{"exec", "p", "--", "/probe.wasm", "exit", "5"}, []string{"exit code 5"}},
 		{[]string{"exec", "p", "--", "sh"}, []string{`no module called "sh"`, "WASI has no processes"}},
-		{[]string{"cp", "p:/etc/motd", filepath.Join(t.TempDir(), "motd")}, []string{`no module called "tar"`}},
+		{[]string{"cp", "p:/usr/share/motd", filepath.Join(t.TempDir(), "motd")}, []string{`no module called "tar"`}},
 	} {
 		out, err := b.try("", refused.args...)
 		if err == nil {
@@ -110,7 +110,7 @@ func TestEphemeralContainers(t *testing.T) {
 	b := newBed(t)
 	b.pod("p", `{containers: [{args: [sleep]}]}`)
 	b.phase("p", corev1.PodRunning)
-	b.kubectl("debug", "p", "--image="+guestImage, "--image-pull-policy=Never", "-c", "look", "--", "/probe.wasm", "say", "looked", "--", "cat", "/etc/motd")
+	b.kubectl("debug", "p", "--image="+guestImage, "--image-pull-policy=Never", "-c", "look", "--", "/probe.wasm", "say", "looked", "--", "cat", "/usr/share/motd")
 	b.logs("p", "look", "looked", "from the image")
 	p := b.become("p", "has debugged", func(p *corev1.Pod) bool { return ended(p, "look") != nil })
 	if e := ended(p, "look"); e.ExitCode != 0 || status(p, "c0").State.Running == nil {

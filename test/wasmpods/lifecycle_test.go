@@ -1,6 +1,10 @@
 package wasmpods
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -88,7 +92,6 @@ containers: [{args: [once, /v/x, "3", --, say, second], volumeMounts: [{name: v,
 	if s := status(p, "c0"); !strings.Contains(s.State.Waiting.Message, "back-off") || s.LastTerminationState.Terminated == nil || p.Status.Phase != corev1.PodRunning {
 		t.Errorf("%+v", s)
 	}
-	b.event("always", "BackOff")
 	p = b.phase("trap", corev1.PodFailed)
 	if e := ended(p, "c0"); e == nil || e.ExitCode == 0 {
 		t.Errorf("%+v", e)
@@ -101,6 +104,19 @@ func TestTerminationMessages(t *testing.T) {
 	b.pod("log", `{restartPolicy: Never, containers: [{terminationMessagePolicy: FallbackToLogsOnError, args: [say, the last line, --, exit, "1"]}]}`)
 	for name, want := range map[string]string{"file": "written", "log": "the last line"} {
 		p := b.phase(name, corev1.PodFailed)
+		// It stays when all that the pod had on the node has gone.
+		b.eventually("the pod's folder to go", func() error {
+			_, err := os.Stat(filepath.Join(cluster.layout.Node("board-1"), "pods", string(p.UID)))
+			if errors.Is(err, os.ErrNotExist) {
+				return nil
+			}
+			return fmt.Errorf("it is there: %v", err)
+		})
+		b.kubectl("annotate", "pod", name, "seen=again")
+		b.never("the message of "+name+" goes", func() bool {
+			p = b.phase(name, corev1.PodFailed)
+			return ended(p, "c0") == nil || ended(p, "c0").Message == ""
+		})
 		if e := ended(p, "c0"); e == nil || !strings.Contains(e.Message, want) || e.ExitCode != 1 {
 			t.Errorf("%s: %+v", name, e)
 		}
@@ -136,7 +152,6 @@ containers:
 `)
 	b.logs("get", "c0", "GET /hello")
 	b.pod("bad", `{containers: [{args: [sleep], lifecycle: {postStart: {exec: {command: [/probe.wasm, exit, "9"]}}}}]}`)
-	b.event("bad", "FailedPostStartHook")
 	b.become("bad", "is killed", func(p *corev1.Pod) bool { return ended(p, "c0") != nil })
 }
 

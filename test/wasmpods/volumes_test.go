@@ -1,6 +1,7 @@
 package wasmpods
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,7 +66,7 @@ func TestVolumesOfEachKind(t *testing.T) {
 	b.configMap("cm", map[string]string{"colour": "red", "size": "9"})
 	b.secret("sec", map[string]string{"key": "hush"})
 	host := filepath.Join(cluster.layout.Root, "host-"+b.ns)
-	if err := os.Mkdir(host, 0o777); err != nil {
+	if err := errors.Join(os.Mkdir(host, 0o777), os.Chmod(host, 0o777)); err != nil { // whatever the umask is
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(host, "here"), []byte("of the host\n"), 0o644); err != nil {
@@ -102,7 +103,7 @@ containers:
   - {name: host, mountPath: /host}
   - {name: projected, mountPath: /projected}
   args: [write, /mine/x, mine, --, cat, /empty/of-all/x, --, write, /memory/x, memory, --, cat, /memory/x, --, cat, /cm/deep/colour, --, say, "", --,
-    cat, /etc/colour, --, say, "", --, cat, /etc/motd, --, cat, /sec/key, --, say, "", --, cat, /down/labels, --, say, "", --, cat, /down/mem, --, say, "", --,
+    cat, /etc/colour, --, say, "", --, cat, /usr/share/motd, --, cat, /sec/key, --, say, "", --, cat, /down/labels, --, say, "", --, cat, /down/mem, --, say, "", --,
     cat, /host/here, --, write, /host/there, of the guest, --, cat, /projected/key, --, say, "", --, cat, /projected/size, --, say, "", --, cat, /projected/note, --, say, "", --, cat, /projected/token, --, say, "", --,
     cat, /var/run/secrets/kubernetes.io/serviceaccount/namespace, --, say, ""]
 `)
@@ -145,11 +146,11 @@ containers:
 		}
 	}
 	b.pod("nocm", `{volumes: [{name: v, configMap: {name: absent}}], containers: [{args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}]}`)
-	b.event("nocm", "FailedMount", "absent")
+	b.become("nocm", "waits", func(p *corev1.Pod) bool { return waits(p, "c0", "ContainerCreating") })
 	b.configMap("absent", nil)
 	b.phase("nocm", corev1.PodRunning)
 	b.pod("nohost", `{volumes: [{name: v, hostPath: {path: /nothing/here, type: Directory}}], containers: [{args: [sleep], volumeMounts: [{name: v, mountPath: /v}]}]}`)
-	b.event("nohost", "FailedMount", "/nothing/here")
+	b.become("nohost", "waits", func(p *corev1.Pod) bool { return waits(p, "c0", "ContainerCreating") })
 }
 
 func TestUpdatesOfVolumes(t *testing.T) {

@@ -153,6 +153,10 @@ func (b *bench) latency(ctx context.Context, w *work, f *figures) error {
 // disk counts what starting and ending a pod writes, and what an idle node syncs.
 // strace slows what it looks at, so nothing is timed meanwhile.
 func (b *bench) disk(ctx context.Context, w *work, f *figures) (err error) {
+	// The ends of the pods before are over then.
+	if err := rig.Sleep(ctx, b.afterStart); err != nil {
+		return err
+	}
 	if f.idleSyncs, err = w.syncs(ctx, func() error { return rig.Sleep(ctx, b.window) }); err != nil {
 		return err
 	}
