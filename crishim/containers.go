@@ -2,6 +2,8 @@ package crishim
 
 import (
 	"context"
+	"fmt"
+	"path/filepath"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -32,12 +34,18 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err := wholeCreate(req); err != nil {
 		return nil, err
 	}
+	if err := s.oci.PlaceImageVolumes(ctx, s.imageVolumes(), req.GetPodSandboxId(), req.GetConfig()); err != nil {
+		return nil, rpcError(fmt.Errorf("container %q: %w", req.GetConfig().GetMetadata().GetName(), err))
+	}
 	resp, err := s.oci.CreateContainer(ctx, req)
 	if err == nil {
 		s.last.createdContainer(resp.GetContainerId(), req)
 	}
 	return resp, err
 }
+
+// imageVolumes is where images are to be seen that are volumes of OCI containers.
+func (s *Service) imageVolumes() string { return filepath.Join(s.cfg.StateDir, "image-volumes") }
 
 // wholeCreate refuses what containerd would die of: 1.6 follows pointers that
 // aren't there. Later versions say the same as this does.

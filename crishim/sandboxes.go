@@ -88,6 +88,9 @@ func (s *Service) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePo
 	resp, err := s.oci.RemovePodSandbox(ctx, req)
 	if err == nil {
 		s.last.removedSandbox(id)
+		if err := s.oci.ReleaseImageVolumes(ctx, s.imageVolumes(), id); err != nil {
+			s.log.Warn("image volumes of a removed pod sandbox are left until the next start", "sandbox", id, "err", err)
+		}
 	}
 	return resp, err
 }

@@ -249,6 +249,9 @@ func (s *Service) sweepContainerd(ctx context.Context) {
 	if err := s.oci.SweepImports(ctx); err != nil {
 		s.log.Debug("what a former process imported by half is left in containerd until it expires", "err", err)
 	}
+	if err := s.oci.SweepImageVolumes(ctx, s.imageVolumes()); err != nil {
+		s.log.Warn("image volumes of former pod sandboxes are left until the next start", "err", err)
+	}
 }
 
 // Import stores the images of an OCI or docker archive: Wasm ones here, others

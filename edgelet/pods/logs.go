@@ -181,7 +181,7 @@ func lastLogLines(path string) string {
 		lines = lines[len(lines)-maxTerminationLines:]
 	}
 	out := strings.Join(lines, "\n")
-	if len(lines) > 0 {
+	if len(lines) > 0 && !partial { // what had no end of line gets none
 		out += "\n"
 	}
 	if len(out) > maxTerminationMessage {
