@@ -196,7 +196,9 @@ func TestAdmissionIsOneAfterTheOther(t *testing.T) {
 	for i := range 4 {
 		pod := testPod(fmt.Sprint("p", i), asks("1", "1Mi"))
 		w := newWorker(m, pod.Namespace, pod.Name, string(pod.UID))
+		m.mu.Lock()
 		m.workers[w.uid] = w
+		m.mu.Unlock()
 		wg.Go(func() {
 			if _, _, ok := m.admit(t.Context(), w, pod); ok {
 				taken.Add(1)
@@ -264,30 +266,55 @@ func TestGatesRefuse(t *testing.T) {
 
 // hand is a device manager that has two devices and no plugin.
 type hand struct {
+	mu   sync.Mutex
 	held  map[string]bool
 	given devices.Given
 	err   error
 }
 
 func (h *hand) Allocate(_ context.Context, pod *v1.Pod) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.err == nil && !pod.Spec.HostNetwork {
 		h.held[string(pod.UID)] = true
 	}
 	return h.err
 }
 func (h *hand) Container(_ context.Context, uid, _ string) (*devices.Given, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if !h.held[uid] {
 		return nil, nil
 	}
-	return &h.given, nil
+	given := h.given
+	return &given, nil
 }
 func (h *hand) Health(uid, _ string) []v1.ResourceStatus {
-	if !h.held[uid] {
+	if !h.holds(uid) {
 		return nil
 	}
 	return []v1.ResourceStatus{{Name: "example.org/camera", Resources: []v1.ResourceHealth{{ResourceID: "a", Health: v1.ResourceHealthStatusHealthy}}}}
 }
-func (h *hand) Free(uid string) error { delete(h.held, uid); return nil }
+
+func (h *hand) Free(uid string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.held, uid)
+	return nil
+}
+
+func (h *hand) holds(uid string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.held[uid]
+}
+
+// change what is given from now on.
+func (h *hand) change(f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f()
+}
 
 func TestDevicesOfAContainer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -323,8 +350,8 @@ func TestDevicesOfAContainer(t *testing.T) {
 		}
 		b.store.put(deleted(oci, 1))
 		b.settle(time.Minute)
-		if len(h.held) > 0 {
-			t.Errorf("a pod that is gone holds %v", h.held)
+		if h.holds("uid-p") {
+			t.Error("a pod that is gone holds its devices")
 		}
 		// A module can't open device nodes.
 		b.store.put(testPod("w"))
@@ -332,26 +359,26 @@ func TestDevicesOfAContainer(t *testing.T) {
 		if s := b.store.status("uid-w").ContainerStatuses[0].State.Waiting; s == nil || s.Reason != "CreateContainerConfigError" || !strings.Contains(s.Message, `container "main" is a Wasm module and has example.org/camera`) {
 			t.Errorf("%+v", s)
 		}
-		h.given.Devices, h.given.CDIDevices = nil, nil
+		h.change(func() { h.given.Devices, h.given.CDIDevices = nil, nil })
 		b.settle(time.Hour)
 		if s := b.store.status("uid-w"); s.Phase != v1.PodRunning {
 			t.Errorf("mounts alone are well: %+v", s)
 		}
-		if err := b.m.End(t.Context(), "uid-w", Verdict{Reason: "x"}); err != nil || h.held["uid-w"] {
-			t.Errorf("%v; a pod that is over holds %v", err, h.held)
+		if err := b.m.End(t.Context(), "uid-w", Verdict{Reason: "x"}); err != nil || h.holds("uid-w") {
+			t.Errorf("%v, or a pod that is over holds its devices", err)
 		}
-		h.err = errors.New("requested number of devices unavailable for example.org/camera. Requested: 3, Available: 2")
+		h.change(func() { h.err = errors.New("requested number of devices unavailable for example.org/camera. Requested: 3, Available: 2") })
 		b.store.put(testPod("q"))
 		b.settle(time.Second)
 		if s := b.store.status("uid-q"); s.Reason != "UnexpectedAdmissionError" || s.Message != "Pod was rejected: Allocate failed due to "+h.err.Error()+", which is unexpected" {
 			t.Errorf("%s: %s", s.Reason, s.Message)
 		}
 		// What is refused for another reason holds nothing.
-		h.err = nil
+		h.change(func() { h.err = nil })
 		b.store.put(testPod("r", asks("50", "1Mi")))
 		b.settle(time.Second)
-		if len(h.held) > 0 {
-			t.Errorf("held %v", h.held)
+		if h.holds("uid-r") {
+			t.Error("it holds its devices")
 		}
 		b.stop()
 	})

@@ -417,15 +417,15 @@ func TestMirrorPodIsMadeAndMadeAgain(t *testing.T) {
 func TestJournalBecomesEventsWithinBounds(t *testing.T) {
 	each(t, func(t *testing.T, c *cluster) {
 		b := c.board("board-a")
-		for i := range 100 {
+		for i := range 400 {
 			_ = b.store.Journal(state.Entry{Kind: state.EntryEvent, ObjectKind: "Pod", Namespace: "default", Name: "one", UID: "u", Type: "Normal", Reason: "Test", Message: fmt.Sprint(i)})
 		}
 		eventually(t, "all is acknowledged", func() bool { return !b.store.HasJournal() })
 		events, err := c.client.CoreV1().Events("default").List(ctx, metav1.ListOptions{})
-		if err != nil || len(events.Items) < 20 || len(events.Items) > 27 {
+		if err != nil || len(events.Items) < 100 || len(events.Items) > 250 {
 			t.Errorf("%d events, %v", len(events.Items), err)
 		}
-		if tail, err := b.store.JournalTail(1000); err != nil || len(tail) != 100 {
+		if tail, err := b.store.JournalTail(1000); err != nil || len(tail) != 400 {
 			t.Errorf("%d entries stay on the node, %v", len(tail), err)
 		}
 	})
