@@ -62,11 +62,12 @@ integration() {
   CGO_ENABLED=0 gotest e2e -timeout 40m ./test/e2e; local rc=$?
   CGO_ENABLED=0 gotest wasmpods -timeout 15m ./test/wasmpods && return $rc
 }
-# The agent's packages, built for the oldest boards and run by emulation.
+# The agent's packages, built for the oldest boards and run by emulation. Tests of
+# edgelet/streams start themselves again in namespaces, which an emulator can't.
 arm() {
   command -v qemu-arm-static >/dev/null || { echo "qemu-arm-static is missing"; return 1; }
   local list
-  list=$("$go" list ./edgelet/... ./boards/... ./controlplane/api/... ./crishim/wasm | grep -v /testdata/) || return 1
+  list=$("$go" list ./edgelet/... ./boards/... ./controlplane/api/... ./crishim/wasm | grep -v -e /testdata/ -e /edgelet/streams$) || return 1
   CGO_ENABLED=0 GOARCH=arm GOARM=6 gotest arm -p 2 -timeout 20m -exec "qemu-arm-static -cpu arm1176" $list
 }
 

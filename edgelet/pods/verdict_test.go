@@ -266,7 +266,7 @@ func TestGatesRefuse(t *testing.T) {
 
 // hand is a device manager that has two devices and no plugin.
 type hand struct {
-	mu   sync.Mutex
+	mu    sync.Mutex
 	held  map[string]bool
 	given devices.Given
 	err   error
@@ -367,7 +367,9 @@ func TestDevicesOfAContainer(t *testing.T) {
 		if err := b.m.End(t.Context(), "uid-w", Verdict{Reason: "x"}); err != nil || h.holds("uid-w") {
 			t.Errorf("%v, or a pod that is over holds its devices", err)
 		}
-		h.change(func() { h.err = errors.New("requested number of devices unavailable for example.org/camera. Requested: 3, Available: 2") })
+		h.change(func() {
+			h.err = errors.New("requested number of devices unavailable for example.org/camera. Requested: 3, Available: 2")
+		})
 		b.store.put(testPod("q"))
 		b.settle(time.Second)
 		if s := b.store.status("uid-q"); s.Reason != "UnexpectedAdmissionError" || s.Message != "Pod was rejected: Allocate failed due to "+h.err.Error()+", which is unexpected" {

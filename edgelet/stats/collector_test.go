@@ -272,7 +272,7 @@ func TestAnswersAreKeptForAWhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, err := c.Sample(t.Context())
 		check(t, err)
-		write := func(nanos int) {
+		write := func(nanos int64) {
 			for _, at := range []string{pod, pod + "/abc"} {
 				check(t, os.WriteFile(filepath.Join(cgroups, "cpuacct", at, "cpuacct.usage"), []byte(fmt.Sprint(nanos)), 0o644))
 			}

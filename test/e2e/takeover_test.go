@@ -412,7 +412,7 @@ func TestTakeover(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			rule := []string{"INPUT", "-i", "lo", "-p", "tcp", "--dport", u.Port(), "-j", "DROP"}
+			rule := []string{"INPUT", "-p", "tcp", "--dport", u.Port(), "-j", "DROP"}
 			run(t, append([]string{"iptables", "-w", "5", "-I"}, rule...)...)
 			defer run(t, append([]string{"iptables", "-w", "5", "-D"}, rule...)...)
 		}

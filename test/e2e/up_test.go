@@ -40,6 +40,10 @@ func TestUpInTheForeground(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
+	// The port is somebody's: this test's, if nobody else has it.
+	if taken, err := net.Listen("tcp", "127.0.0.1:6443"); err == nil {
+		defer taken.Close()
+	}
 	// Isolated nodes have the control plane at an address that nobody else uses.
 	cmd := exec.Command(filepath.Join(binDir(), "coracle"), "up", "--data-dir", dir, "--nodes=3", "--isolate=never")
 	stdout, err := cmd.StdoutPipe()
