@@ -156,7 +156,7 @@ func (n *lan) plug(b *board, number, boards int) error {
 		return err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex, attrs.Flags = fmt.Sprintf("cor-%s-%d", n.layout.ID()[:7], number), bridge.Attrs().Index, net.FlagUp
+	attrs.Name, attrs.MasterIndex, attrs.Flags = boardPrefix(n.layout)+strconv.Itoa(number), bridge.Attrs().Index, net.FlagUp
 	if old, err := netlink.LinkByName(attrs.Name); err == nil {
 		_ = netlink.LinkDel(old) // of namespaces that are about to vanish
 	}

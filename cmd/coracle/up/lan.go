@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-edge/coracle/crishim/network"
 )
@@ -80,6 +81,9 @@ func newLAN(l Layout) (*lan, error) {
 	return n, writeFile(l.lan(), raw, 0o644)
 }
 
+// boardPrefix begins the names of the boards' interfaces here.
+func boardPrefix(l Layout) string { return "cor-" + l.ID()[:7] + "-" }
+
 func lanDevice(l Layout) string { return "cor-lan-" + l.ID()[:7] } // an interface's name has 15 bytes
 
 // host is this machine's address on the bridge.
@@ -127,6 +131,16 @@ func (n *lan) up(noOutbound bool) error {
 // down takes away all that up made, and can be repeated.
 func (n *lan) down() error {
 	err := n.close()
+	// The kernel takes the boards' ends with their namespaces, but when it likes.
+	links, lerr := netlink.LinkList()
+	err = errors.Join(err, lerr)
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, boardPrefix(n.layout)) {
+			if derr := netlink.LinkDel(l); derr != nil && !errors.As(derr, new(netlink.LinkNotFoundError)) && !errors.Is(derr, unix.ENODEV) {
+				err = errors.Join(err, fmt.Errorf("interface %s: %w", l.Attrs().Name, derr))
+			}
+		}
+	}
 	link, missing := netlink.LinkByName(n.device)
 	if errors.As(missing, new(netlink.LinkNotFoundError)) {
 		return err
