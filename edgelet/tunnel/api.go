@@ -35,7 +35,7 @@ type Log struct {
 type Pods interface {
 	// ContainerLog finds a log; previous asks for the run before the current one.
 	// Besides the errors above, any error is the kubelet's text on why there is no
-	// log now (see LogRun), and told to the client as it is.
+	// log now, and told to the client as it is.
 	ContainerLog(namespace, pod, container string, previous bool) (Log, error)
 }
 
