@@ -84,6 +84,10 @@ func New(cfg Config) (*Server, error) {
 // Paths are the handlers by pattern of http.ServeMux: the paths and methods of
 // upstream's kubelet (pkg/kubelet/server/server.go).
 func (s *Server) Paths() map[string]http.Handler {
+	byQuery := func(r *http.Request) (options, error) { return parseOptions(r.URL.Query()) }
+	exec, attach := handle(s, "exec", byQuery, s.exec), handle(s, "attach", byQuery, s.attach)
+	run := handle(s, "run", func(r *http.Request) ([]string, error) { return parseRun(r.URL.Query()) }, s.run)
+	portForward := handle(s, "port-forward", parsePorts, s.portForward)
 	out := map[string]http.Handler{}
 	add := func(path string, handler http.HandlerFunc, methods ...string) {
 		for _, m := range methods {
@@ -91,12 +95,12 @@ func (s *Server) Paths() map[string]http.Handler {
 		}
 	}
 	for _, container := range []string{"/{namespace}/{pod}/{container}", "/{namespace}/{pod}/{uid}/{container}"} {
-		add("/exec"+container, s.exec, http.MethodGet, http.MethodPost)
-		add("/attach"+container, s.attach, http.MethodGet, http.MethodPost)
-		add("/run"+container, s.run, http.MethodPost)
+		add("/exec"+container, exec, http.MethodGet, http.MethodPost)
+		add("/attach"+container, attach, http.MethodGet, http.MethodPost)
+		add("/run"+container, run, http.MethodPost)
 	}
 	for _, pod := range []string{"/{namespace}/{pod}", "/{namespace}/{pod}/{uid}"} {
-		add("/portForward"+pod, s.portForward, http.MethodGet, http.MethodPost)
+		add("/portForward"+pod, portForward, http.MethodGet, http.MethodPost)
 	}
 	return out
 }
@@ -115,132 +119,108 @@ func (s *Server) pod(w http.ResponseWriter, r *http.Request) *v1.Pod {
 	return nil
 }
 
-func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
-	o, err := parseOptions(r.URL.Query())
-	if err != nil {
-		fail(w, http.StatusBadRequest, err.Error())
-		return
+// handle is what all paths begin with: what is asked for, of which pod, and a bound
+// for asking the runtime. An error of serve is why no stream begins.
+func handle[T any](s *Server, what string, parse func(*http.Request) (T, error),
+	serve func(ctx context.Context, w http.ResponseWriter, r *http.Request, pod *v1.Pod, asked T) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		asked, err := parse(r)
+		if err != nil {
+			fail(w, http.StatusBadRequest, err.Error())
+			return
+		}
+		pod := s.pod(w, r)
+		if pod == nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
+		defer cancel()
+		if err := serve(ctx, w, r, pod, asked); err != nil {
+			s.cfg.Logger.Info(what+" refused", "pod", pod.Namespace+"/"+pod.Name, "err", err)
+			fail(w, statusOf(err), message(err))
+		}
 	}
-	pod := s.pod(w, r)
-	if pod == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
-	defer cancel()
+}
+
+func (s *Server) exec(ctx context.Context, w http.ResponseWriter, r *http.Request, pod *v1.Pod, o options) error {
 	id, err := s.container(ctx, pod, r.PathValue("container"))
 	if err != nil {
-		s.refuse(w, "exec", pod, err)
-		return
+		return err
 	}
 	if s.inProcess(id) {
 		if err := s.cfg.InProcess.Executable(id, o.command, o.tty); err != nil {
-			s.refuse(w, "exec", pod, err)
-			return
+			return err
 		}
 		s.serveExec(w, r, id, o)
-		return
+		return nil
 	}
 	resp, err := s.cfg.Runtime.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: id, Cmd: o.command, Tty: o.tty,
 		Stdin: o.stdin, Stdout: o.stdout, Stderr: o.stderr})
-	s.pass(w, r, "exec", pod, resp.GetUrl(), err)
+	if err != nil {
+		return err
+	}
+	return s.pass(w, r, "exec", pod, resp.GetUrl())
 }
 
-func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
-	o, err := parseOptions(r.URL.Query())
-	if err != nil {
-		fail(w, http.StatusBadRequest, err.Error())
-		return
-	}
-	pod := s.pod(w, r)
-	if pod == nil {
-		return
-	}
+func (s *Server) attach(ctx context.Context, w http.ResponseWriter, r *http.Request, pod *v1.Pod, o options) error {
 	name := r.PathValue("container")
-	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
-	defer cancel()
 	id, err := s.container(ctx, pod, name)
-	if err != nil {
-		s.refuse(w, "attach", pod, fmt.Errorf("container %s not found in pod %s_%s", name, pod.Name, pod.Namespace))
-		return
-	}
 	// Whether a process has a terminal was decided when it was made.
 	tty, known := hasTerminal(pod, name)
-	if !known {
-		s.refuse(w, "attach", pod, fmt.Errorf("container %s not found in pod %s_%s", name, pod.Name, pod.Namespace))
-		return
+	if err != nil || !known {
+		return fmt.Errorf("container %s not found in pod %s_%s", name, pod.Name, pod.Namespace)
 	}
 	if s.inProcess(id) {
 		if err := s.cfg.InProcess.Attachable(id); err != nil {
-			s.refuse(w, "attach", pod, err)
-			return
+			return err
 		}
 		s.serveAttach(w, r, id, o)
-		return
+		return nil
 	}
 	resp, err := s.cfg.Runtime.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: id, Tty: tty,
 		Stdin: o.stdin, Stdout: o.stdout, Stderr: o.stderr && !tty})
-	s.pass(w, r, "attach", pod, resp.GetUrl(), err)
+	if err != nil {
+		return err
+	}
+	return s.pass(w, r, "attach", pod, resp.GetUrl())
 }
 
-func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
-	ports, err := parsePorts(r)
-	if err != nil {
-		fail(w, http.StatusBadRequest, err.Error())
-		return
-	}
-	pod := s.pod(w, r)
-	if pod == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
-	defer cancel()
+func (s *Server) portForward(ctx context.Context, w http.ResponseWriter, r *http.Request, pod *v1.Pod, ports []int32) error {
 	id, err := s.sandbox(ctx, pod)
 	if err != nil {
-		s.refuse(w, "port-forward", pod, err)
-		return
+		return err
 	}
 	if s.cfg.InProcess != nil && s.cfg.InProcess.SandboxInProcess(id) {
 		if err := s.cfg.InProcess.SandboxReady(id); err != nil {
-			s.refuse(w, "port-forward", pod, err)
-			return
+			return err
 		}
 		s.servePortForward(w, r, id, ports)
-		return
+		return nil
 	}
 	resp, err := s.cfg.Runtime.PortForward(ctx, &runtimeapi.PortForwardRequest{PodSandboxId: id, Port: ports})
-	s.pass(w, r, "port-forward", pod, resp.GetUrl(), err)
+	if err != nil {
+		return err
+	}
+	return s.pass(w, r, "port-forward", pod, resp.GetUrl())
 }
 
 // run is a command without streams. It may take as long as it needs, as upstream's.
-func (s *Server) run(w http.ResponseWriter, r *http.Request) {
-	command, err := parseRun(r.URL.Query())
-	if err != nil {
-		fail(w, http.StatusBadRequest, err.Error())
-		return
-	}
-	pod := s.pod(w, r)
-	if pod == nil {
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
-	defer cancel()
+func (s *Server) run(ctx context.Context, w http.ResponseWriter, r *http.Request, pod *v1.Pod, command []string) error {
 	id, err := s.container(ctx, pod, r.PathValue("container"))
 	if err != nil {
-		s.refuse(w, "run", pod, err)
-		return
+		return err
 	}
 	resp, err := s.cfg.Runtime.ExecSync(r.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: command})
 	if err != nil {
-		s.refuse(w, "run", pod, err)
-		return
+		return err
 	}
 	if code := resp.GetExitCode(); code != 0 {
-		s.refuse(w, "run", pod, fmt.Errorf("command %q exited with %d: %s%s", command, code, resp.GetStdout(), resp.GetStderr()))
-		return
+		return fmt.Errorf("command %q exited with %d: %s%s", command, code, resp.GetStdout(), resp.GetStderr())
 	}
 	w.Header().Set("Content-Type", "application/json") // upstream's, whatever it is
 	_, _ = w.Write(resp.GetStdout())
 	_, _ = w.Write(resp.GetStderr())
+	return nil
 }
 
 func (s *Server) inProcess(containerID string) bool {
@@ -248,23 +228,14 @@ func (s *Server) inProcess(containerID string) bool {
 }
 
 // pass passes the request on to the URL that the runtime named.
-func (s *Server) pass(w http.ResponseWriter, r *http.Request, what string, pod *v1.Pod, target string, err error) {
-	if err == nil && target == "" {
-		err = errors.New("the runtime named no URL")
+func (s *Server) pass(w http.ResponseWriter, r *http.Request, what string, pod *v1.Pod, target string) error {
+	if target == "" {
+		return errors.New("the runtime named no URL")
 	}
-	if err != nil {
-		s.refuse(w, what, pod, err)
-		return
-	}
-	if err := s.proxy(w, r, target); err != nil {
+	if err := s.proxy(w, r, target); err != nil { // it has answered
 		s.cfg.Logger.Info(what, "pod", pod.Namespace+"/"+pod.Name, "err", err)
 	}
-}
-
-// refuse answers before a stream began.
-func (s *Server) refuse(w http.ResponseWriter, what string, pod *v1.Pod, err error) {
-	s.cfg.Logger.Info(what+" refused", "pod", pod.Namespace+"/"+pod.Name, "err", err)
-	fail(w, statusOf(err), message(err))
+	return nil
 }
 
 func fail(w http.ResponseWriter, status int, message string) {
