@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/coracle-edge/coracle/crishim/cdi"
 )
 
 // CreateContainer makes a Wasm container if the image is Wasm, in a sandbox of
@@ -19,6 +21,9 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	isWasm := err == nil
 	switch {
 	case isWasm:
+		if err := s.applyCDI(ctx, req.GetConfig(), true); err != nil {
+			return nil, err
+		}
 		id, err := s.wasm.CreateContainer(ctx, req)
 		if err != nil {
 			return nil, rpcError(err)
@@ -34,6 +39,9 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err := wholeCreate(req); err != nil {
 		return nil, err
 	}
+	if err := s.applyCDI(ctx, req.GetConfig(), false); err != nil {
+		return nil, err
+	}
 	if err := s.oci.PlaceImageVolumes(ctx, s.imageVolumes(), req.GetPodSandboxId(), req.GetConfig()); err != nil {
 		return nil, rpcError(fmt.Errorf("container %q: %w", req.GetConfig().GetMetadata().GetName(), err))
 	}
@@ -42,6 +50,27 @@ func (s *Service) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 		s.last.createdContainer(resp.GetContainerId(), req)
 	}
 	return resp, err
+}
+
+// applyCDI puts the CDI devices of a container into its configuration, unless its
+// runtime does it.
+func (s *Service) applyCDI(ctx context.Context, cfg *runtimeapi.ContainerConfig, isWasm bool) error {
+	if len(cfg.GetCDIDevices()) == 0 {
+		return nil
+	}
+	if !isWasm {
+		theirs, err := s.askContainerd(ctx, true)
+		if err != nil {
+			return err
+		}
+		if parsePluginConfig(theirs.GetInfo()["config"]).EnableCDI {
+			return nil
+		}
+	}
+	if err := cdi.Apply(cfg, s.cfg.CDIDirs, isWasm); err != nil {
+		return status.Errorf(codes.FailedPrecondition, "container %q: %s", cfg.GetMetadata().GetName(), err)
+	}
+	return nil
 }
 
 // imageVolumes is where images are to be seen that are volumes of OCI containers.

@@ -15,7 +15,10 @@ type pluginConfig struct {
 	// SandboxImage is of 1.x; 2.x names it elsewhere, and pins it by itself.
 	SandboxImage  string `json:"sandboxImage"`
 	SystemdCgroup bool   `json:"systemdCgroup"`
-	Containerd    struct {
+	// EnableCDI says that it puts CDI devices into containers: 1.7 if told so, and 2.x
+	// if not told otherwise. 1.6 doesn't know them.
+	EnableCDI  bool `json:"enableCDI"`
+	Containerd struct {
 		DefaultRuntimeName string `json:"defaultRuntimeName"`
 		Runtimes           map[string]struct {
 			Options struct{ SystemdCgroup bool } `json:"options"`

@@ -26,6 +26,15 @@ func TestPluginConfig(t *testing.T) {
 	}
 }
 
+func TestWhoPutsCDIDevicesIn(t *testing.T) {
+	for raw, want := range map[string]bool{printed["1.6, cgroupfs"].raw: false, `{"enableCDI":false}`: false, ``: false,
+		`{"containerd":{"defaultRuntimeName":"runc"},"enableCDI":true,"cdiSpecDirs":["/etc/cdi","/var/run/cdi"]}`: true} {
+		if got := parsePluginConfig(raw).EnableCDI; got != want {
+			t.Errorf("%s: %t", raw, got)
+		}
+	}
+}
+
 func FuzzPluginConfig(f *testing.F) {
 	for _, c := range printed {
 		f.Add(c.raw)

@@ -52,6 +52,9 @@ type Config struct {
 	// ContainerdSocket is the path or unix:// URL of containerd's socket;
 	// empty means that there is none.
 	ContainerdSocket string
+	// CDIDirs are where files that describe devices lie (Container Device Interface),
+	// the later ones counting more. Empty: /etc/cdi and /var/run/cdi.
+	CDIDirs []string
 	// CNIConfDir is where the CNI configuration is; empty, or a folder without
 	// one, means the host's network for Wasm pods.
 	CNIConfDir string

@@ -128,9 +128,13 @@ func (s *Service) askContainerd(ctx context.Context, verbose bool) (*runtimeapi.
 	if s.oci == nil {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	short, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	return s.oci.Status(ctx, &runtimeapi.StatusRequest{Verbose: verbose})
+	resp, err := s.oci.Status(short, &runtimeapi.StatusRequest{Verbose: verbose})
+	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil {
+		err = s.oci.Silent("Status", askTimeout) // says of what, and where
+	}
+	return resp, err
 }
 
 // OCIReady says whether OCI containers can be run; if not, a sentence says why.

@@ -1,9 +1,14 @@
 package wasmruntime_test
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coracle-edge/coracle/wasmruntime"
 )
@@ -18,6 +23,33 @@ func TestFiles(t *testing.T) {
 	}})
 	if st := g.end(); st.Code != 0 {
 		t.Errorf("%+v\n%s%s", st, g.stdout.String(), g.stderr.String())
+	}
+}
+
+// A mounted file leaves those beside it to see.
+func TestSingleFilesAmongOthers(t *testing.T) {
+	root, data, file := openDir(t), openDir(t), filepath.Join(openDir(t), "file")
+	for name, text := range map[string]string{"etc/passwd": "image", "etc/hosts": "of-the-image", "etc/ssl/certs/ca.pem": "ca", "other": "other"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(root, name), text)
+	}
+	for i := range 300 { // more than one call lists
+		write(t, filepath.Join(root, "etc", fmt.Sprintf("a-file-with-a-rather-long-name-%03d", i)), "")
+	}
+	spec := wasmruntime.Spec{Module: module("singles"), Mounts: []wasmruntime.Mount{{Host: root, Guest: "/", ReadOnly: true}}}
+	for guest, text := range map[string]string{"/etc/hosts": "node", "/etc/motd": "motd", "/data/fixed": "fixed"} {
+		write(t, file+text, text)
+		spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: file + text, Guest: guest, ReadOnly: true})
+	}
+	spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: data, Guest: "/data"}) // below a file that was there before
+	g := start(t, newRuntime(t, nil), spec)
+	if st := g.end(); st.Code != 0 {
+		t.Errorf("%+v\n%s%s", st, g.stdout.String(), g.stderr.String())
+	}
+	if got, err := os.ReadFile(filepath.Join(data, "moved")); err != nil || string(got) != "x" {
+		t.Errorf("what the guest wrote beside a single file: %q, %v", got, err)
 	}
 }
 
@@ -45,6 +77,52 @@ func TestGuestStaysInItsDirectories(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(parent, "made")); err == nil {
 		t.Error("a directory was made outside")
+	}
+}
+
+// What a mount's path leads to is turned into a link to something else and back while
+// guests start: each is given one of the two, whole, and never the link itself.
+func TestMountsThatAreSwapped(t *testing.T) {
+	parent := openDir(t)
+	in := func(name string) string { return filepath.Join(parent, name) }
+	for _, dir := range []string{"target", "other"} {
+		if err := errors.Join(os.Mkdir(in(dir), 0o777), os.WriteFile(in(dir+"/id"), []byte(dir), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("other", in("link")); err != nil {
+		t.Fatal(err)
+	}
+	rt := newRuntime(t, nil)
+	spec := wasmruntime.Spec{Module: module("show"), Args: []string{"show", "/v/id"}, Mounts: []wasmruntime.Mount{{Host: in("target"), Guest: "/v"}}}
+	for i := range 15 { // each is another chance
+		spec.Mounts = append(spec.Mounts, wasmruntime.Mount{Host: in("target"), Guest: fmt.Sprint("/more/", i)})
+	}
+	start(t, rt, spec).end() // compiled
+	stop := make(chan struct{})
+	var swapper sync.WaitGroup
+	swapper.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, in("target"), unix.AT_FDCWD, in("link"), unix.RENAME_EXCHANGE)
+			}
+		}
+	})
+	defer func() { close(stop); swapper.Wait() }()
+	saw := map[string]int{}
+	for i := 0; i < 60 || len(saw) < 2 && i < 500; i++ {
+		spec.Dir = t.TempDir()
+		g := start(t, rt, spec)
+		if st := g.end(); st.Code != 0 {
+			t.Fatalf("after %v: %+v %s", saw, st, g.stderr.String())
+		}
+		saw[g.stdout.String()]++
+	}
+	if saw["target"] == 0 || saw["other"] == 0 || len(saw) != 2 {
+		t.Errorf("guests saw %v", saw)
 	}
 }
 

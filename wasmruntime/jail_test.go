@@ -181,6 +181,50 @@ func TestOutOfMemory(t *testing.T) {
 	}
 }
 
+// What a running guest may take follows its limit, up and down.
+func TestMemoryLimitOfARunningGuest(t *testing.T) {
+	rt := newRuntime(t, nil)
+	name := fmt.Sprintf("/coracle-test-limit-%d", os.Getpid())
+	g := start(t, rt, wasmruntime.Spec{Module: module("growmore"), Cgroup: name, Stdin: true, Resources: wasmruntime.Resources{MemoryBytes: 32 << 20}})
+	in, err := os.OpenFile(g.StdinPath(), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	most := func(least int) int {
+		t.Helper()
+		deadline := time.Now().Add(20 * time.Second)
+		for time.Now().Before(deadline) {
+			lines := strings.Split(g.stdout.String(), "\n")
+			if n := 0; len(lines) > 1 {
+				if _, err := fmt.Sscanf(lines[len(lines)-2], "%d MiB", &n); err == nil && n >= least {
+					return n
+				}
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+		st, err := g.Stats()
+		t.Fatalf("it never had %d MiB: %q, stderr %q, %+v %v", least, g.stdout.String(), g.stderr.String(), st, err)
+		return 0
+	}
+	if n := most(1); n < 29 || n > 32 {
+		t.Errorf("%d MiB of 32", n)
+	}
+	for _, step := range []struct{ limit, least, most int }{{96, 90, 96}, {64, 90, 96}, {128, 120, 128}} {
+		if err := g.Update(wasmruntime.Resources{MemoryBytes: int64(step.limit) << 20}); err != nil {
+			t.Skipf("no cgroup can be changed here: %v", err)
+		}
+		before := strings.Count(g.stdout.String(), "\n")
+		in.WriteString("more\n")
+		for deadline := time.Now().Add(20 * time.Second); strings.Count(g.stdout.String(), "\n") == before && time.Now().Before(deadline); {
+			time.Sleep(2 * time.Millisecond)
+		}
+		if n := most(step.least); n > step.most {
+			t.Errorf("%d MiB with a limit of %d", n, step.limit)
+		}
+	}
+}
+
 func TestCgroupStatistics(t *testing.T) {
 	name := fmt.Sprintf("/coracle-test-stat-%d", os.Getpid())
 	g := start(t, newRuntime(t, nil), wasmruntime.Spec{Module: module("loop"), Cgroup: name, Resources: wasmruntime.Resources{MemoryBytes: 64 << 20}})

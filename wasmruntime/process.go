@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-edge/coracle/internal/fdwatch"
 	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
 	"github.com/coracle-edge/coracle/wasmruntime/internal/cgroup"
 )
@@ -30,13 +31,16 @@ type Process struct {
 
 	stdout, stderr *os.File // nil with InheritStdio, and for one that ended
 
-	pidfd *os.File // nil where the kernel has none
+	pidfd   *os.File // nil where the kernel has none
+	watcher *fdwatch.Watcher
+	watched fdwatch.Watch // of pidfd
 
 	// mu guards the sending of signals against the process's end, after
 	// which its number may be another's.
 	mu    sync.Mutex
 	ended bool
 	wait  *syscall.WaitStatus // what reaping said, if it was ours to reap
+	after []func()            // to be called when exit is known
 
 	release func() // gives the cache's entry free, once it has ended; may be nil
 
@@ -47,7 +51,7 @@ type Process struct {
 }
 
 func newProcess(r *Runtime, spec Spec) *Process {
-	p := &Process{spec: spec, log: r.log, userNamespaces: &r.userNamespaces, now: r.opts.Now, done: make(chan struct{})}
+	p := &Process{spec: spec, log: r.log, userNamespaces: &r.userNamespaces, watcher: &r.watcher, now: r.opts.Now, done: make(chan struct{})}
 	if spec.Cgroup != "" {
 		g, err := cgroup.Open(r.opts.CgroupRoot, spec.Cgroup)
 		if err != nil {
@@ -107,6 +111,20 @@ func (p *Process) closeFiles() {
 
 // Done is closed when the guest has ended and ExitStatus is known.
 func (p *Process) Done() <-chan struct{} { return p.done }
+
+// OnEnd has f called once, by a goroutine of its own, when the guest has ended and
+// ExitStatus is known: until then that takes no goroutine. The calls of one guest are
+// one after the other.
+func (p *Process) OnEnd(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.done:
+		go f()
+	default:
+		p.after = append(p.after, f)
+	}
+}
 
 // Wait blocks until the guest has ended.
 func (p *Process) Wait(ctx context.Context) (ExitStatus, error) {
@@ -210,13 +228,23 @@ func (p *Process) Stop(ctx context.Context, grace time.Duration) (ExitStatus, er
 	return p.Wait(ctx)
 }
 
-// Update changes the cgroup limits of a running guest. Zero values are left
+// Update changes the limits of a running guest, its linear memory's too. Zero values are left
 // as they are.
 func (p *Process) Update(res Resources) error {
 	if p.cgroup == nil {
 		return fmt.Errorf("guest %s has no cgroup", p.spec.ID)
 	}
 	if err := p.cgroup.Set(res); err != nil {
+		return fmt.Errorf("guest %s: %w", p.spec.ID, err)
+	}
+	if p.spec.MemoryBytes != 0 || res.MemoryBytes == 0 {
+		return nil // it has a limit of its own, or nothing is said of it
+	}
+	err := bundle.WriteLimit(p.spec.Dir, res.MemoryBytes, false)
+	if errors.Is(err, os.ErrNotExist) && res.MemoryBytes > p.spec.Resources.MemoryBytes && p.spec.Resources.MemoryBytes > 0 {
+		return fmt.Errorf("guest %s: its memory can't grow beyond %d bytes, it was started by an earlier version: start it again", p.spec.ID, p.spec.Resources.MemoryBytes)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("guest %s: %w", p.spec.ID, err)
 	}
 	return nil
@@ -237,7 +265,7 @@ func (p *Process) removeFiles() error {
 	for _, name := range []string{
 		// The state goes last but one: without it nobody attaches.
 		bundle.ExitFile, bundle.StopFile, bundle.StdinFifo, bundle.StdoutFifo, bundle.StderrFifo,
-		bundle.StateFile, bundle.SpecFile,
+		bundle.StateFile, bundle.SpecFile, bundle.LimitFile,
 	} {
 		if err := os.Remove(filepath.Join(p.spec.Dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/coracle-edge/coracle/internal/fdwatch"
 	"github.com/coracle-edge/coracle/wasmruntime/internal/cache"
 	"github.com/coracle-edge/coracle/wasmruntime/internal/modcheck"
 )
@@ -89,6 +90,8 @@ type Runtime struct {
 	opts           Options
 	log            *slog.Logger
 	userNamespaces atomic.Bool // of guests, if this is an ordinary user; until the kernel refuses
+
+	watcher fdwatch.Watcher // of guests' ends
 
 	mu        sync.Mutex
 	engine    cache.Engine // what the runner said; zero: not asked yet

@@ -93,7 +93,7 @@ func (r *Runtime) start(ctx context.Context, spec Spec, entry string, release fu
 		if err = bundle.ReadJSON(spec.Dir, bundle.StateFile, &p.state); err == nil {
 			p.walls = status.Walls
 			p.release = release
-			go p.watch()
+			p.watch()
 			return p, nil
 		}
 	}
@@ -137,6 +137,9 @@ func (p *Process) prepare() error {
 			p.log.Warn("the guest's cgroup isn't complete", "id", spec.ID, "cgroup", spec.Cgroup, "err", err)
 		}
 	}
+	if err := bundle.WriteLimit(spec.Dir, spec.MemoryLimit(), true); err != nil {
+		return err
+	}
 	return bundle.WriteJSON(spec.Dir, bundle.SpecFile, spec)
 }
 
@@ -172,7 +175,8 @@ func (p *Process) spawn(path string, status *os.File, args ...string) error {
 	}
 	p.state.PID, p.child = proc.Pid, true
 	// Waiting is done by pidfd: os.Process.Wait would hold a thread per guest.
-	return errors.Join(p.adoptPidfd(pidfd), proc.Release())
+	p.adoptPidfd(pidfd)
+	return proc.Release()
 }
 
 // Attach takes over the guest of a bundle directory after a restart of the
@@ -202,9 +206,7 @@ func (r *Runtime) Attach(dir string) (*Process, error) {
 		// The pidfd names whatever has the number now; the start time,
 		// read after it, says whether that is our guest.
 		if alive = !p.state.Gone(); alive {
-			if err := p.adoptPidfd(pidfd); err != nil {
-				return nil, err
-			}
+			p.adoptPidfd(pidfd)
 		} else if pidfd >= 0 {
 			unix.Close(pidfd)
 		}
@@ -221,6 +223,6 @@ func (r *Runtime) Attach(dir string) (*Process, error) {
 	if spec.Digest != "" {
 		p.release = r.use(spec.Digest)
 	}
-	go p.watch()
+	p.watch()
 	return p, nil
 }

@@ -67,7 +67,8 @@ func (p *Process) procStats(st *Stats) error {
 	page := uint64(os.Getpagesize())
 	resident, _ := strconv.ParseUint(m[1], 10, 64)
 	shared, _ := strconv.ParseUint(m[2], 10, 64)
-	st.MemoryBytes, st.RSSBytes = resident*page, (resident-shared)*page
+	// The kernel counts each by itself: for a moment more is shared than there is.
+	st.MemoryBytes, st.RSSBytes = resident*page, (resident-min(shared, resident))*page
 	st.WorkingSetBytes = st.MemoryBytes
 	return nil
 }

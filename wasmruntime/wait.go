@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -13,29 +14,42 @@ import (
 	"github.com/coracle-edge/coracle/wasmruntime/internal/bundle"
 )
 
-// adoptPidfd has the poller watch the process. fd may be -1.
-func (p *Process) adoptPidfd(fd int) error {
-	if fd < 0 {
-		return nil
+// adoptPidfd keeps the process's descriptor. fd may be -1.
+func (p *Process) adoptPidfd(fd int) {
+	if fd >= 0 {
+		// One that blocks, so that Go's poller doesn't keep a record of it: the
+		// runtime's watcher waits for it.
+		_ = unix.SetNonblock(fd, false)
+		p.pidfd = os.NewFile(uintptr(fd), "pidfd")
 	}
-	// Non-blocking, or os.NewFile wouldn't give it to the poller.
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil // a kernel without PIDFD_NONBLOCK: watch by looking
-	}
-	p.pidfd = os.NewFile(uintptr(fd), "pidfd")
-	return nil
 }
 
-// watch waits for the end of the process, which takes no thread, and works
-// out how it ended. It is the process's own goroutine.
+// watch sees to the end of the process, and works out how it ended. Waiting for it
+// takes neither a thread nor a goroutine, unless the kernel can't tell by pidfd.
 func (p *Process) watch() {
-	if !p.waitPidfd() {
+	if p.pidfd != nil {
+		var once sync.Once
+		p.mu.Lock() // an end that is told at once finds what it has to remove
+		watch, err := p.watcher.Add(int(p.pidfd.Fd()), func() { once.Do(func() { go p.end() }) })
+		p.watched = watch
+		p.mu.Unlock()
+		if err == nil {
+			return
+		}
+		p.log.Debug("the guest's end is found by looking", "id", p.spec.ID, "err", err)
+	}
+	go func() {
 		for !p.state.Gone() {
 			time.Sleep(50 * time.Millisecond)
 		}
-	}
+		p.end()
+	}()
+}
+
+// end is what is done about a process that has ended.
+func (p *Process) end() {
 	p.mu.Lock()
+	p.watched.Remove()
 	p.reap()
 	p.ended = true
 	p.mu.Unlock()
@@ -43,26 +57,6 @@ func (p *Process) watch() {
 		p.release()
 	}
 	p.finish()
-}
-
-// waitPidfd returns true when the process has ended, false if that can't be
-// told by pidfd.
-func (p *Process) waitPidfd() bool {
-	if p.pidfd == nil {
-		return false
-	}
-	raw, err := p.pidfd.SyscallConn()
-	if err != nil {
-		return false
-	}
-	ended := false
-	err = raw.Read(func(fd uintptr) bool {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 0)
-		ended = err == nil && n == 1
-		return ended
-	})
-	return err == nil && ended
 }
 
 // reap takes the wait status of a child.
@@ -93,7 +87,14 @@ func (p *Process) finish() {
 	if p.pidfd != nil {
 		p.pidfd.Close()
 	}
+	p.mu.Lock()
 	close(p.done)
+	after := p.after
+	p.after = nil
+	p.mu.Unlock()
+	for _, f := range after {
+		f()
+	}
 }
 
 func (p *Process) howItEnded() ExitStatus {

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"golang.org/x/sys/unix"
 )
 
@@ -85,6 +86,8 @@ func wrapRemote(ref string, err error) error {
 		return fmt.Errorf("image %q: %w", ref, err)
 	case errors.Is(err, docker.ErrInvalidAuthorization):
 		return fmt.Errorf("image %q: %w: %w; check its imagePullSecrets", ref, ErrUnauthorized, err)
+	case errdefs.IsNotFound(err) && err.Error() == ref+": not found": // all that the resolver says
+		return fmt.Errorf("image %q: %w: neither %s nor a mirror of it that is set up here has this name and tag", ref, ErrNotFound, hostOf(ref))
 	case errdefs.IsNotFound(err):
 		return fmt.Errorf("image %q: %w: %w", ref, ErrNotFound, err)
 	case errors.As(err, &unknownCA), errors.As(err, &wrongName):
@@ -95,4 +98,13 @@ func wrapRemote(ref string, err error) error {
 		return fmt.Errorf("image %q: %w: a registry sent other bytes than the digest says: %w", ref, ErrInvalidImage, err)
 	}
 	return fmt.Errorf("image %q: %w", ref, err)
+}
+
+// hostOf is the registry in an image's name, for messages.
+func hostOf(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return "its registry"
+	}
+	return reference.Domain(named)
 }

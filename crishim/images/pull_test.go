@@ -162,7 +162,7 @@ func TestPullErrors(t *testing.T) {
 		want      error
 		text      string
 	}{
-		{"no tag", lab.RegistryName + "/nothing:1", Options{}, ErrNotFound, "nothing:1"},
+		{"no tag", lab.RegistryName + "/nothing:1", Options{}, ErrNotFound, "nothing:1\": not found: neither " + lab.RegistryName + " nor a mirror"},
 		{"bad name", "x/UPPER:1", Options{}, ErrInvalidReference, "x/UPPER:1"},
 		{"no registry", "127.0.0.1:1/x:1", Options{}, ErrRegistry, "connection refused"},
 		{"no space", lab.RegistryName + "/full:1", Options{MinFree: 1 << 60}, ErrNoSpace, "remove images"},

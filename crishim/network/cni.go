@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sort"
@@ -98,7 +99,7 @@ func (c *CNI) Attach(ctx context.Context, id, netns string, cfg *runtimeapi.PodS
 	if err != nil {
 		return nil, err
 	}
-	res, err := n.Setup(ctx, id, netns, c.options(id, cfg)...)
+	res, err := setup(ctx, n, id, netns, c.options(id, cfg))
 	if err != nil {
 		return nil, fmt.Errorf("CNI: %w", err)
 	}
@@ -113,7 +114,11 @@ func (c *CNI) Attach(ctx context.Context, id, netns string, cfg *runtimeapi.PodS
 			continue
 		}
 		for _, ip := range ifc.IPConfigs {
-			ips = append(ips, ip.IP.String())
+			a, ok := netip.AddrFromSlice(ip.IP)
+			if !ok {
+				return nil, fmt.Errorf("CNI: %w: the address of interface %s is %q", errResult, name, ip.IP)
+			}
+			ips = append(ips, a.Unmap().String())
 		}
 	}
 	if len(ips) == 0 {
@@ -122,6 +127,24 @@ func (c *CNI) Attach(ctx context.Context, id, netns string, cfg *runtimeapi.PodS
 	// IPv4 first, as containerd prefers by default.
 	sort.SliceStable(ips, func(i, j int) bool { return isIPv4(ips[i]) && !isIPv4(ips[j]) })
 	return ips, nil
+}
+
+// errResult is returned when what a plugin says of its work can't be.
+var errResult = errors.New("the plugin's result is malformed: see to the plugin that the configuration names")
+
+// setup runs the plugins in this goroutine, so that go-cni and libcni, which believe
+// what a plugin prints (a list's null, the index of an interface that it doesn't
+// list), can't take the agent down with them.
+func setup(ctx context.Context, n cni.CNI, id, netns string, opts []cni.NamespaceOpts) (res *cni.Result, err error) {
+	defer malformed(&err)
+	return n.SetupSerially(ctx, id, netns, opts...)
+}
+
+// malformed makes a panic of the libraries an error. It is deferred.
+func malformed(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%w (%v)", errResult, p)
+	}
 }
 
 func isIPv4(s string) bool { return net.ParseIP(s).To4() != nil }
@@ -136,10 +159,16 @@ func (c *CNI) Detach(ctx context.Context, id, netns string, cfg *runtimeapi.PodS
 	if err != nil {
 		return err
 	}
-	if err := n.Remove(ctx, id, netns, c.options(id, cfg)...); err != nil {
+	if err := remove(ctx, n, id, netns, c.options(id, cfg)); err != nil {
 		return fmt.Errorf("CNI: %w", err)
 	}
 	return nil
+}
+
+// remove reads what setup's plugins said out of libcni's cache again.
+func remove(ctx context.Context, n cni.CNI, id, netns string, opts []cni.NamespaceOpts) (err error) {
+	defer malformed(&err)
+	return n.Remove(ctx, id, netns, opts...)
 }
 
 func (c *CNI) options(id string, cfg *runtimeapi.PodSandboxConfig) []cni.NamespaceOpts {

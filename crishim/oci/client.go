@@ -125,12 +125,22 @@ func (c *Client) bounded(ctx context.Context, method string, call func(context.C
 	err := call(short)
 	if status.Code(err) == codes.DeadlineExceeded && ctx.Err() == nil {
 		c.suspect.Store(true)
-		return status.Errorf(codes.Unavailable, "no answer to %s within %s", path.Base(method), limit)
+		return silent(path.Base(method), limit)
 	}
 	if err == nil {
 		c.suspect.Store(false)
 	}
 	return err
+}
+
+func silent(method string, within time.Duration) error {
+	return status.Errorf(codes.Unavailable, "no answer to %s within %s", method, within)
+}
+
+// Silent is the error of a question that containerd didn't answer in the time that
+// the caller gave it.
+func (c *Client) Silent(method string, within time.Duration) error {
+	return c.unavailable(silent(method, within))
 }
 
 // named refuses a request that is about one object and names none. containerd

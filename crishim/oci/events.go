@@ -31,30 +31,7 @@ func (c *Client) Events(ctx context.Context, ready func(), emit func(*runtimeapi
 		if err != nil {
 			return fmt.Errorf("containerd events: %w", c.unavailable(err))
 		}
-		var id string
-		var t runtimeapi.ContainerEventType
-		switch raw := env.GetEvent().GetValue(); env.GetTopic() {
-		case "/tasks/start":
-			ev := &events.TaskStart{}
-			if proto.Unmarshal(raw, ev) == nil {
-				id, t = ev.GetContainerID(), runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT
-			}
-		case "/tasks/exit":
-			ev := &events.TaskExit{}
-			if proto.Unmarshal(raw, ev) == nil && ev.GetID() == ev.GetContainerID() { // else an exec's
-				id, t = ev.GetContainerID(), runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT
-			}
-		case "/containers/create":
-			ev := &events.ContainerCreate{}
-			if proto.Unmarshal(raw, ev) == nil {
-				id, t = ev.GetID(), runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT
-			}
-		case "/containers/delete":
-			ev := &events.ContainerDelete{}
-			if proto.Unmarshal(raw, ev) == nil {
-				id, t = ev.GetID(), runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT
-			}
-		}
+		id, t := parseEvent(env.GetTopic(), env.GetEvent().GetValue())
 		if id == "" {
 			continue
 		}
@@ -64,6 +41,34 @@ func (c *Client) Events(ctx context.Context, ready func(), emit func(*runtimeapi
 		}
 		emit(c.event(ctx, id, t, at))
 	}
+}
+
+// parseEvent returns the container or sandbox that an event is of, empty for what
+// concerns neither.
+func parseEvent(topic string, raw []byte) (id string, t runtimeapi.ContainerEventType) {
+	switch topic {
+	case "/tasks/start":
+		ev := &events.TaskStart{}
+		if proto.Unmarshal(raw, ev) == nil {
+			id, t = ev.GetContainerID(), runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT
+		}
+	case "/tasks/exit":
+		ev := &events.TaskExit{}
+		if proto.Unmarshal(raw, ev) == nil && ev.GetID() == ev.GetContainerID() { // else an exec's
+			id, t = ev.GetContainerID(), runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT
+		}
+	case "/containers/create":
+		ev := &events.ContainerCreate{}
+		if proto.Unmarshal(raw, ev) == nil {
+			id, t = ev.GetID(), runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT
+		}
+	case "/containers/delete":
+		ev := &events.ContainerDelete{}
+		if proto.Unmarshal(raw, ev) == nil {
+			id, t = ev.GetID(), runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT
+		}
+	}
+	return id, t
 }
 
 // event completes an event with the statuses of its pod. containerd's CRI

@@ -15,6 +15,9 @@ import (
 // don't wait as long, until there is an answer.
 func TestQuestionsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		if answerTimeout != 5*time.Second || suspectTimeout != 300*time.Millisecond {
+			t.Errorf("%s and %s aren't what docs/failures.md promises", answerTimeout, suspectTimeout)
+		}
 		c := &Client{}
 		hangs := func(ctx context.Context) error { <-ctx.Done(); return status.FromContextError(ctx.Err()).Err() }
 		ask := func(f func(context.Context) error) (time.Duration, error) {

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -15,6 +16,7 @@ import (
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -58,7 +60,7 @@ func (c *Client) PlaceImageVolumes(ctx context.Context, dir, sandbox string, cfg
 	for _, m := range mounts {
 		path, err := c.imageView(ctx, dir, sandbox, m.GetImage().GetImage(), m.GetImageSubPath())
 		if err != nil {
-			return fmt.Errorf("mount %s: %w %q: %w", m.GetContainerPath(), ErrImageVolume, m.GetImage().GetImage(), err)
+			return fmt.Errorf("mount %s: %w %q: %w", m.GetContainerPath(), ErrImageVolume, cmp.Or(m.GetImage().GetUserSpecifiedImage(), m.GetImage().GetImage()), err)
 		}
 		m.HostPath, m.Image, m.ImageSubPath, m.Readonly = path, nil, "", true
 	}
@@ -67,7 +69,7 @@ func (c *Client) PlaceImageVolumes(ctx context.Context, dir, sandbox string, cfg
 
 // imageView returns where an image, or sub of it, is to be seen on this machine.
 func (c *Client) imageView(ctx context.Context, dir, sandbox, image, sub string) (string, error) {
-	chain, err := c.chainID(ctx, image)
+	found, chain, err := c.chainID(ctx, image)
 	if err != nil {
 		return "", err
 	}
@@ -81,7 +83,14 @@ func (c *Client) imageView(ctx context.Context, dir, sandbox, image, sub string)
 	if mounted, err := isMountPoint(at); err != nil {
 		return "", err
 	} else if !mounted {
-		if err := c.mountView(ctx, snapshotter, viewKey(sandbox, name), chain, at); err != nil {
+		err := c.mountView(ctx, snapshotter, viewKey(sandbox, name), chain, at)
+		if errors.Is(err, errNotUnpacked) {
+			if err := c.unpack(ctx, snapshotter, found); err != nil {
+				return "", fmt.Errorf("containerd: unpacking it: %w", err)
+			}
+			err = c.mountView(ctx, snapshotter, viewKey(sandbox, name), chain, at)
+		}
+		if err != nil {
 			return "", err
 		}
 	}
@@ -97,22 +106,34 @@ func (c *Client) imageView(ctx context.Context, dir, sandbox, image, sub string)
 
 func viewKey(sandbox, name string) string { return "coracle-volume-" + sandbox + "-" + name }
 
-// chainID names the snapshot that an image was unpacked to.
-func (c *Client) chainID(ctx context.Context, image string) (string, error) {
+// errNotUnpacked is returned for an image without snapshots.
+var errNotUnpacked = errors.New("the image is not unpacked")
+
+// chainID finds an image and names the snapshot that it is unpacked to.
+func (c *Client) chainID(ctx context.Context, image string) (*runtimeapi.Image, string, error) {
 	resp, err := c.Images.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: image}, Verbose: true})
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	if resp.GetImage() == nil {
-		return "", errors.New("it isn't on this node")
+		return nil, "", errors.New("it isn't on this node")
 	}
+	chain, err := parseChainID(resp.GetInfo()["info"])
+	return resp.GetImage(), chain, err
+}
+
+func parseChainID(raw string) (string, error) {
 	var info struct {
-		ChainID string `json:"chainID"`
+		ChainID digest.Digest `json:"chainID"`
 	}
-	if err := json.Unmarshal([]byte(resp.GetInfo()["info"]), &info); err != nil || info.ChainID == "" {
-		return "", fmt.Errorf("containerd doesn't say what it was unpacked to (%v); update containerd to 2.1", err)
+	err := json.Unmarshal([]byte(raw), &info)
+	if err == nil {
+		err = info.ChainID.Validate()
 	}
-	return info.ChainID, nil
+	if err != nil {
+		return "", fmt.Errorf("containerd doesn't say what it was unpacked to (%w); update containerd to 2.1", err)
+	}
+	return info.ChainID.String(), nil
 }
 
 // snapshotter is the one that containerd's CRI plugin uses.
@@ -121,12 +142,16 @@ func (c *Client) snapshotter(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return parseSnapshotter(resp.GetInfo()["config"])
+}
+
+func parseSnapshotter(raw string) (string, error) {
 	var config struct {
 		Containerd struct {
 			Snapshotter string `json:"snapshotter"`
 		} `json:"containerd"`
 	}
-	if err := json.Unmarshal([]byte(resp.GetInfo()["config"]), &config); err != nil || config.Containerd.Snapshotter == "" {
+	if err := json.Unmarshal([]byte(raw), &config); err != nil || config.Containerd.Snapshotter == "" {
 		return "", fmt.Errorf("containerd doesn't say which snapshotter it uses (%v); update containerd to 2.1", err)
 	}
 	return config.Containerd.Snapshotter, nil
@@ -147,6 +172,8 @@ func (c *Client) mountView(ctx context.Context, snapshotter, key, parent, at str
 			return fmt.Errorf("containerd: snapshot %s: %w", key, err)
 		}
 		mounts = have.GetMounts()
+	case codes.NotFound:
+		return fmt.Errorf("%w: containerd: a view of snapshot %s: %w", errNotUnpacked, parent, err)
 	default:
 		return fmt.Errorf("containerd: a view of snapshot %s: %w", parent, err)
 	}

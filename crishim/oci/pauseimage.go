@@ -32,11 +32,20 @@ type memoryImage struct {
 	blobs map[digest.Digest][]byte
 }
 
-// pauseImage makes the image for an architecture.
-func pauseImage(arch string) (*memoryImage, error) {
+// PauseProgram is the static program of the pause image for an architecture.
+func PauseProgram(arch string) ([]byte, error) {
 	program, err := pausePrograms.ReadFile("pause/pause-" + arch)
 	if err != nil {
 		return nil, fmt.Errorf("there is no pause program for %s: name a sandbox image", arch)
+	}
+	return program, nil
+}
+
+// pauseImage makes the image for an architecture.
+func pauseImage(arch string) (*memoryImage, error) {
+	program, err := PauseProgram(arch)
+	if err != nil {
+		return nil, err
 	}
 	var layer bytes.Buffer
 	tw := tar.NewWriter(&layer)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sort"
@@ -21,11 +22,11 @@ import (
 
 // container is one guest, from CreateContainer to RemoveContainer.
 type container struct {
-	id     string
-	name   string // reserved
-	config *runtimeapi.ContainerConfig
-	op     sync.Mutex // held while it is started or removed
-	execs  sync.WaitGroup
+	id    string
+	name  string // reserved
+	shown shownContainer
+	op    sync.Mutex // held while it is started or removed
+	execs sync.WaitGroup
 
 	// ended is closed when exit and log are complete. It is made with the
 	// container and never replaced.
@@ -37,6 +38,18 @@ type container struct {
 	logs    *logPump             // nil while not running
 	removed bool
 	cpu     cpuSample
+}
+
+// shownContainer is what lists tell of a container's config. The whole is in its record,
+// as bytes: decoded it is three times as much, and wanted seldom.
+type shownContainer struct {
+	metadata            *runtimeapi.ContainerMetadata
+	image               *runtimeapi.ImageSpec
+	labels, annotations map[string]string
+}
+
+func showContainer(cfg *runtimeapi.ContainerConfig) shownContainer {
+	return shownContainer{proto.CloneOf(cfg.GetMetadata()), proto.CloneOf(cfg.GetImage()), maps.Clone(cfg.GetLabels()), maps.Clone(cfg.GetAnnotations())}
 }
 
 func (c *container) record() containerRecord {
@@ -83,9 +96,10 @@ func (m *Manager) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err != nil {
 		return "", fmt.Errorf("container %q: %w", name, err)
 	}
-	c := &container{id: newID(), config: proto.CloneOf(cfg), ended: make(chan struct{})}
-	volumes := m.noteVolumeImages(c.config)
-	raw, err := proto.Marshal(c.config)
+	c := &container{id: newID(), shown: showContainer(cfg), ended: make(chan struct{})}
+	whole := proto.CloneOf(cfg)
+	volumes := m.noteVolumeImages(whole)
+	raw, err := proto.Marshal(whole)
 	if err != nil {
 		return "", fmt.Errorf("container %q: %w: %w", name, ErrInvalid, err)
 	}
@@ -189,7 +203,8 @@ func (m *Manager) podOf(ctx context.Context, req *runtimeapi.CreateContainerRequ
 		if !rec.Ready {
 			return nil, fmt.Errorf("pod sandbox %q: %w: it isn't ready", s.id, ErrState)
 		}
-		return &pod{id: s.id, config: s.config, netns: rec.NetNS, network: rec.Network, cgroup: m.cgroupParent(s.config)}, nil
+		whole := s.config()
+		return &pod{id: s.id, config: whole, netns: rec.NetNS, network: rec.Network, cgroup: m.cgroupParent(whole)}, nil
 	}
 	if m.opts.ForeignSandbox == nil {
 		return nil, err
@@ -285,19 +300,22 @@ func (m *Manager) startFailed(c *container, cause error) error {
 
 const reasonStartError = "StartError"
 
-// watch waits for the end of a guest, completes its log and its record.
+// watch completes the log and the record of a guest when it ends; when this process
+// does first, whoever takes the guest over sees to it.
 func (m *Manager) watch(c *container, proc *wasmruntime.Process, logs *logPump) {
-	m.wg.Add(1)
-	go func() {
-		defer m.wg.Done()
-		select {
-		case <-proc.Done():
-		case <-m.closing:
-			logs.wait()
+	proc.OnEnd(func() {
+		m.mu.Lock()
+		closed := m.closed
+		if !closed {
+			m.wg.Add(1)
+		}
+		m.mu.Unlock()
+		if closed {
 			return
 		}
+		defer m.wg.Done()
 		m.finish(c, proc, logs)
-	}()
+	})
 }
 
 func (m *Manager) finish(c *container, proc *wasmruntime.Process, logs *logPump) {
@@ -326,7 +344,7 @@ func (m *Manager) finish(c *container, proc *wasmruntime.Process, logs *logPump)
 	c.mu.Unlock()
 	m.saveContainer(c)
 	close(c.ended)
-	m.log.Info("container ended", "container", c.id, "name", c.config.GetMetadata().GetName(), "code", exit.Code, "reason", exit.Reason, "message", exit.Message)
+	m.log.Info("container ended", "container", c.id, "name", c.shown.metadata.GetName(), "code", exit.Code, "reason", exit.Reason, "message", exit.Message)
 	m.emit(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
 
@@ -462,13 +480,13 @@ func (m *Manager) ListContainers(f *runtimeapi.ContainerFilter) []*runtimeapi.Co
 		if f.GetId() != "" && !strings.HasPrefix(c.id, f.GetId()) ||
 			f.GetPodSandboxId() != "" && !strings.HasPrefix(rec.SandboxID, f.GetPodSandboxId()) ||
 			f.GetState() != nil && f.GetState().GetState() != state ||
-			!hasLabels(c.config.GetLabels(), f.GetLabelSelector()) {
+			!hasLabels(c.shown.labels, f.GetLabelSelector()) {
 			continue
 		}
 		out = append(out, &runtimeapi.Container{
-			Id: c.id, PodSandboxId: rec.SandboxID, Metadata: c.config.GetMetadata(), Image: c.config.GetImage(),
+			Id: c.id, PodSandboxId: rec.SandboxID, Metadata: c.shown.metadata, Image: c.shown.image,
 			ImageRef: rec.ImageID, ImageId: rec.ImageID, State: state, CreatedAt: rec.CreatedAt.UnixNano(),
-			Labels: c.config.GetLabels(), Annotations: c.config.GetAnnotations(),
+			Labels: c.shown.labels, Annotations: c.shown.annotations,
 		})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].CreatedAt > out[j].CreatedAt })
@@ -515,9 +533,9 @@ func (m *Manager) containerStatus(c *container) *runtimeapi.ContainerStatus {
 	held := c.logs != nil && c.logs.throttle.wasHeld()
 	c.mu.Unlock()
 	st := &runtimeapi.ContainerStatus{
-		Id: c.id, Metadata: c.config.GetMetadata(), State: state, CreatedAt: rec.CreatedAt.UnixNano(),
-		Image: c.config.GetImage(), ImageRef: rec.ImageID, ImageId: rec.ImageID,
-		Labels: c.config.GetLabels(), Annotations: c.config.GetAnnotations(), Mounts: c.config.GetMounts(),
+		Id: c.id, Metadata: c.shown.metadata, State: state, CreatedAt: rec.CreatedAt.UnixNano(),
+		Image: c.shown.image, ImageRef: rec.ImageID, ImageId: rec.ImageID,
+		Labels: c.shown.labels, Annotations: c.shown.annotations, Mounts: c.rec.mounts(),
 		LogPath: rec.LogPath, StopSignal: runtimeapi.Signal_SIGTERM,
 		Resources: &runtimeapi.ContainerResources{Linux: resourcesStatus(rec.Spec.Resources)},
 		User: &runtimeapi.ContainerUser{Linux: &runtimeapi.LinuxContainerUser{
@@ -553,7 +571,7 @@ func (m *Manager) ReopenContainerLog(id string) error {
 }
 
 // UpdateContainerResources changes the limits of a container. Linear memory
-// can't shrink or grow past what the guest was started with; the cgroup does.
+// can't shrink, but from then on grows as far as the new limit only.
 func (m *Manager) UpdateContainerResources(req *runtimeapi.UpdateContainerResourcesRequest) error {
 	c, err := m.container(req.GetContainerId())
 	if err != nil {

@@ -38,7 +38,7 @@ func (m *Manager) networkOf(ctx context.Context, id string, port *int32) (string
 		if !rec.Ready {
 			return "", fmt.Errorf("pod sandbox %q: %w: it isn't ready", s.id, ErrState)
 		}
-		*port = openedPort(rec.Network, s.config, *port)
+		*port = openedPort(rec.Network, s.config(), *port)
 		return rec.NetNS, nil
 	} else if m.opts.ForeignSandbox == nil {
 		return "", err

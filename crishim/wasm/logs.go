@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coracle-edge/coracle/internal/fdwatch"
 )
 
 // maxLine is the longest piece of a line in a CRI log; longer lines are split
@@ -24,19 +26,23 @@ const maxLine = 16 << 10
 // format. Bytes are taken out of a FIFO only after their lines were written:
 // they are looked at with tee(2) first, and an unfinished line stays in the
 // FIFO. So nothing is lost if this process is killed, and inflight sees to it
-// that nothing is doubled. A pump holds no buffer of its own.
+// that nothing is doubled. A pump holds no buffer of its own, and has a goroutine only
+// while there is something to copy.
 type logPump struct {
 	id      string // of the container
 	path    string // empty: output is thrown away
 	log     *slog.Logger
 	now     func() time.Time
 	scratch *logScratch
+	watcher *fdwatch.Watcher
 	fifos   []*logFIFO
-	wg      sync.WaitGroup
 	ending  chan struct{} // closed by stop
-	endOnce sync.Once
 
 	throttle throttle
+
+	follows sync.Mutex // guards what follows, and the following of all FIFOs
+	ended   bool       // by stop: nobody begins to follow
+	wg      sync.WaitGroup
 
 	mu   sync.Mutex // guards what follows, and orders the lines of both streams
 	file *os.File
@@ -47,7 +53,10 @@ type logPump struct {
 
 type logFIFO struct {
 	stream string
-	f      *os.File
+	fd     int // for reading and writing, non-blocking; -1 when it is closed
+	watch  fdwatch.Watch
+	// followed: a goroutine copies what is in it; again: more came since it looked.
+	followed, again bool
 	// shown counts bytes at the start of the FIFO that those who are attached
 	// have: an unfinished line stays there, and they don't wait for its end.
 	shown int
@@ -89,10 +98,10 @@ func (s *logScratch) close() {
 // it is taken over. Both ends of the FIFOs are held open: they have no end of
 // file, and keep what a guest wrote after it has ended.
 func (m *Manager) openLogs(rec *containerRecord, takeover bool) (*logPump, error) {
-	p := &logPump{id: rec.ID, path: rec.LogPath, log: m.log.With("container", rec.ID), now: m.opts.Now, scratch: &m.scratch, ending: make(chan struct{})}
+	p := &logPump{id: rec.ID, path: rec.LogPath, log: m.log, now: m.opts.Now, scratch: &m.scratch, watcher: &m.watcher, ending: make(chan struct{})}
 	if takeover && p.path != "" {
 		if err := cutTornLine(p.path); err != nil {
-			p.log.Warn("log can't be repaired", "log", p.path, "err", err)
+			p.log.Warn("log can't be repaired", "container", p.id, "log", p.path, "err", err)
 		}
 	}
 	if err := p.openFile(); err != nil {
@@ -101,51 +110,97 @@ func (m *Manager) openLogs(rec *containerRecord, takeover bool) (*logPump, error
 	for _, stream := range []string{"stdout", "stderr"} {
 		path := filepath.Join(rec.Spec.Dir, stream)
 		if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
-			p.stop()
+			p.abandon()
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+		fd, err := openFIFO(path)
 		if err != nil {
-			p.stop()
+			p.abandon()
 			return nil, err
 		}
-		p.fifos = append(p.fifos, &logFIFO{stream: stream, f: f})
+		p.fifos = append(p.fifos, &logFIFO{stream: stream, fd: fd})
 	}
 	for _, in := range p.fifos {
-		p.wg.Add(1)
-		go p.follow(in)
+		// Edge-triggered: an unfinished line that stays in the FIFO wakes nobody until
+		// the guest adds to it.
+		watch, err := p.watcher.Add(in.fd, func() { p.came(in) })
+		if err != nil {
+			p.abandon()
+			return nil, fmt.Errorf("log stream %s: %w", in.stream, err)
+		}
+		p.follows.Lock()
+		in.watch = watch
+		p.follows.Unlock()
 	}
 	return p, nil
 }
 
-// follow copies what comes until stop or drain.
-func (p *logPump) follow(in *logFIFO) {
-	defer p.wg.Done()
-	conn, err := in.f.SyscallConn()
-	if err != nil {
-		p.log.Error("log stream can't be read", "stream", in.stream, "err", err)
-		return
+// openFIFO opens one for both ends, which doesn't wait for anybody.
+func openFIFO(path string) (int, error) {
+	for {
+		fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return -1, &os.PathError{Op: "open", Path: path, Err: err}
+		}
+		return fd, nil
 	}
-	// The poller is edge-triggered: an unfinished line that stays in the FIFO
-	// wakes nobody until the guest adds to it.
-	_ = conn.Read(func(fd uintptr) bool {
-		for p.copy(in, int(fd), false) {
+}
+
+// abandon gives up a pump that could not be opened whole.
+func (p *logPump) abandon() {
+	p.stop()
+	p.wait()
+}
+
+// came has what came copied, by a goroutine that ends when there is no more: guests
+// are silent most of the time.
+func (p *logPump) came(in *logFIFO) {
+	p.follows.Lock()
+	defer p.follows.Unlock()
+	switch {
+	case p.ended:
+	case in.followed:
+		in.again = true
+	default:
+		in.followed = true
+		p.wg.Go(func() { p.follow(in) })
+	}
+}
+
+// follow copies what is there, until stop or drain.
+func (p *logPump) follow(in *logFIFO) {
+	for {
+		for p.copy(in, in.fd, false) {
 			in.taps.awaitRoom(p.ending)
 			p.pause()
 		}
-		return false
-	})
+		p.follows.Lock()
+		if !in.again || p.ended {
+			in.followed = false
+			p.follows.Unlock()
+			return
+		}
+		in.again = false
+		p.follows.Unlock()
+	}
 }
 
 // stop ends following. What is in the FIFOs stays there.
 func (p *logPump) stop() {
-	p.endOnce.Do(func() {
-		if p.ending != nil {
-			close(p.ending)
-		}
-	})
+	p.follows.Lock()
+	defer p.follows.Unlock()
+	if p.ended {
+		return
+	}
+	p.ended = true
+	if p.ending != nil {
+		close(p.ending)
+	}
 	for _, in := range p.fifos {
-		_ = in.f.SetReadDeadline(time.Unix(1, 0))
+		in.watch.Remove()
 	}
 }
 
@@ -153,7 +208,10 @@ func (p *logPump) stop() {
 func (p *logPump) wait() {
 	p.wg.Wait()
 	for _, in := range p.fifos {
-		in.f.Close()
+		if in.fd >= 0 {
+			unix.Close(in.fd)
+			in.fd = -1
+		}
 		in.taps.close()
 	}
 	p.mu.Lock()
@@ -171,11 +229,7 @@ func (p *logPump) drain(rest ...[]byte) {
 	p.stop()
 	p.wg.Wait()
 	for i, in := range p.fifos {
-		if conn, err := in.f.SyscallConn(); err == nil {
-			_ = conn.Control(func(fd uintptr) {
-				for p.copy(in, int(fd), len(rest[i]) == 0) {
-				}
-			})
+		for p.copy(in, in.fd, len(rest[i]) == 0) {
 		}
 		in.show(rest[i])
 	}
@@ -357,7 +411,7 @@ func (p *logPump) append(lines []byte, bytes int) {
 
 func (p *logPump) drop(bytes int, err error) {
 	if p.lost == 0 {
-		p.log.Warn("log can't be written, output is dropped", "log", p.path, "err", err)
+		p.log.Warn("log can't be written, output is dropped", "container", p.id, "log", p.path, "err", err)
 	}
 	p.lost += bytes
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -63,6 +64,37 @@ func end(p *logPump, rest ...[]byte) {
 	p.drain(rest...)
 	p.writeRest(rest...)
 	p.wait()
+}
+
+func TestSilentGuestsTakeNoGoroutines(t *testing.T) {
+	const guests = 20
+	m := &Manager{log: slog.New(slog.DiscardHandler), opts: Options{Now: time.Now}}
+	if err := m.scratch.open(); err != nil {
+		t.Fatal(err)
+	}
+	before := runtime.NumGoroutine()
+	var pumps []*logPump
+	var dirs []string
+	for range guests {
+		dir := t.TempDir()
+		p, err := m.openLogs(&containerRecord{ID: "c", LogPath: filepath.Join(dir, "log", "0.log"), Spec: wasmruntime.Spec{Dir: dir}}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pumps, dirs = append(pumps, p), append(dirs, dir)
+	}
+	if n := runtime.NumGoroutine() - before; n > 1 {
+		t.Errorf("%d goroutines for %d guests that say nothing", n, guests)
+	}
+	for i, dir := range dirs {
+		fmt.Fprintf(guestOf(t, dir), "it is %d\n", i)
+	}
+	for i, dir := range dirs {
+		end(pumps[i])
+		if got, want := content(t, dir), fmt.Sprintf("it is %d\n", i); got != want {
+			t.Errorf("the log of guest %d: %q", i, got)
+		}
+	}
 }
 
 // content puts a log's lines together again.

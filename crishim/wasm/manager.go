@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/crishim/images"
+	"github.com/coracle-edge/coracle/internal/fdwatch"
 	"github.com/coracle-edge/coracle/wasmruntime"
 )
 
@@ -91,10 +93,12 @@ type Manager struct {
 	bootID  string
 	cgroups bool // may be made here
 	scratch logScratch
-	wg      sync.WaitGroup // watchers of running containers
+	watcher fdwatch.Watcher // of what guests write
+	wg      sync.WaitGroup  // of what is done at containers' ends
 	closing chan struct{}
 
 	mu         sync.Mutex
+	closed     bool // Close was called: the wait group gets no more
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
 	names      map[string]string // reserved name -> ID
@@ -163,15 +167,22 @@ func New(ctx context.Context, opts Options) (*Manager, error) {
 func (m *Manager) Close() error {
 	close(m.closing)
 	m.mu.Lock()
-	for _, c := range m.containers {
-		c.mu.Lock()
-		if c.logs != nil {
-			c.logs.stop()
-		}
-		c.mu.Unlock()
-	}
+	m.closed = true
+	all := slices.Collect(maps.Values(m.containers))
 	m.mu.Unlock()
+	running := func(do func(*logPump)) {
+		for _, c := range all {
+			c.mu.Lock()
+			logs := c.logs
+			c.mu.Unlock()
+			if logs != nil {
+				do(logs)
+			}
+		}
+	}
+	running((*logPump).stop)
 	m.wg.Wait()
+	running((*logPump).wait) // the others' were waited for
 	m.scratch.close()
 	return nil
 }

@@ -89,7 +89,7 @@ func (m *Manager) ListPodSandboxMetrics() []*runtimeapi.PodSandboxMetrics {
 		if !rec.Ready {
 			continue
 		}
-		md := s.config.GetMetadata()
+		md := s.shown.metadata
 		pm := &runtimeapi.PodSandboxMetrics{PodSandboxId: s.id, ContainerMetrics: m.ContainerMetricsOf(s.id, md)}
 		if rec.Network == netCNI {
 			pm.Metrics = networkMetrics(rec.NetNS, md.GetName(), md.GetNamespace(), "", s.id, "")
@@ -139,7 +139,7 @@ func (m *Manager) containerMetrics(c *container, md *runtimeapi.PodSandboxMetada
 	if err != nil {
 		return nil
 	}
-	l := []string{md.GetName(), md.GetNamespace(), c.config.GetMetadata().GetName(), c.id, rec.ImageRef}
+	l := []string{md.GetName(), md.GetNamespace(), c.shown.metadata.GetName(), c.id, rec.ImageRef}
 	failures := func(kind string) []string { return append(l[:len(l):len(l)], kind, "container") }
 	res := rec.Spec.Resources
 	out := []*runtimeapi.Metric{

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -82,6 +83,34 @@ func (r *sandboxRecord) config() (*runtimeapi.PodSandboxConfig, error) {
 func (r *containerRecord) config() (*runtimeapi.ContainerConfig, error) {
 	c := &runtimeapi.ContainerConfig{}
 	return c, proto.Unmarshal(r.Config, c)
+}
+
+// fieldMounts is the number of ContainerConfig.mounts.
+const fieldMounts = 7
+
+// mounts of a config that can be decoded, which isn't for their sake: each event has
+// them. The field never changes, so no lock is needed.
+func (r *containerRecord) mounts() (out []*runtimeapi.Mount) {
+	for b := r.Config; len(b) > 0; {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return out
+		}
+		b = b[n:]
+		if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
+			return out
+		}
+		if num == fieldMounts && typ == protowire.BytesType {
+			raw, _ := protowire.ConsumeBytes(b)
+			m := &runtimeapi.Mount{}
+			if proto.Unmarshal(raw, m) != nil {
+				return out
+			}
+			out = append(out, m)
+		}
+		b = b[n:]
+	}
+	return out
 }
 
 // writeRecord replaces a record by rename. durable syncs file and folder.

@@ -12,7 +12,8 @@ import (
 // FuzzRecord: records that a power cut tore, or that a later version wrote.
 func FuzzRecord(f *testing.F) {
 	path := filepath.Join(f.TempDir(), "record.json")
-	config, err := proto.Marshal(&runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "x"}})
+	config, err := proto.Marshal(&runtimeapi.ContainerConfig{Metadata: &runtimeapi.ContainerMetadata{Name: "x"},
+		Mounts: []*runtimeapi.Mount{{ContainerPath: "/a", HostPath: "/b"}, {ContainerPath: "/c", HostPath: "/d", Readonly: true}}, LogPath: "0.log"})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -34,6 +35,9 @@ func FuzzRecord(f *testing.F) {
 		if readRecord(path, &c) == nil {
 			if cfg, err := c.config(); err == nil {
 				_ = containerName(cfg.GetMetadata(), c.SandboxID)
+				if got := (&runtimeapi.ContainerConfig{Mounts: c.mounts()}); !proto.Equal(got, &runtimeapi.ContainerConfig{Mounts: cfg.GetMounts()}) {
+					t.Errorf("the mounts %v, decoded alone %v", cfg.GetMounts(), got.GetMounts())
+				}
 			}
 		}
 		var s sandboxRecord

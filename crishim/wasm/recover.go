@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/coracle-edge/coracle/wasmruntime"
 )
 
@@ -32,8 +34,9 @@ func (m *Manager) recoverSandboxes(ctx context.Context) error {
 		path := m.sandboxDir(e.Name())
 		s := &sandbox{id: e.Name()}
 		err := readRecord(path, &s.rec)
+		var cfg *runtimeapi.PodSandboxConfig
 		if err == nil {
-			s.config, err = s.rec.config()
+			cfg, err = s.rec.config()
 		}
 		if err != nil || s.rec.ID != s.id || s.rec.Version > recordVersion {
 			// Torn by a power cut, or an interrupted rename: its guests are dead.
@@ -41,7 +44,8 @@ func (m *Manager) recoverSandboxes(ctx context.Context) error {
 			os.Remove(path)
 			continue
 		}
-		s.name = sandboxName(s.config.GetMetadata())
+		s.shown = showSandbox(cfg)
+		s.name = sandboxName(s.shown.metadata)
 		if s.rec.Making {
 			if n, ok := m.opts.Network.(interface {
 				EndAbandoned(ctx context.Context, id string)
@@ -76,7 +80,7 @@ func (m *Manager) recoverSandboxes(ctx context.Context) error {
 // retire makes a sandbox NotReady whose boot or network namespace is over, so
 // that the kubelet makes a new one.
 func (m *Manager) retire(ctx context.Context, s *sandbox) {
-	m.log.Info("pod sandbox has not survived the restart", "sandbox", s.id, "pod", s.config.GetMetadata().GetName(), "sameBoot", s.rec.BootID == m.bootID)
+	m.log.Info("pod sandbox has not survived the restart", "sandbox", s.id, "pod", s.shown.metadata.GetName(), "sameBoot", s.rec.BootID == m.bootID)
 	if err := m.disconnect(ctx, s); err != nil {
 		m.log.Warn("network of a dead pod sandbox can't be cleaned up yet", "sandbox", s.id, "err", err)
 	}
@@ -99,15 +103,17 @@ func (m *Manager) recoverContainers(ctx context.Context) error {
 		}
 		c := &container{id: e.Name(), ended: make(chan struct{})}
 		err := readRecord(filepath.Join(dir, recordFile), &c.rec)
+		var cfg *runtimeapi.ContainerConfig
 		if err == nil {
-			c.config, err = c.rec.config()
+			cfg, err = c.rec.config()
 		}
 		if err != nil || c.rec.ID != c.id || c.rec.Version > recordVersion {
 			m.log.Warn("container is dropped: its record can't be read", "container", e.Name(), "err", err)
 			m.deleteBundle(ctx, dir)
 			continue
 		}
-		c.name = containerName(c.config.GetMetadata(), c.rec.SandboxID)
+		c.shown = showContainer(cfg)
+		c.name = containerName(c.shown.metadata, c.rec.SandboxID)
 		m.recoverContainer(ctx, c)
 		m.containers[c.id] = c
 		m.names[c.name] = c.id
@@ -172,7 +178,7 @@ func (m *Manager) recoverContainer(ctx context.Context, c *container) {
 	case <-proc.Done():
 		m.finish(c, proc, logs)
 	default:
-		m.log.Info("running container taken over", "container", c.id, "name", c.config.GetMetadata().GetName(), "pid", proc.PID())
+		m.log.Info("running container taken over", "container", c.id, "name", c.shown.metadata.GetName(), "pid", proc.PID())
 		m.watch(c, proc, logs)
 	}
 }

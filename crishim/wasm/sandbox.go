@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sort"
@@ -17,13 +18,35 @@ import (
 
 // sandbox is one pod.
 type sandbox struct {
-	id     string
-	name   string // reserved
-	config *runtimeapi.PodSandboxConfig
-	op     sync.Mutex // held while it is stopped or removed
+	id    string
+	name  string // reserved
+	shown shownSandbox
+	op    sync.Mutex // held while it is stopped or removed
 
 	mu  sync.Mutex
 	rec sandboxRecord
+}
+
+// shownSandbox is what lists tell of a sandbox's config; as shownContainer.
+type shownSandbox struct {
+	metadata            *runtimeapi.PodSandboxMetadata
+	labels, annotations map[string]string
+	namespaces          *runtimeapi.NamespaceOption // each event tells of them, too
+}
+
+func showSandbox(cfg *runtimeapi.PodSandboxConfig) shownSandbox {
+	return shownSandbox{proto.CloneOf(cfg.GetMetadata()), maps.Clone(cfg.GetLabels()), maps.Clone(cfg.GetAnnotations()),
+		proto.CloneOf(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())}
+}
+
+// config is the whole, the caller's own.
+func (s *sandbox) config() *runtimeapi.PodSandboxConfig {
+	cfg, err := s.rec.config() // of the record this field never changes
+	if err != nil {
+		// It could be read when it was made or recovered.
+		panic(fmt.Sprintf("pod sandbox %s: %v", s.id, err))
+	}
+	return cfg
 }
 
 func (s *sandbox) record() sandboxRecord {
@@ -52,7 +75,7 @@ func (m *Manager) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if err != nil {
 		return "", fmt.Errorf("pod sandbox: %w: %w", ErrInvalid, err)
 	}
-	s := &sandbox{id: newID(), name: sandboxName(md), config: proto.CloneOf(cfg)}
+	s := &sandbox{id: newID(), name: sandboxName(md), shown: showSandbox(cfg)}
 	s.rec = sandboxRecord{
 		Version: recordVersion, ID: s.id, Config: raw, Handler: req.GetRuntimeHandler(),
 		CreatedAt: m.opts.Now().UTC(), BootID: m.bootID, Ready: true,
@@ -117,10 +140,11 @@ func (m *Manager) connect(ctx context.Context, s *sandbox) (err error) {
 		}
 		os.Remove(m.sandboxDir(s.id))
 	}()
-	if err := newNetNS(s.rec.NetNS, s.config.GetLinux().GetSysctls()); err != nil {
+	cfg := s.config()
+	if err := newNetNS(s.rec.NetNS, cfg.GetLinux().GetSysctls()); err != nil {
 		return fmt.Errorf("%w: namespace: %w", ErrNetwork, err)
 	}
-	ips, err := m.opts.Network.Attach(ctx, s.id, s.rec.NetNS, s.config)
+	ips, err := m.opts.Network.Attach(ctx, s.id, s.rec.NetNS, cfg)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNetwork, err)
 	}
@@ -143,7 +167,7 @@ func (m *Manager) disconnect(ctx context.Context, s *sandbox) error {
 		}
 		if m.opts.Network == nil || !m.opts.Network.Configured() {
 			m.log.Warn("pod's address can't be given back: the CNI configuration is gone", "sandbox", s.id, "ips", rec.IPs)
-		} else if err := m.opts.Network.Detach(ctx, s.id, netns, s.config); err != nil {
+		} else if err := m.opts.Network.Detach(ctx, s.id, netns, s.config()); err != nil {
 			return fmt.Errorf("%w: %w", ErrNetwork, err)
 		}
 		s.mu.Lock()
@@ -292,10 +316,10 @@ func (m *Manager) PodSandboxStatus(id string, verbose bool) (*runtimeapi.PodSand
 		ContainersStatuses: m.containerStatuses(s.id),
 	}
 	if verbose {
-		rec := s.record()
+		rec, cfg := s.record(), s.config()
 		resp.Info = map[string]string{"info": JSON(map[string]any{
-			"kind": "wasm", "network": rec.Network, "netns": rec.NetNS, "bootID": rec.BootID, "cgroupParent": m.cgroupParent(s.config),
-			"overhead": rec.Overhead, "resources": rec.Resources, "runtimeHandler": rec.Handler, "config": s.config,
+			"kind": "wasm", "network": rec.Network, "netns": rec.NetNS, "bootID": rec.BootID, "cgroupParent": m.cgroupParent(cfg),
+			"overhead": rec.Overhead, "resources": rec.Resources, "runtimeHandler": rec.Handler, "config": cfg,
 		})}
 	}
 	return resp, nil
@@ -303,7 +327,7 @@ func (m *Manager) PodSandboxStatus(id string, verbose bool) (*runtimeapi.PodSand
 
 func (m *Manager) sandboxStatus(s *sandbox) *runtimeapi.PodSandboxStatus {
 	rec := s.record()
-	ns := proto.CloneOf(s.config.GetLinux().GetSecurityContext().GetNamespaceOptions())
+	ns := proto.CloneOf(s.shown.namespaces)
 	if ns == nil {
 		ns = &runtimeapi.NamespaceOption{}
 	}
@@ -311,10 +335,10 @@ func (m *Manager) sandboxStatus(s *sandbox) *runtimeapi.PodSandboxStatus {
 		ns.Network = runtimeapi.NamespaceMode_NODE
 	}
 	st := &runtimeapi.PodSandboxStatus{
-		Id: s.id, Metadata: s.config.GetMetadata(), State: sandboxState(rec.Ready), CreatedAt: rec.CreatedAt.UnixNano(),
+		Id: s.id, Metadata: s.shown.metadata, State: sandboxState(rec.Ready), CreatedAt: rec.CreatedAt.UnixNano(),
 		Network: &runtimeapi.PodSandboxNetworkStatus{},
 		Linux:   &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: ns}},
-		Labels:  s.config.GetLabels(), Annotations: s.config.GetAnnotations(), RuntimeHandler: rec.Handler,
+		Labels:  s.shown.labels, Annotations: s.shown.annotations, RuntimeHandler: rec.Handler,
 	}
 	if len(rec.IPs) > 0 {
 		st.Network.Ip = rec.IPs[0]
@@ -345,12 +369,12 @@ func (m *Manager) ListPodSandbox(f *runtimeapi.PodSandboxFilter) []*runtimeapi.P
 		rec := s.record()
 		if f.GetId() != "" && !strings.HasPrefix(s.id, f.GetId()) ||
 			f.GetState() != nil && f.GetState().GetState() != sandboxState(rec.Ready) ||
-			!hasLabels(s.config.GetLabels(), f.GetLabelSelector()) {
+			!hasLabels(s.shown.labels, f.GetLabelSelector()) {
 			continue
 		}
 		out = append(out, &runtimeapi.PodSandbox{
-			Id: s.id, Metadata: s.config.GetMetadata(), State: sandboxState(rec.Ready), CreatedAt: rec.CreatedAt.UnixNano(),
-			Labels: s.config.GetLabels(), Annotations: s.config.GetAnnotations(), RuntimeHandler: rec.Handler,
+			Id: s.id, Metadata: s.shown.metadata, State: sandboxState(rec.Ready), CreatedAt: rec.CreatedAt.UnixNano(),
+			Labels: s.shown.labels, Annotations: s.shown.annotations, RuntimeHandler: rec.Handler,
 		})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].CreatedAt > out[j].CreatedAt })

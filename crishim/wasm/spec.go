@@ -45,6 +45,9 @@ func (m *Manager) makeSpec(id string, p *pod, cfg *runtimeapi.ContainerConfig, i
 	if cfg.GetTty() {
 		return wasmruntime.Spec{}, fmt.Errorf("%w: a terminal (tty): WASI has none", ErrUnsupported)
 	}
+	if d := cfg.GetDevices(); len(d) > 0 {
+		return wasmruntime.Spec{}, fmt.Errorf("%w: device %s: WASI has no call for device nodes, give it a folder or a socket", ErrUnsupported, d[0].GetContainerPath())
+	}
 	spec := wasmruntime.Spec{
 		Dir: filepath.Join(m.containerDir(id), bundleDir), ID: cfg.GetMetadata().GetName(),
 		Module: img.Module.Path, Digest: img.Module.Digest.String(), Name: img.Module.Name,

@@ -58,7 +58,7 @@ func (m *Manager) containerStats(c *container) (*runtimeapi.ContainerStats, erro
 		mem.AvailableBytes = u64(limit - st.WorkingSetBytes)
 	}
 	return &runtimeapi.ContainerStats{
-		Attributes: &runtimeapi.ContainerAttributes{Id: c.id, Metadata: c.config.GetMetadata(), Labels: c.config.GetLabels(), Annotations: c.config.GetAnnotations()},
+		Attributes: &runtimeapi.ContainerAttributes{Id: c.id, Metadata: c.shown.metadata, Labels: c.shown.labels, Annotations: c.shown.annotations},
 		Cpu:        &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: u64(st.CPUNanos), UsageNanoCores: u64(rate)},
 		Memory:     mem,
 		// A guest has no layer of its own to write to.
@@ -115,7 +115,7 @@ func (m *Manager) PodSandboxStats(id string) (*runtimeapi.PodSandboxStats, error
 	}
 	lin.Process = &runtimeapi.ProcessUsage{Timestamp: now, ProcessCount: u64(procs)}
 	return &runtimeapi.PodSandboxStats{
-		Attributes: &runtimeapi.PodSandboxAttributes{Id: s.id, Metadata: s.config.GetMetadata(), Labels: s.config.GetLabels(), Annotations: s.config.GetAnnotations()},
+		Attributes: &runtimeapi.PodSandboxAttributes{Id: s.id, Metadata: s.shown.metadata, Labels: s.shown.labels, Annotations: s.shown.annotations},
 		Linux:      lin,
 	}, nil
 }

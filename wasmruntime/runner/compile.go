@@ -266,7 +266,7 @@ func buildInto(dir string, module []byte, look func(wazero.CompiledModule)) (str
 
 func build(module []byte, cc wazero.CompilationCache, look func(wazero.CompiledModule)) error {
 	ctx := experimental.WithCompilationWorkers(context.Background(), runtime.GOMAXPROCS(0))
-	cfg := config(0)
+	cfg := config()
 	if cc != nil {
 		cfg = cfg.WithCompilationCache(cc)
 		defer cc.Close(ctx)

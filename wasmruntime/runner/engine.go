@@ -63,15 +63,13 @@ func cpuFeatures() string {
 }
 
 // config is the engine's; it must be the same for compiling and running.
-func config(memoryPages uint32) wazero.RuntimeConfig {
+// How large a guest may become is its allocator's to say.
+func config() wazero.RuntimeConfig {
 	c := wazero.NewRuntimeConfigInterpreter()
 	if hasCompiler {
 		c = wazero.NewRuntimeConfigCompiler()
 	}
-	if memoryPages == 0 {
-		memoryPages = 65536
-	}
-	return c.WithCoreFeatures(features).WithDebugInfoEnabled(false).WithMemoryLimitPages(memoryPages)
+	return c.WithCoreFeatures(features).WithDebugInfoEnabled(false).WithMemoryLimitPages(65536)
 }
 
 // infoMain prints the engine, which the starter needs for the cache's keys.

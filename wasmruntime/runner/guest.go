@@ -29,7 +29,7 @@ type guestOrder struct {
 	StdinWriter  int    // 0: stdin never ends
 	Name         string
 	Entry        string // where the cache's entry is by now
-	MemoryPages  uint32
+	Limit        int    // see bundle.LimitFile
 	Imports      []string
 	Args, Env    []string
 	Listeners    []wasi.Listener
@@ -82,7 +82,7 @@ func guest(order guestOrder) int {
 		}
 		g.order.Walls = append(g.order.Walls, wall)
 	}
-	ctx := experimental.WithMemoryAllocator(context.Background(), allocator{})
+	ctx := experimental.WithMemoryAllocator(context.Background(), allocator{limit: order.Limit})
 	start, kind, err := g.load(ctx, sys)
 	if err != nil {
 		return g.failed(kind, err)
@@ -119,7 +119,7 @@ func (g *guestRun) load(ctx context.Context, sys *wasi.System) (start func(conte
 	if err != nil {
 		return nil, bundle.KindCache, err
 	}
-	cfg := config(g.order.MemoryPages)
+	cfg := config()
 	if hasCompiler {
 		cc, err := wazero.NewCompilationCacheWithDir(g.order.Entry)
 		if err != nil {

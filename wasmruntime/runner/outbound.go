@@ -126,7 +126,9 @@ func hosts(r io.Reader, o *wasi.Outbound) {
 			return
 		}
 		for _, name := range words[1:] {
-			o.Hosts = append(o.Hosts, wasi.Host{Name: strings.ToLower(strings.TrimSuffix(name, ".")), Addr: addr.WithZone("")})
+			if name = strings.TrimSuffix(name, "."); name != "" { // the root has no address
+				o.Hosts = append(o.Hosts, wasi.Host{Name: strings.ToLower(name), Addr: addr.WithZone("")})
+			}
 		}
 	})
 }

@@ -43,6 +43,7 @@ options edns0 ndots:5
 
 func FuzzResolvConf(f *testing.F) {
 	f.Add("nameserver 192.0.2.53\nsearch a b\noptions ndots:3\n127.0.0.1 localhost\n")
+	f.Add("127.0.0.1 . localhost.\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		var o wasi.Outbound
 		resolvConf(strings.NewReader(text), &o)

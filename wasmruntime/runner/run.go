@@ -176,16 +176,15 @@ func (s *stage) openEntry() error {
 		return err
 	}
 
-	limit := s.spec.MemoryBytes
-	if limit == 0 {
-		limit = s.spec.Resources.MemoryBytes
+	if limit := s.spec.MemoryLimit(); limit > 0 && int64(index.MemoryPages) > limit/65536 {
+		return fmt.Errorf("it needs %d bytes of memory to begin with, the limit is %d", int64(index.MemoryPages)*65536, limit)
 	}
-	if limit > 0 {
-		pages := uint32(min(limit/65536, 65536))
-		if index.MemoryPages > pages {
-			return fmt.Errorf("it needs %d bytes of memory to begin with, the limit is %d", int64(index.MemoryPages)*65536, limit)
-		}
-		s.order.MemoryPages = max(pages, 1)
+	fd, err = unix.Open(filepath.Join(s.spec.Dir, bundle.LimitFile), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		s.order.Limit, err = s.hold(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("its memory limit: %w", err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -50,6 +51,9 @@ func (g *Group) dirs() []string {
 		if _, err := os.Stat(filepath.Join(g.root, c)); err == nil {
 			out = append(out, filepath.Join(g.root, c, g.path))
 		}
+	}
+	if dir := g.dir(cpuset); exists(dir) {
+		out = append(out, dir) // of those that are bound to processors only
 	}
 	return out
 }
@@ -140,9 +144,7 @@ func (g *Group) Set(res bundle.Resources) error {
 			_ = write(g.dir(""), "memory.oom.group", "1")
 		}
 		if res.CPUShares > 0 {
-			// The mapping of runc and crun.
-			weight := 1 + (min(max(res.CPUShares, 2), 262144)-2)*9999/262142
-			set("", "cpu.weight", weight)
+			set("", "cpu.weight", cpuWeight(res.CPUShares))
 		}
 		if res.CPUQuota != 0 {
 			quota := "max"
@@ -178,6 +180,7 @@ func (g *Group) Set(res bundle.Resources) error {
 		set("cpu", "cpu.cfs_quota_us", res.CPUQuota)
 	}
 	set("pids", "pids.max", res.PidsMax)
+	errs = append(errs, g.bind(res))
 	return errors.Join(errs...)
 }
 
@@ -261,4 +264,19 @@ func (g *Group) Remove() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// cpuWeight converts as runc does since 1.3.2 (opencontainers/cgroups,
+// ConvertCPUSharesToCgroupV2Value), so that containers of both kinds weigh alike: a
+// curve through the least, the most, and 1024 shares, which is the weight 100.
+func cpuWeight(shares int64) int64 {
+	const least, most = 2, 262144
+	switch {
+	case shares <= least:
+		return 1
+	case shares >= most:
+		return 10000
+	}
+	l := math.Log2(float64(shares))
+	return int64(math.Ceil(math.Pow(10, (l*l+125*l)/612-7.0/34)))
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -50,7 +51,7 @@ func TestUnified(t *testing.T) {
 		t.Fatal(err)
 	}
 	have(t, map[string]string{
-		dir + "/memory.max": "1048576", dir + "/memory.swap.max": "0", dir + "/cpu.weight": "39",
+		dir + "/memory.max": "1048576", dir + "/memory.swap.max": "0", dir + "/cpu.weight": "100",
 		dir + "/cpu.max": "50000 100000", dir + "/pids.max": "10",
 	})
 	os.WriteFile(dir+"/memory.events", []byte("low 0\noom 2\noom_kill 1\n"), 0o644)
@@ -86,6 +87,42 @@ func TestVersion1(t *testing.T) {
 	if n := g.OOMKills(); n != 3 {
 		t.Errorf("%d OOM kills, want 3", n)
 	}
+}
+
+// In version 1 a group is in the hierarchy of processors if it is bound to some: all
+// above it is filled first, and who runs in it already is moved.
+func TestBoundInVersion1(t *testing.T) {
+	root := t.TempDir()
+	files(t, root+"/memory/pod/c", "cgroup.procs")
+	g, err := cgroup.Open(root, "/pod/c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bound := bundle.Resources{CPUSet: "1-2"}
+	if err := g.Set(bound); err == nil || !cgroup.Tolerable(err) {
+		t.Errorf("without that hierarchy: %v", err)
+	}
+	dir := root + "/cpuset/pod/c"
+	files(t, dir, "cpuset.cpus", "cpuset.mems", "cgroup.procs")
+	files(t, root+"/cpuset/pod", "cpuset.cpus", "cpuset.mems")
+	os.WriteFile(root+"/cpuset/cpuset.cpus", []byte("0-3\n"), 0o644)
+	os.WriteFile(root+"/cpuset/cpuset.mems", []byte("0\n"), 0o644)
+	self := strconv.Itoa(os.Getpid())
+	os.WriteFile(root+"/memory/pod/c/cgroup.procs", []byte(self+"\n"), 0o644)
+	if err := g.Set(bound); err != nil {
+		t.Fatal(err)
+	}
+	have(t, map[string]string{root + "/cpuset/pod/cpuset.cpus": "0-3", root + "/cpuset/pod/cpuset.mems": "0",
+		dir + "/cpuset.cpus": "1-2", dir + "/cpuset.mems": "0", dir + "/cgroup.procs": self})
+	if err := g.Set(bundle.Resources{CPUShares: 5}); err == nil || strings.Contains(err.Error(), "cpuset") {
+		t.Errorf("nothing of processors was asked: %v", err)
+	}
+	have(t, map[string]string{dir + "/cpuset.cpus": "1-2"})
+	os.WriteFile(dir+"/cgroup.procs", nil, 0o644)
+	if err := g.Join(); err != nil {
+		t.Fatal(err)
+	}
+	have(t, map[string]string{dir + "/cgroup.procs": self})
 }
 
 func TestPathsThatLeadElsewhere(t *testing.T) {

@@ -1,6 +1,7 @@
 package wasi
 
 import (
+	stdpath "path"
 	stdstrings "strings"
 
 	"golang.org/x/sys/unix"
@@ -10,7 +11,7 @@ import (
 const lookupFollow = 1
 
 // dirAndPath gets the directory and path that path functions begin with.
-// The caller must care for directories of single files (f.singles).
+// The caller must care for single files of the directory (f.singles).
 func (s *System) dirAndPath(m memory, fd, at, n uint64, rights uint64) (*file, string, errno) {
 	f, e := s.get(uint32(fd), 0)
 	if e != ok {
@@ -29,10 +30,16 @@ func (s *System) dirAndPath(m memory, fd, at, n uint64, rights uint64) (*file, s
 // changing is dirAndPath for what changes the directory.
 func (s *System) changing(m memory, fd, at, n uint64, rights uint64) (*file, string, errno) {
 	f, p, e := s.dirAndPath(m, fd, at, n, rights)
-	if e == ok && (f.readOnly || f.singles != nil) {
+	if e == ok && f.fixed(p) {
 		e = eRofs
 	}
 	return f, p, e
+}
+
+// fixed reports whether nothing at path may be changed: in a directory that is
+// read-only or has single files alone, or at the place of a single file.
+func (f *file) fixed(path string) bool {
+	return f.readOnly || f.fd < 0 || f.single(path) != nil
 }
 
 // inParent runs op with the directory that holds the path's last component.
@@ -45,14 +52,18 @@ func (s *System) inParent(f *file, path string, op func(dir int, name string) er
 	return toErrno(op(dir, name))
 }
 
-func (f *file) single(path string) (*single, errno) {
-	path = stdstrings.TrimPrefix(path, "./")
+// single is the single file that path names, nil if it names none.
+func (f *file) single(path string) *single {
+	if len(f.singles) == 0 {
+		return nil
+	}
+	path = stdpath.Clean(path)
 	for i := range f.singles {
 		if f.singles[i].name == path {
-			return &f.singles[i], ok
+			return &f.singles[i]
 		}
 	}
-	return nil, eNoent
+	return nil
 }
 
 func pathCreateDirectory(s *System, m memory, a []uint64) errno {
@@ -133,7 +144,7 @@ func pathLink(s *System, m memory, a []uint64) errno {
 	if e != ok {
 		return e
 	}
-	if from.readOnly || from.singles != nil {
+	if from.fixed(fromPath) {
 		return eRofs
 	}
 	if a[1] != 0 {
@@ -186,7 +197,7 @@ func pathReadlink(s *System, m memory, a []uint64) errno {
 	if e != ok {
 		return e
 	}
-	if f.singles != nil {
+	if f.fd < 0 || f.single(path) != nil {
 		return eInval
 	}
 	buf, in := m.bytes(a[3], a[4])
@@ -216,14 +227,11 @@ func (s *System) openPath(f *file, path string, follow bool) (int, error) {
 	if !follow {
 		flags |= unix.O_NOFOLLOW
 	}
-	if f.singles != nil {
-		if path == "." {
-			return -1, unix.ENOENT
-		}
-		one, e := f.single(path)
-		if e != ok {
-			return -1, unix.ENOENT
-		}
+	one := f.single(path)
+	if one == nil && f.fd < 0 {
+		return -1, unix.ENOENT
+	}
+	if one != nil {
 		return s.open(one.parent, one.hostName, flags|unix.O_NOFOLLOW, 0)
 	}
 	return s.open(f.fd, path, flags, 0)
@@ -237,7 +245,7 @@ func pathFilestatGet(s *System, m memory, a []uint64) errno {
 	if a[1]&^lookupFollow != 0 {
 		return eInval
 	}
-	if f.singles != nil && path == "." {
+	if f.fd < 0 && path == "." {
 		return putStat(m, a[4], &unix.Stat_t{Mode: unix.S_IFDIR, Nlink: 1})
 	}
 	fd, err := s.openPath(f, path, a[1]&lookupFollow != 0)
@@ -357,17 +365,15 @@ func pathOpen(s *System, m memory, a []uint64) errno {
 
 	readOnly := dir.readOnly
 	host, hostPath := dir.fd, path
-	if dir.singles != nil {
-		if path == "." && oflags&(openCreate|openTruncate) == 0 {
+	if one := dir.single(path); one == nil && dir.fd < 0 {
+		switch {
+		case path == "." && oflags&(openCreate|openTruncate) == 0:
 			return s.opened(m, a[8], &file{fd: -1, dirFD: -1, kind: typeDirectory, base: base & rightsDir, inherit: inherit, readOnly: true, singles: dir.singles})
+		case oflags&openCreate != 0:
+			return eRofs
 		}
-		one, e := dir.single(path)
-		if e != ok {
-			if oflags&openCreate != 0 {
-				return eRofs
-			}
-			return e
-		}
+		return eNoent
+	} else if one != nil {
 		host, hostPath, readOnly = one.parent, one.hostName, one.readOnly
 		flags = flags&^unix.O_CREAT | unix.O_NOFOLLOW
 		if oflags&openExclusive != 0 {
@@ -386,7 +392,11 @@ func pathOpen(s *System, m memory, a []uint64) errno {
 		}
 		return toErrno(err)
 	}
-	return s.adopt(m, a[8], fd, fdflags, base, inherit, readOnly)
+	var singles []single
+	if len(dir.singles) > 0 && stdpath.Clean(path) == "." {
+		singles = dir.singles // the same directory again
+	}
+	return s.adopt(m, a[8], fd, fdflags, base, inherit, readOnly, singles)
 }
 
 // openForGuest opens, and under a read-only directory what only read.
@@ -429,13 +439,13 @@ func (s *System) openForGuest(dir int, path string, flags int, readOnly bool) (i
 }
 
 // adopt makes a descriptor of the table out of a host descriptor.
-func (s *System) adopt(m memory, at uint64, fd int, fdflags uint16, base, inherit uint64, readOnly bool) errno {
+func (s *System) adopt(m memory, at uint64, fd int, fdflags uint16, base, inherit uint64, readOnly bool, singles []single) errno {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
 		return toErrno(err)
 	}
-	f := &file{fd: fd, dirFD: -1, kind: hostType(st.Mode), flags: fdflags, base: base, inherit: inherit, readOnly: readOnly}
+	f := &file{fd: fd, dirFD: -1, kind: hostType(st.Mode), flags: fdflags, base: base, inherit: inherit, readOnly: readOnly, singles: singles}
 	if f.isDir() {
 		f.base &= rightsDir
 	} else {

@@ -10,7 +10,7 @@ import (
 // openDir opens a directory for listing. Preopens are O_PATH, opened before
 // the guest's user was taken on, so that listing asks for that user's rights.
 func (f *file) openDir() errno {
-	if f.dirFD >= 0 || f.singles != nil {
+	if f.dirFD >= 0 || f.fd < 0 {
 		return ok
 	}
 	fd, err := unix.Openat(f.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -52,12 +52,14 @@ func fdReaddir(s *System, m memory, a []uint64) errno {
 		used += copy(buf[used:], name)
 		return used < len(buf)
 	}
-	if f.singles != nil {
-		for i := a[3]; i < uint64(len(f.singles)); i++ {
-			if !put(i+1, i+1, typeRegular, []byte(f.singles[i].name)) {
-				break
-			}
+	// Cookies up to this number are of single files, those from it on of the others.
+	first := uint64(len(f.singles))
+	for i := a[3]; i < first; i++ {
+		if !put(i+1, i+1, typeRegular, []byte(f.singles[i].name)) {
+			return m.put32(a[4], uint32(used))
 		}
+	}
+	if f.fd < 0 {
 		return m.put32(a[4], uint32(used))
 	}
 	if e := f.openDir(); e != ok {
@@ -66,7 +68,7 @@ func fdReaddir(s *System, m memory, a []uint64) errno {
 	if s.dirents == nil {
 		s.dirents = make([]byte, 8<<10)
 	}
-	cookie := a[3]
+	cookie := max(a[3], first) - first
 	if cookie != f.dirPos || cookie == 0 {
 		if _, err := unix.Seek(f.dirFD, int64(cookie), unix.SEEK_SET); err != nil {
 			return toErrno(err)
@@ -91,7 +93,10 @@ func fdReaddir(s *System, m memory, a []uint64) errno {
 				name = name[:i]
 			}
 			rest = rest[size:]
-			if !put(next, ino, direntType(kind), name) {
+			if len(f.singles) > 0 && f.single(string(name)) != nil {
+				continue // what the single file hides
+			}
+			if !put(first+next, ino, direntType(kind), name) {
 				return m.put32(a[4], uint32(used))
 			}
 		}

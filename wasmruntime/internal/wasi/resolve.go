@@ -1,6 +1,7 @@
 package wasi
 
 import (
+	"errors"
 	stdstrings "strings"
 	"unicode/utf8"
 
@@ -67,6 +68,22 @@ func (s *System) open(dir int, path string, flags int, mode uint32) (int, error)
 		}
 	}
 	return walk(dir, path, flags, mode)
+}
+
+// ErrNoDir is returned by [OpenDir] where a path leads to no directory beneath the
+// one it starts from.
+var ErrNoDir = errors.New("no such directory")
+
+// OpenDir opens the directory that a guest finds at path beneath dir, O_PATH.
+func OpenDir(dir int, path string) (int, error) {
+	fd, err := new(System).open(dir, path, unix.O_PATH|unix.O_DIRECTORY, 0)
+	switch err {
+	case nil:
+		return fd, nil
+	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP, ePerm:
+		return -1, ErrNoDir
+	}
+	return -1, err
 }
 
 // walk is open for kernels before 5.6: component by component over directory

@@ -32,9 +32,10 @@ type Listener struct {
 	NonBlocking bool
 }
 
-// Preopen is a directory, or with Singles a directory of single files.
+// Preopen is a directory. Singles lie in it and hide what has their names there;
+// without an FD there is nothing else.
 type Preopen struct {
-	FD       int // O_PATH|O_DIRECTORY
+	FD       int // O_PATH|O_DIRECTORY; -1 for none, which Singles allow
 	Guest    string
 	ReadOnly bool
 	Singles  []Single

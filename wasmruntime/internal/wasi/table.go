@@ -70,7 +70,7 @@ const (
 
 // file is an entry of the descriptor table.
 type file struct {
-	fd int // of the host; -1 for a directory of single files
+	fd int // of the host; -1 for a directory of single files alone
 	// dirFD is a directory's readable descriptor, opened when first listed:
 	// preopens are O_PATH.
 	dirFD    int
@@ -82,7 +82,7 @@ type file struct {
 	readOnly bool
 	listener bool
 	stdio    bool
-	// singles makes it a directory of single files.
+	// singles are files of the directory that its fd doesn't have, or has otherwise.
 	singles []single
 	// dirPos is where dirFD stands, to spare an lseek per fd_readdir.
 	dirPos uint64
