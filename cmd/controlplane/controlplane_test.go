@@ -144,7 +144,8 @@ func TestLifeOfAControlPlane(t *testing.T) {
 
 	kind := p.definition(t) // is served as soon as the control plane is ready
 
-	if rc, err := p.client.NodeV1().RuntimeClasses().Get(ctx, "wasm", metav1.GetOptions{}); err != nil || rc.Handler != "wasm" {
+	if rc, err := p.client.NodeV1().RuntimeClasses().Get(ctx, "wasm", metav1.GetOptions{}); err != nil || rc.Handler != "wasm" || rc.Scheduling == nil ||
+		len(rc.Scheduling.Tolerations) != 1 || rc.Scheduling.Tolerations[0].Key != "coracle.dev/containerd-down" {
 		t.Errorf("RuntimeClass wasm: %+v, %v", rc, err)
 	}
 	if _, err := p.client.CoreV1().Namespaces().Get(ctx, "coracle-system", metav1.GetOptions{}); err != nil {

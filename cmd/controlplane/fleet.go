@@ -19,6 +19,7 @@ import (
 	"k8s.io/apiserver/pkg/authentication/authenticator"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	resourcev1client "k8s.io/client-go/kubernetes/typed/resource/v1"
 	storagev1client "k8s.io/client-go/kubernetes/typed/storage/v1"
 	"k8s.io/client-go/rest"
 
@@ -166,6 +167,9 @@ func (f *fleet) build(server *apiserver.Server) ([]part, error) {
 		NodeClient: f.nodeClients(server),
 		NodeStorage: func(node string) (storagev1client.StorageV1Interface, error) {
 			return storagev1client.NewForConfig(inProtobuf(f.duty.gate(server.ClientConfig(enrollment.NodeUserPrefix+node, "system:nodes"))))
+		},
+		NodeResources: func(node string) (resourcev1client.ResourceV1Interface, error) {
+			return resourcev1client.NewForConfig(inProtobuf(f.duty.gate(server.ClientConfig(enrollment.NodeUserPrefix+node, "system:nodes"))))
 		},
 		Factory:   server.Informers(),
 		Transport: carried(transport, f.duty.active),

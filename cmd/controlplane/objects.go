@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
 
+	"github.com/coracle-edge/coracle/controlplane/api/features"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
 )
 
@@ -39,7 +40,7 @@ func ensureObjects(ctx context.Context, server *apiserver.Server, kinds []fs.FS,
 	if err := create(client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: systemNamespace}}, metav1.CreateOptions{})); err != nil {
 		return fmt.Errorf("namespace %s: %w", systemNamespace, err)
 	}
-	if err := create(client.NodeV1().RuntimeClasses().Create(ctx, &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: wasmHandler}, Handler: wasmHandler}, metav1.CreateOptions{})); err != nil {
+	if err := ensureWasm(ctx, client); err != nil {
 		return fmt.Errorf("RuntimeClass %s: %w", wasmHandler, err)
 	}
 	for _, role := range clusterRoles() {
@@ -47,7 +48,7 @@ func ensureObjects(ctx context.Context, server *apiserver.Server, kinds []fs.FS,
 			return fmt.Errorf("ClusterRole %s: %w", role.Name, err)
 		}
 	}
-	if err := reconcileAggregated(client, metricsReader(), logger); err != nil {
+	if err := reconcileAggregated(client, new(metricsReader()), logger); err != nil {
 		return fmt.Errorf("ClusterRole %s: %w", metricsReader().Name, err)
 	}
 	for _, role := range namespaceRoles() {
@@ -56,6 +57,27 @@ func ensureObjects(ctx context.Context, server *apiserver.Server, kinds []fs.FS,
 		}
 	}
 	return nil
+}
+
+// ensureWasm makes the RuntimeClass. Its pods need no containerd, so they tolerate
+// that a node's is down. One without any scheduling was made before that was so; what
+// an administrator put there stays.
+func ensureWasm(ctx context.Context, client kubernetes.Interface) error {
+	classes := client.NodeV1().RuntimeClasses()
+	wanted := &nodev1.RuntimeClass{ObjectMeta: metav1.ObjectMeta{Name: wasmHandler}, Handler: wasmHandler, Scheduling: &nodev1.Scheduling{
+		Tolerations: []corev1.Toleration{{Key: features.TaintContainerdDown, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoSchedule}}}}
+	if _, err := classes.Create(ctx, wanted, metav1.CreateOptions{}); !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	have, err := classes.Get(ctx, wasmHandler, metav1.GetOptions{})
+	if err != nil || have.Scheduling != nil || have.Handler != wasmHandler {
+		return err
+	}
+	have.Scheduling = wanted.Scheduling
+	if _, err = classes.Update(ctx, have, metav1.UpdateOptions{}); apierrors.IsConflict(err) {
+		return nil // another control plane was first
+	}
+	return err
 }
 
 // clusterRoles have the name of the one user they are bound to.
@@ -124,17 +146,9 @@ func create[T any](_ T, err error) error {
 }
 
 func reconcileClusterRole(client kubernetes.Interface, role rbacv1.ClusterRole, logger *slog.Logger) error {
-	role.Labels = map[string]string{"app.kubernetes.io/part-of": "coracle"}
-	opts := reconciliation.ReconcileRoleOptions{
-		Role:    reconciliation.ClusterRoleRuleOwner{ClusterRole: &role},
-		Client:  reconciliation.ClusterRoleModifier{Client: client.RbacV1().ClusterRoles()},
-		Confirm: true,
-	}
-	result, err := opts.Run()
-	if err != nil {
+	if err := reconcileAggregated(client, &role, logger); err != nil {
 		return err
 	}
-	warnProtected(logger, role.Name, result.Protected && result.Operation != reconciliation.ReconcileNone)
 	binding := &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: role.Name, Labels: role.Labels},
 		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
@@ -145,15 +159,15 @@ func reconcileClusterRole(client kubernetes.Interface, role rbacv1.ClusterRole, 
 		Client:      reconciliation.ClusterRoleBindingClientAdapter{Client: client.RbacV1().ClusterRoleBindings()},
 		Confirm:     true,
 	}
-	_, err = bind.Run()
+	_, err := bind.Run()
 	return err
 }
 
 // reconcileAggregated makes a role that others are made of: nobody is bound to it.
-func reconcileAggregated(client kubernetes.Interface, role rbacv1.ClusterRole, logger *slog.Logger) error {
-	role.Labels["app.kubernetes.io/part-of"] = "coracle"
+func reconcileAggregated(client kubernetes.Interface, role *rbacv1.ClusterRole, logger *slog.Logger) error {
+	metav1.SetMetaDataLabel(&role.ObjectMeta, "app.kubernetes.io/part-of", "coracle")
 	opts := reconciliation.ReconcileRoleOptions{
-		Role:    reconciliation.ClusterRoleRuleOwner{ClusterRole: &role},
+		Role:    reconciliation.ClusterRoleRuleOwner{ClusterRole: role},
 		Client:  reconciliation.ClusterRoleModifier{Client: client.RbacV1().ClusterRoles()},
 		Confirm: true,
 	}

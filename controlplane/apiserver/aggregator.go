@@ -24,7 +24,7 @@ func (s *Server) newAggregator(st *storages, services aggregatorapiserver.Servic
 	generic.MergedResourceConfig = aggregatorapiserver.DefaultAPIResourceConfigSource()
 	generic.OpenAPIV3Config = openAPIV3(aggregatoropenapi.GetOpenAPIDefinitions, aggregatorscheme.Scheme)
 	generic.BuildHandlerChainFunc = func(h http.Handler, c *genericapiserver.Config) http.Handler {
-		return traceReceived(genericapiserver.DefaultBuildHandlerChain(traceAuthorized(h), c))
+		return traceReceived(untilLinkBreaks(genericapiserver.DefaultBuildHandlerChain(traceAuthorized(h), c)))
 	}
 	config := &aggregatorapiserver.Config{
 		GenericConfig: &genericapiserver.RecommendedConfig{Config: generic, SharedInformerFactory: s.informers},

@@ -21,20 +21,14 @@ const (
 )
 
 // withoutHook hides a provider's post-start hook: those of RBAC and of
-// PriorityClasses begin with a pause of one second. See ensureBootstrap.
+// PriorityClasses begin with a pause of one second. See ensureRoles and
+// ensurePriorityClasses.
 type withoutHook struct {
 	controlplaneapiserver.RESTStorageProvider
 }
 
-// ensureBootstrap brings upstream's roles, bindings and priority classes into
-// being, and adds what is missing in those that exist, as upstream's hooks do.
-func ensureBootstrap(ctx context.Context, client kubernetes.Interface) error {
-	if err := errors.Join(ensurePriorityClasses(ctx, client), ensureRoles(client)); err != nil {
-		return fmt.Errorf("bootstrap policy: %w", err)
-	}
-	return nil
-}
-
+// ensurePriorityClasses brings upstream's system PriorityClasses into being, as its
+// hook does.
 func ensurePriorityClasses(ctx context.Context, client kubernetes.Interface) error {
 	classes := client.SchedulingV1().PriorityClasses()
 	for _, class := range schedulingapiv1.SystemPriorityClasses() {
@@ -49,7 +43,8 @@ func ensurePriorityClasses(ctx context.Context, client kubernetes.Interface) err
 	return nil
 }
 
-// ensureRoles reconciles all of upstream's policy. It goes on after an error, so
+// ensureRoles brings upstream's roles and bindings into being, and adds what is
+// missing in those that exist, as upstream's hook does. It goes on after an error, so
 // that one role doesn't keep the others away.
 func ensureRoles(client kubernetes.Interface) error {
 	var errs []error

@@ -55,7 +55,10 @@ func (s *Server) addHooks(server *genericapiserver.GenericAPIServer, auth *authe
 	})
 
 	s.AddPostStartHook("rbac/bootstrap-roles", func(ctx context.Context) error {
-		return Retry(ctx, func(ctx context.Context) error { return ensureBootstrap(ctx, s.client) })
+		return Retry(ctx, func(context.Context) error { return ensureRoles(s.client) })
+	})
+	s.AddPostStartHook("scheduling/bootstrap-system-priority-classes", func(ctx context.Context) error {
+		return Retry(ctx, func(ctx context.Context) error { return ensurePriorityClasses(ctx, s.client) })
 	})
 
 	server.AddPostStartHookOrDie("storage-readiness", server.StorageReadinessHook.Hook)

@@ -172,7 +172,7 @@ func (s *Server) kubeletClient() kubeletclient.KubeletClientConfig {
 			CAFile:   s.cfg.PKI.KubeletCAFile,
 		},
 		HTTPTimeout: kubeletTimeout,
-		Lookup:      func(egressselector.NetworkContext) (utilnet.DialFunc, error) { return s.cfg.DialNode, nil },
+		Lookup:      func(egressselector.NetworkContext) (utilnet.DialFunc, error) { return s.dialNode, nil },
 	}
 }
 

@@ -239,6 +239,14 @@ func (s *Server) assemble(ctx context.Context) error {
 	if err := resetOnNewKinds(kindsChanged, crds, aggregator); err != nil {
 		return err
 	}
+	// /healthz lists these two under upstream's names, and monitoring asks for them.
+	s.AddPostStartHook("start-apiserver-admission-initializer", func(context.Context) error {
+		kindsChanged() // what admission may have asked before the kinds were served
+		return nil
+	})
+	s.AddPostStartHook("apiservice-openapi-controller", func(context.Context) error {
+		return nil // documents are built when they are asked for: ready with the server
+	})
 	s.outermost = aggregator.GenericAPIServer
 	s.outermost.ShutdownTimeout = shutdownGrace
 	s.installOpenAPI(auth, kube, crds, aggregator, services)

@@ -303,6 +303,26 @@ func TestNoAnonymousAccess(t *testing.T) {
 	}
 }
 
+// Monitoring, and upstream's own tests, look for these names.
+func TestChecksHaveUpstreamsNames(t *testing.T) {
+	rest := server.admin(t).Discovery().RESTClient()
+	for _, path := range []string{"/healthz", "/livez", "/readyz"} {
+		got, err := rest.Get().AbsPath(path).Param("verbose", "1").DoRaw(t.Context())
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		for _, check := range []string{
+			"ping", "log", "etcd", "poststarthook/start-apiserver-admission-initializer", "poststarthook/rbac/bootstrap-roles",
+			"poststarthook/scheduling/bootstrap-system-priority-classes", "poststarthook/apiservice-openapi-controller",
+			"poststarthook/bootstrap-controller", "autoregister-completion",
+		} {
+			if !strings.Contains(string(got), "[+]"+check+" ok") {
+				t.Errorf("%s: no %q in\n%s", path, check, got)
+			}
+		}
+	}
+}
+
 func TestRBACDenies(t *testing.T) {
 	c := server.client(t, "somebody", "some-group")
 	_, err := c.CoreV1().Secrets("default").List(t.Context(), metav1.ListOptions{})

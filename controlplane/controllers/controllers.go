@@ -15,6 +15,7 @@ import (
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
+	"k8s.io/kubernetes/pkg/controller"
 	"k8s.io/utils/clock"
 
 	"github.com/coracle-edge/coracle/controlplane/controllers/daemonset"
@@ -82,18 +83,25 @@ func Run(ctx context.Context, deps Deps) error {
 		s := supervisor{name: name, clock: deps.Clock, logger: deps.Logger}
 		all.Go(func() { s.run(ctx, run) })
 	}
+	// They look whether an index is there and add it, which must not be done by two at once.
+	var making sync.Mutex
+	if err := controller.AddPodControllerIndexer(deps.Factory.Core().V1().Pods().Informer()); err != nil { // upstream's share it
+		return fmt.Errorf("controllers: index of pods by owner: %w", err)
+	}
 	for _, o := range ours() {
 		start(o.name, func(runCtx context.Context) error {
 			client, err := others.Client(o.account)
 			if err != nil {
 				return err
 			}
+			making.Lock()
 			c, err := o.make(client, deps.Factory, reconciler.Options{
 				Recorder: events.NewRecorder(scheme.Scheme, v1.EventSource{Component: o.component}),
 				Clock:    deps.Clock,
 				Logger:   deps.Logger,
 				Workers:  o.workers,
 			})
+			making.Unlock()
 			if err != nil {
 				return err
 			}

@@ -2,13 +2,9 @@ package controllers_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -24,24 +20,18 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/utils/ptr"
 
-	"github.com/coracle-edge/coracle/controlplane/apiserver"
 	"github.com/coracle-edge/coracle/controlplane/controllers"
 	"github.com/coracle-edge/coracle/controlplane/controllers/upstream"
-	"github.com/coracle-edge/coracle/controlplane/datastore"
-	"github.com/coracle-edge/coracle/controlplane/pki"
+	"github.com/coracle-edge/coracle/test/lab/realapi"
 )
 
 // cluster is the real API server on a real etcd, all controllers, and boards that are played by the test. All tests of
 // the package share one.
 type cluster struct {
-	*apiserver.Server
-	store  *datastore.Store
+	*realapi.Server
 	client kubernetes.Interface // as an administrator
 	boards *boards
 	log    *logBook
-	url    string
-	keys   *pki.Authority
-	stop   func()
 }
 
 // endedPods is how many pods that have ended this cluster keeps: more than the other tests leave behind.
@@ -62,7 +52,7 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "start the control plane:", err)
 			return
 		}
-		defer shared.stop()
+		defer shared.Stop()
 		code = m.Run()
 	}()
 	os.Exit(code)
@@ -71,73 +61,25 @@ func TestMain(m *testing.M) {
 func start(dir string) (*cluster, error) {
 	utilruntime.ReallyCrash = false
 	klog.SetLogger(logr.Discard())
-	ctx, cancel := context.WithCancel(context.Background())
-	c := &cluster{log: &logBook{}}
-	quiet := slog.New(slog.NewTextHandler(io.Discard, nil))
-	var err error
-	if c.store, err = datastore.Open(ctx, datastore.Config{Dir: filepath.Join(dir, "etcd"), Logger: quiet}); err != nil {
-		cancel()
-		return nil, err
-	}
-	keys, err := pki.Open(pki.Options{Dir: filepath.Join(dir, "pki")})
+	server, err := realapi.Start(dir)
 	if err != nil {
-		cancel()
 		return nil, err
 	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	c.keys, c.url = keys, "https://"+listener.Addr().String()
-	serving, err1 := keys.APIServer()
-	kubelet, err2 := keys.KubeletClient()
-	proxy, err3 := keys.FrontProxyClient()
-	if err := errors.Join(err1, err2, err3); err != nil {
-		cancel()
-		return nil, err
-	}
-	c.Server, err = apiserver.New(ctx, apiserver.Config{
-		Store: c.store, Listener: listener, Logger: quiet,
-		PKI: apiserver.PKI{
-			ServingCertFile: serving.CertFile(), ServingKeyFile: serving.KeyFile(),
-			ClientCAFile: keys.CAFile(), RequestHeaderCAFile: keys.FrontProxyCAFile(),
-			ProxyClientCertFile: proxy.CertFile(), ProxyClientKeyFile: proxy.KeyFile(),
-			KubeletClientCertFile: kubelet.CertFile(), KubeletClientKeyFile: kubelet.KeyFile(), KubeletCAFile: keys.CAFile(),
-			ServiceAccountKey: keys.ServiceAccountKey(),
-		},
-	})
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	var all sync.WaitGroup
-	served := make(chan error, 1)
-	all.Go(func() { served <- c.Run(ctx) })
-	c.stop = func() { cancel(); all.Wait(); c.store.Close() }
-	select {
-	case <-c.Ready():
-	case err := <-served:
-		c.stop()
-		return nil, err
-	case <-time.After(60 * time.Second):
-		c.stop()
-		return nil, errors.New("API server not ready after 60s")
-	}
+	c := &cluster{Server: server, log: &logBook{}}
 	c.client, err = kubernetes.NewForConfig(c.ClientConfig("test", "system:masters"))
 	if err != nil {
-		c.stop()
+		c.Stop()
 		return nil, err
 	}
-	all.Go(func() {
+	c.Go(func(ctx context.Context) {
 		err := controllers.Run(ctx, controllers.Deps{
 			Config:  c.ClientConfig,
 			Factory: c.Informers(),
 			Roots: func() controllers.Roots {
-				changed := keys.Changed()
-				return controllers.Roots{CA: keys.RootPEM(), SigningCertFile: keys.CAFile(), SigningKeyFile: keys.CAKeyFile(), Changed: changed}
+				changed := c.Keys.Changed()
+				return controllers.Roots{CA: c.Keys.RootPEM(), SigningCertFile: c.Keys.CAFile(), SigningKeyFile: c.Keys.CAKeyFile(), Changed: changed}
 			},
-			ServiceAccountKey: keys.ServiceAccountKey(),
+			ServiceAccountKey: c.Keys.ServiceAccountKey(),
 			PodGarbage:        upstream.PodGarbage{EndedPods: endedPods, Every: time.Second, Quarantine: 2 * time.Second},
 			Logger:            slog.New(c.log),
 		})
@@ -146,7 +88,7 @@ func start(dir string) (*cluster, error) {
 		}
 	})
 	c.boards = &boards{client: c.client, away: map[string]bool{}}
-	all.Go(func() { c.boards.run(ctx) })
+	c.Go(c.boards.run)
 	return c, nil
 }
 

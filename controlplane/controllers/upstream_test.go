@@ -164,8 +164,8 @@ func TestKubeletClientCertificateIsApprovedAndSigned(t *testing.T) {
 		}
 		return nil
 	})
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: c.url, TLSClientConfig: rest.TLSClientConfig{
-		CAData: c.keys.RootPEM(), CertData: certificate, KeyData: key,
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: c.URL, TLSClientConfig: rest.TLSClientConfig{
+		CAData: c.Keys.RootPEM(), CertData: certificate, KeyData: key,
 	}})
 	must(t, err)
 	who, err := client.AuthenticationV1().SelfSubjectReviews().Create(t.Context(), &authentication.SelfSubjectReview{}, metav1.CreateOptions{})

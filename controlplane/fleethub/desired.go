@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -114,6 +115,8 @@ func (e *encoder) raw(o object) ([]byte, error) {
 		out = &c
 	case *storagev1.VolumeAttachment:
 		out = projectAttachment(from)
+	case *resourcev1.ResourceClaim:
+		out = projectDevices(from)
 	default:
 		return nil, fmt.Errorf("%s %s/%s: no way to send a %T", o.kind, o.namespace, o.name, from)
 	}
@@ -123,6 +126,8 @@ func (e *encoder) raw(o object) ([]byte, error) {
 		gv = nodev1.SchemeGroupVersion
 	case kindDriver, kindAttachment:
 		gv = storagev1.SchemeGroupVersion
+	case kindDevices:
+		gv = resourcev1.SchemeGroupVersion
 	}
 	out.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{Group: gv.Group, Version: gv.Version, Kind: o.kind})
 	var buf bytes.Buffer
@@ -146,9 +151,9 @@ func project(m metav1.ObjectMeta) metav1.ObjectMeta {
 }
 
 // projectStatus keeps what others than the node say about a pod and the node has
-// to act on: conditions of its readiness gates.
+// to act on: conditions of its readiness gates, and what its claims are called.
 func projectStatus(pod *corev1.Pod) corev1.PodStatus {
-	var out corev1.PodStatus
+	out := corev1.PodStatus{ResourceClaimStatuses: pod.Status.ResourceClaimStatuses, ExtendedResourceClaimStatus: pod.Status.ExtendedResourceClaimStatus}
 	for _, gate := range pod.Spec.ReadinessGates {
 		for _, c := range pod.Status.Conditions {
 			if c.Type == gate.ConditionType {
@@ -162,7 +167,8 @@ func projectStatus(pod *corev1.Pod) corev1.PodStatus {
 // references lists what a pod on a node refers to: image pull secrets, and
 // ConfigMaps and Secrets in environment and volumes, as upstream's
 // VisitPodSecretNames and VisitPodConfigmapNames do; its RuntimeClass; and the
-// claims and CSI drivers of its volumes, see also storageLists.follow.
+// claims and CSI drivers of its volumes, see also storageLists.follow; and its claims
+// of devices.
 func references(pod *corev1.Pod) map[ref]bool {
 	out := map[ref]bool{}
 	add := func(kind, name string) {
@@ -214,6 +220,7 @@ func references(pod *corev1.Pod) map[ref]bool {
 			out[ref{kindDriver, "", v.CSI.Driver}] = true
 		}
 	}
+	deviceClaims(pod, add)
 	if pod.Spec.RuntimeClassName != nil && *pod.Spec.RuntimeClassName != "" {
 		out[ref{"RuntimeClass", "", *pod.Spec.RuntimeClassName}] = true
 	}

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	resourcev1client "k8s.io/client-go/kubernetes/typed/resource/v1"
 	storagev1client "k8s.io/client-go/kubernetes/typed/storage/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	nodelisters "k8s.io/client-go/listers/node/v1"
@@ -70,6 +71,8 @@ type Config struct {
 	// NodeClient acts as a node (user system:node:NAME, group system:nodes); see
 	// NodeClients. It must not limit its rate.
 	NodeClient func(node string) (corev1client.CoreV1Interface, error)
+	// NodeResources acts as a node, for its ResourceSlices; nil: there are none.
+	NodeResources func(node string) (resourcev1client.ResourceV1Interface, error)
 	// NodeStorage acts as a node, too, for its CSINode; nil: there are none.
 	NodeStorage func(node string) (storagev1client.StorageV1Interface, error)
 	// Factory is shared and started by the caller, after New. Its objects have

@@ -113,6 +113,7 @@ type node struct {
 	store     string // of its session
 	// Large objects that were ordered, by UID.
 	fetchable map[string]*object
+	wiped     []string // DRA drivers that are gone and whose slices were removed
 }
 
 func newNode(name string) *node {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -20,17 +21,18 @@ import (
 // annotationNodeID is upstream's: the node's ID by CSI driver.
 const annotationNodeID = "csi.volume.kubernetes.io/nodeid"
 
-// nodeStorage is what a node's report says of volumes.
+// nodeStorage is what a node's report says of volumes and of drivers of devices.
 type nodeStorage struct {
 	drivers  []fleet.CSIDriver
 	expanded []fleet.ExpandedClaim
+	gone     []string // DRA drivers
 }
 
 // takeStorage takes out of a report what isn't to be stored in the Node, and puts
 // in upstream's annotation.
 func takeStorage(said *corev1.Node) (nodeStorage, error) {
 	var s nodeStorage
-	for key, into := range map[string]any{fleet.AnnotationCSIDrivers: &s.drivers, fleet.AnnotationExpanded: &s.expanded} {
+	for key, into := range map[string]any{fleet.AnnotationCSIDrivers: &s.drivers, fleet.AnnotationExpanded: &s.expanded, fleet.AnnotationGoneDrivers: &s.gone} {
 		text, ok := said.Annotations[key]
 		if !ok {
 			continue
@@ -67,6 +69,9 @@ func (h *Hub) writeStorage(ctx context.Context, n *node, r *fleet.NodeReport) er
 	}
 	if err := h.writeCSINode(ctx, n, s.drivers); err != nil {
 		return fmt.Errorf("CSINode %s: %w", n.name, err)
+	}
+	if err := h.wipeSlices(ctx, n, s.gone); err != nil {
+		return err
 	}
 	for _, e := range s.expanded {
 		if err := h.writeExpanded(ctx, n, e); err != nil {
@@ -134,12 +139,12 @@ func (h *Hub) writeCSINode(ctx context.Context, n *node, drivers []fleet.CSIDriv
 	return err
 }
 
-// writeExpanded does what a kubelet does when a file system was grown
-// (pkg/volume/util/resize_util.go: MarkFSResizeFinished).
+// writeExpanded does what a kubelet does when a file system was grown or could not
+// be (pkg/volume/util/resize_util.go: MarkNodeExpansionFinishedWithRecovery,
+// MarkNodeExpansionFailedCondition, MarkNodeExpansionInfeasible).
 func (h *Hub) writeExpanded(ctx context.Context, n *node, e fleet.ExpandedClaim) error {
 	have, err := h.storage.claims.PersistentVolumeClaims(e.Namespace).Get(e.Name)
-	size := *resource.NewQuantity(e.Bytes, resource.BinarySI)
-	if apierrors.IsNotFound(err) || err == nil && (have.UID != types.UID(e.UID) || grown(have, size)) {
+	if apierrors.IsNotFound(err) || err == nil && expandedStatus(have, e, h.c.Now()) == nil {
 		return nil // gone, or noted
 	}
 	client, err := h.as(n)
@@ -147,28 +152,72 @@ func (h *Hub) writeExpanded(ctx context.Context, n *node, e fleet.ExpandedClaim)
 		return err
 	}
 	have, err = client.PersistentVolumeClaims(e.Namespace).Get(ctx, e.Name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) || err == nil && (have.UID != types.UID(e.UID) || grown(have, size)) {
+	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	next := have.DeepCopy()
-	if next.Status.Capacity == nil {
-		next.Status.Capacity = corev1.ResourceList{}
+	status := expandedStatus(have, e, h.c.Now())
+	if status == nil {
+		return nil
 	}
-	next.Status.Capacity[corev1.ResourceStorage] = size
-	delete(next.Status.AllocatedResourceStatuses, corev1.ResourceStorage)
-	next.Status.Conditions = slices.DeleteFunc(next.Status.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
-		switch c.Type {
-		case corev1.PersistentVolumeClaimResizing, corev1.PersistentVolumeClaimFileSystemResizePending,
-			corev1.PersistentVolumeClaimControllerResizeError, corev1.PersistentVolumeClaimNodeResizeError:
-			return true
-		}
-		return false
-	})
+	next := have.DeepCopy()
+	next.Status = *status
 	_, err = client.PersistentVolumeClaims(e.Namespace).UpdateStatus(ctx, next, metav1.UpdateOptions{})
 	return err
+}
+
+// expandedStatus is a claim's status with what a node says of its volume, nil if it
+// is there or of no interest any more.
+func expandedStatus(claim *corev1.PersistentVolumeClaim, e fleet.ExpandedClaim, now time.Time) *corev1.PersistentVolumeClaimStatus {
+	size := *resource.NewQuantity(e.Bytes, resource.BinarySI)
+	if claim.UID != types.UID(e.UID) || grown(claim, size) {
+		return nil
+	}
+	out := claim.Status.DeepCopy()
+	if e.Error == "" {
+		if out.Capacity == nil {
+			out.Capacity = corev1.ResourceList{}
+		}
+		out.Capacity[corev1.ResourceStorage] = size
+		delete(out.AllocatedResourceStatuses, corev1.ResourceStorage)
+		out.Conditions = slices.DeleteFunc(out.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
+			switch c.Type {
+			case corev1.PersistentVolumeClaimResizing, corev1.PersistentVolumeClaimFileSystemResizePending,
+				corev1.PersistentVolumeClaimControllerResizeError, corev1.PersistentVolumeClaimNodeResizeError:
+				return true
+			}
+			return false
+		})
+		return out
+	}
+	allocated := out.AllocatedResources[corev1.ResourceStorage]
+	switch out.AllocatedResourceStatuses[corev1.ResourceStorage] {
+	case corev1.PersistentVolumeClaimNodeResizePending, corev1.PersistentVolumeClaimNodeResizeInProgress:
+	default:
+		return nil // a controller has decided anew
+	}
+	if allocated.Cmp(size) != 0 {
+		return nil
+	}
+	changed := e.Infeasible
+	if e.Infeasible {
+		out.AllocatedResourceStatuses[corev1.ResourceStorage] = corev1.PersistentVolumeClaimNodeResizeInfeasible
+	}
+	failed := corev1.PersistentVolumeClaimCondition{Type: corev1.PersistentVolumeClaimNodeResizeError, Status: corev1.ConditionTrue,
+		LastTransitionTime: metav1.NewTime(now), Message: "failed to expand pvc with " + e.Error}
+	i := slices.IndexFunc(out.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool { return c.Type == failed.Type })
+	switch {
+	case i < 0:
+		out.Conditions, changed = append(out.Conditions, failed), true
+	case out.Conditions[i].Status != failed.Status:
+		out.Conditions[i], changed = failed, true
+	}
+	if !changed {
+		return nil
+	}
+	return out
 }
 
 func grown(claim *corev1.PersistentVolumeClaim, size resource.Quantity) bool {

@@ -3,9 +3,11 @@ package fleethub
 import (
 	"slices"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
@@ -76,6 +78,11 @@ func TestWhatChangesOfVolumesWithoutConcerningNodes(t *testing.T) {
 	if hash(kindClaim, claim) != before {
 		t.Error("a claim's conditions are sent again")
 	}
+	claim.Status.AllocatedResourceStatuses = map[corev1.ResourceName]corev1.ClaimResourceStatus{corev1.ResourceStorage: corev1.PersistentVolumeClaimNodeResizePending}
+	if hash(kindClaim, claim) == before {
+		t.Error("that a claim's volume waits for its node is not sent")
+	}
+	before = hash(kindClaim, claim)
 	claim.Status.Phase = corev1.ClaimLost
 	if hash(kindClaim, claim) == before {
 		t.Error("a claim's phase is not sent")
@@ -147,5 +154,62 @@ func TestDriversOfANodeBecomeItsCSINode(t *testing.T) {
 	}
 	if _, err := takeStorage(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Annotations: map[string]string{fleet.AnnotationExpanded: "{"}}}); err == nil {
 		t.Error("nonsense was taken")
+	}
+}
+
+// What a node says of a volume that it has grown, or could not, becomes the claim's
+// status once, and nothing of it if a controller has decided anew.
+func TestWhatBecomesOfAVolumeIsInItsClaim(t *testing.T) {
+	const size = 2 << 30
+	now := time.Unix(1e9, 0)
+	claim := func(state corev1.ClaimResourceStatus) *corev1.PersistentVolumeClaim {
+		c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{UID: "c"}}
+		c.Status.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}
+		c.Status.AllocatedResources = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("2Gi")}
+		c.Status.AllocatedResourceStatuses = map[corev1.ResourceName]corev1.ClaimResourceStatus{corev1.ResourceStorage: state}
+		c.Status.Conditions = []corev1.PersistentVolumeClaimCondition{{Type: corev1.PersistentVolumeClaimFileSystemResizePending, Status: "True"}, {Type: "Another", Status: "True"}}
+		return c
+	}
+	for name, c := range map[string]struct {
+		of         corev1.ClaimResourceStatus
+		says       fleet.ExpandedClaim
+		state      corev1.ClaimResourceStatus
+		conditions []string
+		nothing    bool
+	}{
+		"grown":           {of: corev1.PersistentVolumeClaimNodeResizePending, says: fleet.ExpandedClaim{UID: "c", Bytes: size}, conditions: []string{"Another"}},
+		"another's":       {of: corev1.PersistentVolumeClaimNodeResizePending, says: fleet.ExpandedClaim{UID: "d", Bytes: size}, nothing: true},
+		"failed":          {of: corev1.PersistentVolumeClaimNodeResizePending, says: fleet.ExpandedClaim{UID: "c", Bytes: size, Error: "x"}, state: corev1.PersistentVolumeClaimNodeResizePending, conditions: []string{"FileSystemResizePending", "Another", "NodeResizeError"}},
+		"never":           {of: corev1.PersistentVolumeClaimNodeResizeInProgress, says: fleet.ExpandedClaim{UID: "c", Bytes: size, Error: "x", Infeasible: true}, state: corev1.PersistentVolumeClaimNodeResizeInfeasible, conditions: []string{"FileSystemResizePending", "Another", "NodeResizeError"}},
+		"of another size": {of: corev1.PersistentVolumeClaimNodeResizePending, says: fleet.ExpandedClaim{UID: "c", Bytes: size + 1, Error: "x"}, nothing: true},
+		"decided anew":    {of: corev1.PersistentVolumeClaimControllerResizeInProgress, says: fleet.ExpandedClaim{UID: "c", Bytes: size, Error: "x", Infeasible: true}, nothing: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			of := claim(c.of)
+			got := expandedStatus(of, c.says, now)
+			if c.nothing || got == nil {
+				if (got == nil) != c.nothing {
+					t.Errorf("%+v", got)
+				}
+				return
+			}
+			var types []string
+			for _, one := range got.Conditions {
+				types = append(types, string(one.Type))
+				if one.Type == corev1.PersistentVolumeClaimNodeResizeError && (one.Message != "failed to expand pvc with x" || !one.LastTransitionTime.Time.Equal(now)) {
+					t.Errorf("%+v", one)
+				}
+			}
+			if got.AllocatedResourceStatuses[corev1.ResourceStorage] != c.state || !slices.Equal(types, c.conditions) {
+				t.Errorf("%+v", got)
+			}
+			if capacity := got.Capacity[corev1.ResourceStorage]; (capacity.Value() == size) != (c.says.Error == "") {
+				t.Errorf("capacity %v", capacity.String())
+			}
+			of.Status = *got
+			if again := expandedStatus(of, c.says, now); again != nil {
+				t.Errorf("written again: %+v", again)
+			}
+		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/client-go/informers"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	resourcelisters "k8s.io/client-go/listers/resource/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/cache"
 )
@@ -20,18 +21,20 @@ const (
 	kindAttachment = "VolumeAttachment"
 )
 
-// storageLists is where what claims lead to is looked up.
+// storageLists is where what volumes' claims lead to is looked up, and claims of
+// devices.
 type storageLists struct {
 	claims      corelisters.PersistentVolumeClaimLister
 	volumes     corelisters.PersistentVolumeLister
 	drivers     storagelisters.CSIDriverLister
 	attachments storagelisters.VolumeAttachmentLister
+	devices     resourcelisters.ResourceClaimLister
 }
 
 func newStorageLists(f informers.SharedInformerFactory) storageLists {
 	core, storage := f.Core().V1(), f.Storage().V1()
 	return storageLists{core.PersistentVolumeClaims().Lister(), core.PersistentVolumes().Lister(),
-		storage.CSIDrivers().Lister(), storage.VolumeAttachments().Lister()}
+		storage.CSIDrivers().Lister(), storage.VolumeAttachments().Lister(), f.Resource().V1().ResourceClaims().Lister()}
 }
 
 // informers are those that the lists read, by kind.
@@ -42,6 +45,7 @@ func (storageLists) informers(f informers.SharedInformerFactory) map[string]cach
 		kindVolume:     core.PersistentVolumes().Informer(),
 		kindDriver:     storage.CSIDrivers().Informer(),
 		kindAttachment: storage.VolumeAttachments().Informer(),
+		kindDevices:    f.Resource().V1().ResourceClaims().Informer(),
 	}
 }
 
@@ -98,6 +102,8 @@ func (l storageLists) get(r ref) (o described, ok bool) {
 		o, err = l.drivers.Get(r.name)
 	case kindAttachment:
 		o, err = l.attachments.Get(r.name)
+	case kindDevices:
+		o, err = l.devices.ResourceClaims(r.namespace).Get(r.name)
 	default:
 		return nil, false
 	}
@@ -109,7 +115,8 @@ func (l storageLists) get(r ref) (o described, ok bool) {
 
 func projectClaim(from *corev1.PersistentVolumeClaim) *corev1.PersistentVolumeClaim {
 	return &corev1.PersistentVolumeClaim{ObjectMeta: project(from.ObjectMeta), Spec: from.Spec,
-		Status: corev1.PersistentVolumeClaimStatus{Phase: from.Status.Phase, Capacity: from.Status.Capacity}}
+		Status: corev1.PersistentVolumeClaimStatus{Phase: from.Status.Phase, Capacity: from.Status.Capacity,
+			AllocatedResources: from.Status.AllocatedResources, AllocatedResourceStatuses: from.Status.AllocatedResourceStatuses}}
 }
 
 func projectVolume(from *corev1.PersistentVolume) *corev1.PersistentVolume {

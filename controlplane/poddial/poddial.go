@@ -281,8 +281,7 @@ func ask(conn net.Conn, node string, target netip.AddrPort) (net.Conn, error) {
 		enrollment.DialPath, url.QueryEscape(target.String()), node, enrollment.TunnelProtocol); err != nil {
 		return nil, err
 	}
-	reader := bufio.NewReaderSize(conn, 4096)
-	response, err := http.ReadResponse(reader, &http.Request{Method: http.MethodGet})
+	response, reader, err := enrollment.ReadAnswer(conn, http.MethodGet)
 	if err != nil {
 		return nil, fmt.Errorf("the node's answer: %w", err)
 	}

@@ -44,6 +44,11 @@ func (s *Scheduler) bind(ctx context.Context, it *queue.Item, node string) {
 		return
 	}
 	s.cache.Bound(it.UID)
+	for _, r := range s.reserve {
+		if b, ok := r.(framework.PostBinder); ok {
+			b.PostBind(it.Pod)
+		}
+	}
 	s.queue.Done(it)
 	s.reporter.scheduled(it.Pod.Pod, node)
 }

@@ -55,6 +55,8 @@ func (s *Scheduler) filter(ctx context.Context, pod *framework.Pod, cluster *fra
 			fits = append(fits, node)
 		case status.Code == framework.Failed:
 			return nil, fmt.Errorf("plugin %s on node %s: %w", status.Plugin, node.Name(), status.Err)
+		case status.Everywhere:
+			return nil, &framework.FitError{NumNodes: total, PreFilter: status}
 		default:
 			verdicts[node.Name()] = status
 		}
@@ -90,21 +92,37 @@ func (s *Scheduler) prepare(ctx context.Context, pod *framework.Pod, cluster *fr
 
 // askNode asks about a node with the room that is kept there for others taken.
 func (s *Scheduler) askNode(ctx context.Context, filters []framework.Filter, pod *framework.Pod, cluster *framework.Cluster, node *framework.NodeInfo) *framework.Status {
-	if others := s.nominated.on(node.Name(), pod); len(others) > 0 {
-		fuller := node.Clone()
-		for _, other := range others {
-			fuller.Add(other)
-		}
-		if status := s.askAgain(ctx, pod, cluster.With(fuller), fuller); !status.OK() {
-			return status
-		}
-		// They may never come: the pod must fit without them too, as its affinity
-		// may need one.
+	if status := s.askFuller(ctx, pod, cluster, node); !status.OK() {
+		return status
 	}
+	// Those others may never come: the pod must fit without them too, as its
+	// affinity may need one.
 	return ask(ctx, filters, pod, node)
 }
 
-// askAgain asks all filters in another cluster than the real one.
+// askHypothesis is askNode in another cluster than the real one.
+func (s *Scheduler) askHypothesis(ctx context.Context, pod *framework.Pod, cluster *framework.Cluster, node *framework.NodeInfo) *framework.Status {
+	if status := s.askFuller(ctx, pod, cluster, node); !status.OK() {
+		return status
+	}
+	return s.askAgain(ctx, pod, cluster, node)
+}
+
+// askFuller asks about a node with those on it for which room is kept there; nil
+// if there is nobody.
+func (s *Scheduler) askFuller(ctx context.Context, pod *framework.Pod, cluster *framework.Cluster, node *framework.NodeInfo) *framework.Status {
+	others := s.nominated.on(node.Name(), pod)
+	if len(others) == 0 {
+		return nil
+	}
+	fuller := node.Clone()
+	for _, other := range others {
+		fuller.Add(other)
+	}
+	return s.askAgain(ctx, pod, cluster.With(fuller), fuller)
+}
+
+// askAgain prepares the filters for this cluster and asks them.
 func (s *Scheduler) askAgain(ctx context.Context, pod *framework.Pod, cluster *framework.Cluster, node *framework.NodeInfo) *framework.Status {
 	filters, status := s.prepare(ctx, pod, cluster)
 	if status != nil {

@@ -27,6 +27,8 @@ func (s *Scheduler) listeners() []listener {
 		{core.PersistentVolumeClaims().Informer, handlers(s.onClaim)},
 		{storage.StorageClasses().Informer, s.always(framework.Event{Kind: framework.VolumeEvent})},
 		{storage.CSINodes().Informer, s.always(framework.Event{Kind: framework.VolumeEvent})},
+		{storage.CSIDrivers().Informer, s.always(framework.Event{Kind: framework.VolumeEvent})},
+		{storage.CSIStorageCapacities().Informer, s.always(framework.Event{Kind: framework.VolumeEvent})},
 		{node.RuntimeClasses().Informer, s.always(framework.Event{Kind: framework.RuntimeClass})},
 	}
 }
@@ -54,6 +56,11 @@ func (s *Scheduler) listen(ctx context.Context) (stop func(), err error) {
 	synced = append(synced, s.factory.Policy().V1().PodDisruptionBudgets().Informer().HasSynced)
 	if !clientcache.WaitForCacheSync(ctx.Done(), synced...) {
 		return stop, ErrNotSynced
+	}
+	for _, f := range s.filters {
+		if w, ok := f.(framework.Watcher); ok {
+			undo = append(undo, w.Watch(ctx, func() { s.factory.StartWithContext(ctx) }, s.queue.Happened))
+		}
 	}
 	return stop, nil
 }
@@ -135,7 +142,9 @@ func (s *Scheduler) podWaits(before, after *v1.Pod) {
 		s.nominated.set(framework.NewPod(after), after.Status.NominatedNodeName)
 	}
 	changed := before == nil || !equality.Semantic.DeepEqual(before.Spec, after.Spec) ||
-		!equality.Semantic.DeepEqual(before.Labels, after.Labels)
+		!equality.Semantic.DeepEqual(before.Labels, after.Labels) ||
+		// The claims of its templates were made.
+		!equality.Semantic.DeepEqual(before.Status.ResourceClaimStatuses, after.Status.ResourceClaimStatuses)
 	s.queue.Add(after, changed)
 }
 

@@ -46,12 +46,13 @@ func (n *nominations) node(uid types.UID) string {
 	return n.pods[uid].node
 }
 
-// on returns the pods nominated to a node whose room pod must leave alone.
+// on returns the pods nominated to a node, or to any if it is "", whose room pod must
+// leave alone.
 func (n *nominations) on(node string, pod *framework.Pod) (others []*framework.Pod) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for uid, o := range n.pods {
-		if o.node == node && uid != pod.UID && o.pod.Priority >= pod.Priority {
+		if (node == "" || o.node == node) && uid != pod.UID && o.pod.Priority >= pod.Priority {
 			others = append(others, o.pod)
 		}
 	}

@@ -6,22 +6,20 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
-	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/coracle-edge/coracle/controlplane/scheduler/framework"
 )
 
 const (
 	reportWorkers = 4
 	// maxReports bounds what waits to be written; beyond it the oldest is dropped.
 	maxReports = 4096
-	// maxNote is what the API takes for an event's note, in bytes.
-	maxNote = 1024
 )
 
 // reporter writes what became of pods into the API: conditions and events. What
@@ -190,22 +188,8 @@ func (r *reporter) write(ctx context.Context, rep *report) {
 }
 
 func (r *reporter) event(ctx context.Context, rep *report, kind, reason, action string) error {
-	now := time.Now()
-	pod := rep.pod
-	note := rep.message
-	if len(note) > maxNote {
-		note = note[:maxNote-4] + " ..."
-	}
-	_, err := r.client.EventsV1().Events(pod.Namespace).Create(ctx, &eventsv1.Event{
-		ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: fmt.Sprintf("%s.%x", pod.Name, now.UnixNano())},
-		EventTime:  metav1.NewMicroTime(now),
-		Type:       kind, Reason: reason, Action: action, Note: note,
-		ReportingController: r.name, ReportingInstance: r.name,
-		Regarding: v1.ObjectReference{
-			Kind: "Pod", APIVersion: "v1", Namespace: pod.Namespace, Name: pod.Name,
-			UID: pod.UID, ResourceVersion: pod.ResourceVersion,
-		},
-	}, metav1.CreateOptions{})
+	event := framework.PodEvent(rep.pod, r.name, kind, reason, action, rep.message)
+	_, err := r.client.EventsV1().Events(event.Namespace).Create(ctx, event, metav1.CreateOptions{})
 	if apierrors.HasStatusCause(err, v1.NamespaceTerminatingCause) {
 		return nil
 	}

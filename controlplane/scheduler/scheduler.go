@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
@@ -23,6 +24,11 @@ import (
 
 // DefaultName is the spec.schedulerName of pods that ask for no other.
 const DefaultName = v1.DefaultSchedulerName
+
+// DefaultPatience is for how long a pod may wait for what another part is about to
+// make before its condition says so. Claims are made from templates within this
+// time, their controller's start included.
+const DefaultPatience = 5 * time.Second
 
 // DefaultBindings is how many bindings are under way at once.
 const DefaultBindings = 16
@@ -40,6 +46,7 @@ type Options struct {
 	Plugins  *plugins.Set
 	Bindings int           // default [DefaultBindings]
 	Queue    queue.Options // times only
+	Patience time.Duration // default [DefaultPatience]
 	// Rand chooses among the n equally good nodes; default random.
 	Rand func(n int) int
 }
@@ -79,6 +86,9 @@ func New(client kubernetes.Interface, factory informers.SharedInformerFactory, o
 	if opts.Bindings <= 0 {
 		opts.Bindings = DefaultBindings
 	}
+	if opts.Patience <= 0 {
+		opts.Patience = DefaultPatience
+	}
 	if opts.Rand == nil {
 		opts.Rand = rand.IntN
 	}
@@ -112,6 +122,7 @@ func New(client kubernetes.Interface, factory informers.SharedInformerFactory, o
 	for _, watch := range s.listeners() {
 		watch.informer()
 	}
+	factory.Policy().V1().PodDisruptionBudgets().Informer() // waited for in any case
 	return s
 }
 
@@ -147,11 +158,15 @@ func (s *Scheduler) one(ctx context.Context, it *queue.Item) {
 	}
 	s.opts.Trace.Record(string(pod.UID), trace.Event{Step: trace.Queued, Component: "scheduler"})
 	cluster := s.cache.Snapshot()
+	cluster.Nominated = s.nominated.on("", pod)
 	node, err := s.choose(ctx, pod, cluster)
 	if err == nil {
 		err = s.take(ctx, pod, cluster.Get(node))
 	}
 	if err != nil {
+		if s.early(it, err) {
+			return
+		}
 		s.makeRoom(ctx, pod, cluster, err)
 		s.failed(it, err)
 		return
@@ -182,11 +197,38 @@ func (s *Scheduler) release(ctx context.Context, pod *framework.Pod, node string
 	}
 }
 
+// current returns the pod as it is now; nil if there is nothing to schedule.
+func (s *Scheduler) current(it *queue.Item) *v1.Pod {
+	pod, err := s.pods.Pods(it.Namespace).Get(it.Name)
+	if err != nil || pod.UID != it.UID || pod.Spec.NodeName != "" {
+		return nil // gone, or bound by somebody else
+	}
+	return pod
+}
+
+// early puts a pod back without a word if it only came before what it waits for.
+func (s *Scheduler) early(it *queue.Item, err error) bool {
+	var fit *framework.FitError
+	if !errors.As(err, &fit) || fit.PreFilter == nil || fit.PreFilter.Code != framework.Awaiting {
+		return false
+	}
+	until := it.Added.Add(s.opts.Patience)
+	if !time.Now().Before(until) {
+		return false
+	}
+	if current := s.current(it); current != nil {
+		s.queue.Wait(it, current, fit.Plugins(), until)
+	} else {
+		s.queue.Done(it)
+	}
+	return true
+}
+
 // failed puts a pod back and says why.
 func (s *Scheduler) failed(it *queue.Item, err error) {
-	current, lerr := s.pods.Pods(it.Namespace).Get(it.Name)
-	if lerr != nil || current.UID != it.UID || current.Spec.NodeName != "" {
-		s.queue.Done(it) // gone, or bound by somebody else
+	current := s.current(it)
+	if current == nil {
+		s.queue.Done(it)
 		return
 	}
 	reason := v1.PodReasonSchedulerError
@@ -207,9 +249,16 @@ func (s *Scheduler) makeRoom(ctx context.Context, pod *framework.Pod, cluster *f
 	if !errors.As(err, &fit) {
 		return
 	}
+	if name := s.nominated.node(pod.UID); name != "" && name != pod.Status.NominatedNodeName {
+		// The API's copy doesn't say yet that room is being made: it must not be made again.
+		known := *pod
+		known.Pod = pod.DeepCopy()
+		known.Status.NominatedNodeName = name
+		pod = &known
+	}
 	var said []string
 	for _, p := range s.post {
-		n := p.PostFilter(ctx, pod, cluster, fit.Verdicts, s.askAgain)
+		n := p.PostFilter(ctx, pod, cluster, fit.Verdicts, s.askHypothesis)
 		if n.Message != "" {
 			said = append(said, n.Message)
 		}

@@ -12,10 +12,12 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	resourceapi "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
@@ -23,6 +25,8 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
+	"github.com/coracle-edge/coracle/controlplane/scheduler/framework"
+	"github.com/coracle-edge/coracle/controlplane/scheduler/plugins"
 	"github.com/coracle-edge/coracle/controlplane/scheduler/queue"
 )
 
@@ -306,16 +310,109 @@ func TestPriorityGoesFirst(t *testing.T) {
 	}
 }
 
+// keeper is a plugin that notes what it is asked to keep.
+type keeper struct{ said chan string }
+
+func (keeper) Name() string { return "Keeper" }
+func (keeper) Filter(context.Context, *framework.Pod, *framework.NodeInfo) *framework.Status {
+	return nil
+}
+func (k keeper) Reserve(context.Context, *framework.Pod, *framework.NodeInfo) *framework.Status {
+	k.said <- "reserve"
+	return nil
+}
+func (k keeper) Unreserve(context.Context, *framework.Pod, string) { k.said <- "unreserve" }
+func (k keeper) PreBind(context.Context, *framework.Pod, string) error {
+	k.said <- "prebind"
+	return nil
+}
+func (k keeper) PostBind(*framework.Pod) { k.said <- "postbind" }
+
+// A reserver hears how the binding ended, either way.
+func TestReserverHearsOfTheBinding(t *testing.T) {
+	r := newRig(t, makeNode("a", "1", "1Gi"))
+	k := keeper{make(chan string, 100)}
+	r.refuse.Store(true)
+	r.start(Options{Queue: queue.Options{InitialBackoff: 10 * time.Millisecond, MaxBackoff: 10 * time.Millisecond}, Plugins: &plugins.Set{Filters: []framework.Filter{k}}})
+	r.create(makePod("p", ""))
+	for _, want := range []string{"reserve", "prebind", "unreserve"} {
+		if got := <-k.said; got != want {
+			t.Fatalf("heard %s, want %s", got, want)
+		}
+	}
+	r.refuse.Store(false)
+	eventually(t, "postbind after a binding", func() bool {
+		select {
+		case got := <-k.said:
+			return got == "postbind"
+		default:
+			return false
+		}
+	})
+}
+
+// watched says whether objects of a kind were ever asked for.
+func (r *rig) watched(kind string) bool {
+	for _, a := range r.client.Actions() {
+		if a.GetVerb() == "list" && a.GetResource().Resource == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// Who uses no devices pays for no watch of them.
+func TestDevicesAreWatchedOnceAskedFor(t *testing.T) {
+	name, one := "a", "1"
+	class := &resourceapi.DeviceClass{ObjectMeta: metav1.ObjectMeta{Name: "npu"}}
+	slice := &resourceapi.ResourceSlice{
+		ObjectMeta: metav1.ObjectMeta{Name: "a-npu"},
+		Spec: resourceapi.ResourceSliceSpec{
+			Driver: "npu.example.com", NodeName: &name, Pool: resourceapi.ResourcePool{Name: name, ResourceSliceCount: 1},
+			Devices: []resourceapi.Device{{Name: "npu-0"}},
+		},
+	}
+	claim := &resourceapi.ResourceClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "mine", UID: "uid-mine"},
+		Spec: resourceapi.ResourceClaimSpec{Devices: resourceapi.DeviceClaim{Requests: []resourceapi.DeviceRequest{{
+			Name: "npu", Exactly: &resourceapi.ExactDeviceRequest{DeviceClassName: "npu", AllocationMode: resourceapi.DeviceAllocationModeExactCount, Count: 1},
+		}}}},
+	}
+	node := makeNode("a", "4", "4Gi")
+	node.Status.Allocatable["example.com/gpio"] = resource.MustParse(one)
+	r := newRig(t, node, class, slice, claim)
+	r.start(Options{})
+	r.create(makePod("plain", "100m"))
+	eventually(t, "plain bound", func() bool { return r.pod("plain").Spec.NodeName != "" })
+	for _, kind := range []string{"deviceclasses", "resourceclaims", "resourceslices"} {
+		if r.watched(kind) {
+			t.Errorf("%s are watched for a pod that asks for no device", kind)
+		}
+	}
+	// A resource may be one of a class, which only the classes can say.
+	extended := makePod("extended", "")
+	extended.Spec.Containers[0].Resources.Requests = v1.ResourceList{"example.com/gpio": resource.MustParse(one)}
+	r.create(extended)
+	eventually(t, "extended bound", func() bool { return r.pod("extended").Spec.NodeName != "" })
+	if r.watched("resourceclaims") || r.watched("resourceslices") {
+		t.Error("claims and slices are watched for a resource that no class stands behind")
+	}
+	user := makePod("user", "")
+	user.Spec.ResourceClaims = []v1.PodResourceClaim{{Name: "npu", ResourceClaimName: &claim.Name}}
+	r.create(user)
+	eventually(t, "user bound", func() bool { return r.pod("user").Spec.NodeName != "" })
+	if r.writes.Load() != 0 {
+		t.Error("a pod was told that it can't be scheduled while the watches began")
+	}
+}
+
 func withPriority(p *v1.Pod, priority int32) *v1.Pod {
 	p.Spec.Priority = &priority
 	return p
 }
 
-// Room is made for an important pod, gracefully, and kept from others meanwhile.
-func TestPreemption(t *testing.T) {
-	low, mid := withPriority(makePod("low", "600m"), 1), withPriority(makePod("mid", "300m"), 5)
-	low.Spec.NodeName, mid.Spec.NodeName = "a", "a"
-	r := newRig(t, makeNode("a", "1", "1Gi"), low, mid)
+// endSlowly has deleted pods stay until somebody takes them out of the tracker.
+func (r *rig) endSlowly() schema.GroupVersionResource {
 	pods := v1.SchemeGroupVersion.WithResource("pods")
 	r.client.PrependReactor("delete", "pods", func(a clienttesting.Action) (bool, runtime.Object, error) {
 		name := a.(clienttesting.DeleteAction).GetName()
@@ -328,6 +425,51 @@ func TestPreemption(t *testing.T) {
 		p.DeletionTimestamp = &now // the node has yet to end it
 		return true, nil, r.client.Tracker().Update(pods, p, "default")
 	})
+	return pods
+}
+
+// Every pod gets room of its own: what is being made for one isn't counted for
+// the next, and nobody makes more than once.
+func TestPreemptionForMany(t *testing.T) {
+	objects := []runtime.Object{makeNode("a", "4", "1Gi"), makeNode("b", "4", "1Gi")}
+	var low []string
+	for _, node := range []string{"a", "b"} {
+		for i := range 4 {
+			p := withPriority(makePod(fmt.Sprintf("low-%s-%d", node, i), "1"), 1)
+			p.Spec.NodeName = node
+			objects, low = append(objects, p), append(low, p.Name)
+		}
+	}
+	r := newRig(t, objects...)
+	r.endSlowly()
+	r.start(Options{Queue: queue.Options{InitialBackoff: 20 * time.Millisecond, MaxBackoff: 20 * time.Millisecond}})
+	for i := range 5 {
+		r.create(withPriority(makePod(fmt.Sprintf("mid-%d", i), "1"), 5))
+	}
+	leaving := func() (n int) {
+		for _, name := range low {
+			if r.pod(name).DeletionTimestamp != nil {
+				n++
+			}
+		}
+		return n
+	}
+	eventually(t, "room for five", func() bool { return leaving() == 5 })
+	for i := range 5 {
+		eventually(t, "nominated", func() bool { return r.pod(fmt.Sprintf("mid-%d", i)).Status.NominatedNodeName != "" })
+	}
+	time.Sleep(200 * time.Millisecond) // ten tries of each
+	if n := leaving(); n != 5 {
+		t.Errorf("%d pods were made to leave for five", n)
+	}
+}
+
+// Room is made for an important pod, gracefully, and kept from others meanwhile.
+func TestPreemption(t *testing.T) {
+	low, mid := withPriority(makePod("low", "600m"), 1), withPriority(makePod("mid", "300m"), 5)
+	low.Spec.NodeName, mid.Spec.NodeName = "a", "a"
+	r := newRig(t, makeNode("a", "1", "1Gi"), low, mid)
+	pods := r.endSlowly()
 	r.start(Options{Queue: queue.Options{InitialBackoff: 50 * time.Millisecond, MaxBackoff: 50 * time.Millisecond}})
 	r.create(withPriority(makePod("high", "500m"), 100))
 	eventually(t, "victim deleted", func() bool { return r.pod("low").DeletionTimestamp != nil })
@@ -357,6 +499,46 @@ func TestPreemption(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	if r.pod("thief").Spec.NodeName != "" {
 		t.Error("the room was given to another")
+	}
+}
+
+// A claim that one pod may use is waited for; who is more important gets it, and on
+// the node of the volume.
+func TestAClaimOfOneUserIsWaitedForOrTaken(t *testing.T) {
+	user := func(name string, priority int32) *v1.Pod {
+		p := withPriority(makePod(name, "100m"), priority)
+		p.Spec.Volumes = []v1.Volume{{Name: "v", VolumeSource: v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}}}}
+		return p
+	}
+	claim := &v1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "data", UID: "c", Annotations: map[string]string{"pv.kubernetes.io/bind-completed": "yes"}},
+		Spec: v1.PersistentVolumeClaimSpec{VolumeName: "disk", AccessModes: []v1.PersistentVolumeAccessMode{v1.ReadWriteOncePod}}}
+	volume := &v1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "disk"}, Spec: v1.PersistentVolumeSpec{AccessModes: claim.Spec.AccessModes}}
+	low, other := user("low", 5), withPriority(makePod("other", "100m"), 1)
+	low.Spec.NodeName, other.Spec.NodeName = "a", "a"
+	r := newRig(t, makeNode("a", "1", "1Gi"), makeNode("b", "1", "1Gi"), claim, volume, low, other)
+	pods := r.endSlowly()
+	r.start(Options{Queue: queue.Options{InitialBackoff: 20 * time.Millisecond, MaxBackoff: 20 * time.Millisecond}})
+	const taken = "0/2 nodes are available: 2 node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod. preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod."
+	r.create(user("equal", 5))
+	eventually(t, "told why it waits", func() bool {
+		c := scheduledCondition(r.pod("equal"))
+		return c != nil && c.Message == taken
+	})
+	if r.pod("low").DeletionTimestamp != nil {
+		t.Fatal("a pod of the same priority was made to leave")
+	}
+	r.create(user("high", 100))
+	eventually(t, "the user was made to leave", func() bool { return r.pod("low").DeletionTimestamp != nil })
+	eventually(t, "nominated", func() bool { return r.pod("high").Status.NominatedNodeName == "a" })
+	if r.pod("other").DeletionTimestamp != nil {
+		t.Error("a pod that doesn't use the claim was made to leave")
+	}
+	if err := r.client.Tracker().Delete(pods, "default", "low"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "bound", func() bool { return r.pod("high").Spec.NodeName != "" })
+	if r.pod("equal").Spec.NodeName != "" {
+		t.Error("two pods have the claim")
 	}
 }
 

@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -137,8 +136,7 @@ func askRelay(conn net.Conn, host, node, purpose string) (net.Conn, error) {
 		enrollment.RelayPath, url.PathEscape(node), url.QueryEscape(purpose), host, enrollment.TunnelProtocol); err != nil {
 		return nil, err
 	}
-	reader := bufio.NewReaderSize(conn, 4096)
-	response, err := http.ReadResponse(reader, &http.Request{Method: http.MethodGet})
+	response, reader, err := enrollment.ReadAnswer(conn, http.MethodGet)
 	if err != nil {
 		return nil, err
 	}

@@ -1,12 +1,15 @@
 package fleet
 
-// What a node says of its volumes in annotations of the Node that it reports.
+// What a node says of its volumes and devices in annotations of the Node that it reports.
 // The hub makes API objects of them and doesn't store them.
 const (
 	// AnnotationCSIDrivers is a JSON list of CSIDriver: those registered on the node.
 	AnnotationCSIDrivers = "coracle.dev/csi-drivers"
 	// AnnotationExpanded is a JSON list of ExpandedClaim.
 	AnnotationExpanded = "coracle.dev/expanded-claims"
+	// AnnotationGoneDrivers is a JSON list of names: DRA drivers that were on the node
+	// and stay away, whose devices must not be allocated any more.
+	AnnotationGoneDrivers = "coracle.dev/gone-dra-drivers"
 )
 
 // CSIDriver is a driver on a node, for its CSINode.
@@ -18,10 +21,14 @@ type CSIDriver struct {
 	TopologyKeys []string `json:"topologyKeys,omitempty"`
 }
 
-// ExpandedClaim is a claim whose volume the node has grown.
+// ExpandedClaim is a claim whose volume the node has grown, or tried to.
 type ExpandedClaim struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	UID       string `json:"uid"`
 	Bytes     int64  `json:"bytes"`
+	// Error says why the volume could not be grown; empty: it was.
+	Error string `json:"error,omitempty"`
+	// Infeasible says that the node won't try this size again.
+	Infeasible bool `json:"infeasible,omitempty"`
 }

@@ -20,6 +20,7 @@ import (
 	"k8s.io/kubernetes/pkg/controller"
 	taintutil "k8s.io/kubernetes/pkg/util/taints"
 
+	"github.com/coracle-edge/coracle/controlplane/api/features"
 	"github.com/coracle-edge/coracle/controlplane/controllers/away"
 	"github.com/coracle-edge/coracle/controlplane/controllers/reconciler"
 )
@@ -40,8 +41,9 @@ type Controller struct {
 }
 
 type seen struct {
-	uid   types.UID
-	ready bool
+	uid            types.UID
+	ready, unknown bool
+	unschedulable  bool
 }
 
 // New makes the controller and registers what it watches: nodes, and pods that are marked. The factory must be started by
@@ -100,10 +102,12 @@ func (c *Controller) reconcile(ctx context.Context, key string) error {
 	return nil
 }
 
-// note records the events that upstream records when a node is first seen, and when it stops being ready.
+// note records the events that upstream records when a node is first seen, and when it stops being ready; and those that a
+// kubelet records of what only the cluster knows here: that the node was away and is back, and that it was cordoned.
 func (c *Controller) note(node *v1.Node) {
 	cond := condition(node, v1.NodeReady)
-	now := seen{uid: node.UID, ready: cond != nil && cond.Status == v1.ConditionTrue}
+	now := seen{uid: node.UID, ready: cond != nil && cond.Status == v1.ConditionTrue,
+		unknown: cond != nil && cond.Status == v1.ConditionUnknown, unschedulable: node.Spec.Unschedulable}
 	c.mu.Lock()
 	before, ok := c.known[node.Name]
 	c.known[node.Name] = now
@@ -118,8 +122,20 @@ func (c *Controller) note(node *v1.Node) {
 		c.event(node.Name, node.UID, "RegisteredNode", fmt.Sprintf("Node %s event: Registered Node %s in Controller", node.Name, node.Name))
 		return
 	}
-	if before.ready && !now.ready {
-		c.event(node.Name, node.UID, "NodeNotReady", fmt.Sprintf("Node %s status is now: NodeNotReady", node.Name))
+	status := func(reason string) {
+		c.event(node.Name, node.UID, reason, fmt.Sprintf("Node %s status is now: %s", node.Name, reason))
+	}
+	switch {
+	case before.ready && !now.ready:
+		status("NodeNotReady")
+	case before.unknown && now.ready:
+		status("NodeReady")
+	}
+	switch {
+	case !before.unschedulable && now.unschedulable:
+		status("NodeNotSchedulable")
+	case before.unschedulable && !now.unschedulable:
+		status("NodeSchedulable")
 	}
 }
 
@@ -144,7 +160,7 @@ func own(t *v1.Taint) bool {
 	switch t.Key {
 	case v1.TaintNodeNotReady, v1.TaintNodeUnreachable:
 		return t.Effect == v1.TaintEffectNoSchedule || t.Effect == v1.TaintEffectNoExecute
-	case v1.TaintNodeUnschedulable, v1.TaintNodeMemoryPressure, v1.TaintNodeDiskPressure, v1.TaintNodePIDPressure, v1.TaintNodeNetworkUnavailable:
+	case features.TaintContainerdDown, v1.TaintNodeUnschedulable, v1.TaintNodeMemoryPressure, v1.TaintNodeDiskPressure, v1.TaintNodePIDPressure, v1.TaintNodeNetworkUnavailable:
 		return t.Effect == v1.TaintEffectNoSchedule
 	}
 	return false
@@ -173,6 +189,8 @@ func wantedTaints(node *v1.Node) []v1.Taint {
 			add(v1.TaintNodePIDPressure, v1.TaintEffectNoSchedule)
 		case cond.Type == v1.NodeNetworkUnavailable:
 			add(v1.TaintNodeNetworkUnavailable, v1.TaintEffectNoSchedule)
+		case cond.Type == features.ConditionContainerdDown:
+			add(features.TaintContainerdDown, v1.TaintEffectNoSchedule)
 		}
 	}
 	if node.Spec.Unschedulable {

@@ -34,6 +34,12 @@ func TestTaintsFollowConditions(t *testing.T) {
 			want: []string{"node.kubernetes.io/not-ready:NoExecute", "node.kubernetes.io/not-ready:NoSchedule"}},
 		{name: "back", node: fixture.Node("n", v1.ConditionTrue, taint(v1.TaintNodeUnreachable, v1.TaintEffectNoExecute), taint(v1.TaintNodeUnreachable, v1.TaintEffectNoSchedule)), writes: 1},
 		{name: "pressure", node: fixture.Node("n", v1.ConditionTrue), change: pressure, writes: 1, want: []string{"node.kubernetes.io/memory-pressure:NoSchedule"}},
+		{name: "containerd is down", node: fixture.Node("n", v1.ConditionTrue), change: func(n *v1.Node) {
+			n.Status.Conditions = append(n.Status.Conditions, v1.NodeCondition{Type: "ContainerdDown", Status: v1.ConditionTrue})
+		}, writes: 1, want: []string{"coracle.dev/containerd-down:NoSchedule"}},
+		{name: "containerd is back", node: fixture.Node("n", v1.ConditionTrue, taint("coracle.dev/containerd-down", v1.TaintEffectNoSchedule)), change: func(n *v1.Node) {
+			n.Status.Conditions = append(n.Status.Conditions, v1.NodeCondition{Type: "ContainerdDown", Status: v1.ConditionFalse})
+		}, writes: 1},
 		{name: "cordoned", node: fixture.Node("n", v1.ConditionTrue), change: func(n *v1.Node) { n.Spec.Unschedulable = true }, writes: 1, want: []string{"node.kubernetes.io/unschedulable:NoSchedule"}},
 		{name: "a hand-made NoExecute taint of a pressure key stays", node: fixture.Node("n", v1.ConditionTrue, taint(v1.TaintNodeDiskPressure, v1.TaintEffectNoExecute)), want: []string{"node.kubernetes.io/disk-pressure:NoExecute"}},
 	} {
@@ -237,8 +243,16 @@ func TestEventsOfNodes(t *testing.T) {
 	ctl.note(young)
 	ctl.note(fixture.Node("old", v1.ConditionUnknown))
 	ctl.note(fixture.Node("old", v1.ConditionUnknown))
+	ctl.note(fixture.Node("old", v1.ConditionTrue))
+	ctl.note(fixture.Node("old", v1.ConditionFalse))
+	ctl.note(fixture.Node("old", v1.ConditionTrue)) // this the node says itself
+	cordoned := fixture.Node("old", v1.ConditionTrue)
+	cordoned.Spec.Unschedulable = true
+	ctl.note(cordoned)
+	ctl.note(cordoned)
+	ctl.note(fixture.Node("old", v1.ConditionTrue))
 	ctl.noteGone("old")
-	if got, want := w.EventReasons(), []string{"RegisteredNode", "NodeNotReady", "RemovingNode"}; !slices.Equal(got, want) {
+	if got, want := w.EventReasons(), []string{"RegisteredNode", "NodeNotReady", "NodeReady", "NodeNotReady", "NodeNotSchedulable", "NodeSchedulable", "RemovingNode"}; !slices.Equal(got, want) {
 		t.Errorf("events %v, want %v", got, want)
 	}
 }

@@ -181,7 +181,7 @@ func (t trackedInformer) note(handle cache.ResourceEventHandlerRegistration, err
 
 // AddIndexers adds those that an earlier run of the controller has not added. Indexes stay.
 func (t trackedInformer) AddIndexers(add cache.Indexers) error {
-	return t.SharedIndexInformer.AddIndexers(missing(t.SharedIndexInformer.GetIndexer(), add))
+	return addMissing(t.SharedIndexInformer, t.SharedIndexInformer.GetIndexer(), add)
 }
 
 func (t trackedInformer) GetIndexer() cache.Indexer {
@@ -191,7 +191,22 @@ func (t trackedInformer) GetIndexer() cache.Indexer {
 type onceIndexer struct{ cache.Indexer }
 
 func (o onceIndexer) AddIndexers(add cache.Indexers) error {
-	return o.Indexer.AddIndexers(missing(o.Indexer, add))
+	return addMissing(o.Indexer, o.Indexer, add)
+}
+
+// addMissing adds the indexes that an indexer lacks. Controllers are made at the same time: where another one was
+// quicker with an index, what is missing now is added.
+func addMissing(to interface{ AddIndexers(cache.Indexers) error }, indexer cache.Indexer, add cache.Indexers) error {
+	lacks := missing(indexer, add)
+	err := to.AddIndexers(lacks)
+	for err != nil {
+		now := missing(indexer, add)
+		if len(now) == len(lacks) {
+			return err
+		}
+		lacks, err = now, to.AddIndexers(now)
+	}
+	return nil
 }
 
 func missing(indexer cache.Indexer, add cache.Indexers) cache.Indexers {

@@ -176,7 +176,7 @@ func (k *kind) Lister() cache.GenericLister         { return cache.NewGenericLis
 func (k *kind) GetStore() cache.Store     { return k.indexer }
 func (k *kind) GetIndexer() cache.Indexer { return k.indexer }
 func (k *kind) AddIndexers(add cache.Indexers) error {
-	return k.indexer.AddIndexers(missing(k.indexer, add))
+	return addMissing(k.indexer, k.indexer, add)
 }
 func (k *kind) GetController() cache.Controller     { return running{k.controller} }
 func (k *kind) HasSynced() bool                     { return k.controller.HasSynced() }

@@ -275,6 +275,25 @@ func TestHandlersGoWithTheRun(t *testing.T) {
 	}
 }
 
+// overtaken is an indexer to which another controller adds the same index a moment before.
+type overtaken struct{ cache.Indexer }
+
+func (o overtaken) AddIndexers(add cache.Indexers) error {
+	_ = o.Indexer.AddIndexers(cache.Indexers{"same": func(any) ([]string, error) { return nil, nil }})
+	return o.Indexer.AddIndexers(add)
+}
+
+func TestAnotherIsQuickerWithAnIndex(t *testing.T) {
+	indexer := cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{})
+	index := func(any) ([]string, error) { return nil, nil }
+	if err := addMissing(overtaken{indexer}, indexer, cache.Indexers{"same": index, "own": index}); err != nil {
+		t.Fatal(err)
+	}
+	if have := indexer.GetIndexers(); have["same"] == nil || have["own"] == nil || len(have) != 2 {
+		t.Errorf("%v", have)
+	}
+}
+
 // Informers run already when a controller is built, and upstream's constructors add handlers before they have set all that
 // these read.
 func TestHandlersAreToldNothingBeforeTheControllerIsBuilt(t *testing.T) {

@@ -1,19 +1,25 @@
 package framework
 
-import v1 "k8s.io/api/core/v1"
+import (
+	v1 "k8s.io/api/core/v1"
+	resourceapi "k8s.io/api/resource/v1"
+)
 
 // Kind is what an [Event] is about.
 type Kind int
 
 const (
-	NodeChanged  Kind = iota + 1 // a node was added (OldNode nil) or changed
-	NodeGone                     // a node was deleted (OldNode); spread and affinity may be helped
-	PodPlaced                    // a pod was bound to a node, or a bound pod's labels changed
-	PodLeft                      // a bound pod ended or was deleted, or asks for less
-	PodChanged                   // the waiting pod itself changed
-	VolumeEvent                  // a claim, volume or storage class came or changed
-	RuntimeClass                 // a runtime class came or changed
-	Namespace                    // a namespace's labels changed
+	NodeChanged    Kind = iota + 1 // a node was added (OldNode nil) or changed
+	NodeGone                       // a node was deleted (OldNode); spread and affinity may be helped
+	PodPlaced                      // a pod was bound to a node, or a bound pod's labels changed
+	PodLeft                        // a bound pod ended or was deleted, or asks for less
+	PodChanged                     // the waiting pod itself changed
+	VolumeEvent                    // a claim, volume or storage class came or changed
+	RuntimeClass                   // a runtime class came or changed
+	Namespace                      // a namespace's labels changed
+	ClaimChanged                   // a resource claim came, changed or went
+	ClassChanged                   // a device class came or changed
+	DevicesChanged                 // a resource slice came or changed, or what there is of devices became known
 )
 
 // Event is a change in the cluster that may make a waiting pod schedulable.
@@ -24,6 +30,10 @@ type Event struct {
 	OldPod  *v1.Pod // PodLeft: nil if the pod is gone altogether
 	Pod     *v1.Pod // PodPlaced, PodLeft, PodChanged
 	Claim   string  // VolumeEvent: "namespace/name" of a claim, "" if about something else
+
+	OldDevices  *resourceapi.ResourceClaim // ClaimChanged: nil if the claim is new
+	Devices     *resourceapi.ResourceClaim // ClaimChanged: nil if the claim is gone
+	DeviceClass *resourceapi.DeviceClass   // ClassChanged
 }
 
 // NodeMayHelp answers [Requeuer] for a filter whose answer depends on nothing

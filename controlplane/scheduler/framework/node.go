@@ -142,9 +142,12 @@ func (n *NodeInfo) Clone() *NodeInfo {
 
 // Cluster is what is known of all nodes at the start of a cycle.
 type Cluster struct {
-	Nodes  []*NodeInfo
-	index  map[string]int // name to place in Nodes
-	images func(name string) int
+	Nodes []*NodeInfo
+	// Nominated are pods of no lower priority for which room is being made, on whatever
+	// node: what there is only one of in the cluster is theirs.
+	Nominated []*Pod
+	index     map[string]int // name to place in Nodes
+	images    func(name string) int
 }
 
 // NewCluster returns a Cluster of these nodes. imageNodes says on how many

@@ -89,6 +89,22 @@ type Reserver interface {
 	PreBind(ctx context.Context, pod *Pod, node string) error
 }
 
+// PostBinder is an optional part of a [Reserver]: it hears that the pod was bound,
+// so that what was kept needs no more undoing.
+type PostBinder interface {
+	PostBind(pod *Pod)
+}
+
+// Watcher is an optional part of a [Filter] that watches kinds of objects which
+// most clusters have none of, from when the first pod needs them.
+type Watcher interface {
+	// Watch is called once, before the first pod. start starts the informers that
+	// were asked of the shared factory since; tell passes on what may help waiting
+	// pods, and must not be called with a lock that [Requeuer.MayHelp] takes. stop
+	// takes everything back and returns when it is; ctx has ended then.
+	Watch(ctx context.Context, start func(), tell func(Event)) (stop func())
+}
+
 // Code is the kind of a refusal.
 type Code int
 
@@ -100,6 +116,10 @@ const (
 	Unresolvable
 	// Failed: the plugin could not tell. The pod is tried again with back-off.
 	Failed
+	// Awaiting: something that another part is about to make isn't there yet, such
+	// as the claim of a template. Only from PrepareFilter. Nobody is told before it
+	// has lasted for a while.
+	Awaiting
 )
 
 // Status is a plugin's refusal. Nil is consent.
@@ -108,6 +128,9 @@ type Status struct {
 	Plugin  string   // set by the scheduler
 	Reasons []string // each as it stands after "N " in "0/3 nodes are available: N ..."
 	Err     error    // with Failed
+	// Everywhere: what was found wrong is wrong with the pod, though it was found
+	// when a node was looked at. No other node is asked.
+	Everywhere bool
 }
 
 // Refuse returns a Status with code [Unschedulable].
@@ -115,6 +138,9 @@ func Refuse(reasons ...string) *Status { return &Status{Code: Unschedulable, Rea
 
 // Exclude returns a Status with code [Unresolvable].
 func Exclude(reasons ...string) *Status { return &Status{Code: Unresolvable, Reasons: reasons} }
+
+// Await returns a Status with code [Awaiting].
+func Await(reason string) *Status { return &Status{Code: Awaiting, Reasons: []string{reason}} }
 
 // Fail returns a Status with code [Failed].
 func Fail(err error) *Status {

@@ -1,9 +1,11 @@
 package plugins
 
 import (
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/coracle-edge/coracle/controlplane/scheduler/devices"
 	"github.com/coracle-edge/coracle/controlplane/scheduler/framework"
 )
 
@@ -25,21 +27,22 @@ type Set struct {
 // and the final ones first. Weights are upstream's.
 func Default(client kubernetes.Interface, factory informers.SharedInformerFactory) Set {
 	affinity := &PodAffinity{Namespaces: factory.Core().V1().Namespaces().Lister()}
+	claimed := devices.New(client, factory, devices.GatesOf(utilfeature.DefaultFeatureGate))
 	return Set{
 		Filters: []framework.Filter{
 			Unschedulable{},
-			ResourceClaims{},
 			NodeName{},
 			Taints{},
 			NodeAffinity{},
 			&RuntimeClass{Classes: factory.Node().V1().RuntimeClasses().Lister()},
 			NewFeatures(),
 			Ports{},
-			Fit{},
+			Fit{Backed: claimed.Backs},
 			NewVolumes(client, factory),
 			NewCSILimits(factory),
 			Spread{},
 			affinity,
+			claimed,
 		},
 		Scores: []Weighted{
 			{Taints{}, 3},
@@ -49,8 +52,10 @@ func Default(client kubernetes.Interface, factory informers.SharedInformerFactor
 			{Images{}, 1},
 			{Spread{}, 2},
 			{affinity, 2},
+			{claimed, 2},
 		},
 		PostFilters: []framework.PostFilter{
+			claimed, // first: a claim can be given up for less than a pod
 			&Preemption{Client: client, Budgets: factory.Policy().V1().PodDisruptionBudgets().Lister()},
 		},
 	}

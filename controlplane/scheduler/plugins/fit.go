@@ -5,17 +5,23 @@ import (
 	"sort"
 
 	v1 "k8s.io/api/core/v1"
+	resourceapi "k8s.io/api/resource/v1"
 
 	"github.com/coracle-edge/coracle/controlplane/scheduler/framework"
 )
 
 // Fit refuses nodes that don't have what the pod asks for left: CPU, memory,
 // ephemeral storage, extended resources, and a place among the node's pods.
-type Fit struct{}
+type Fit struct {
+	// Backed says whether a device class stands behind an extended resource: then a
+	// node that doesn't offer the resource itself is for DynamicResources to judge.
+	// Nil: none does.
+	Backed func(v1.ResourceName) bool
+}
 
 func (Fit) Name() string { return "NodeResourcesFit" }
 
-func (Fit) Filter(_ context.Context, pod *framework.Pod, node *framework.NodeInfo) *framework.Status {
+func (f Fit) Filter(_ context.Context, pod *framework.Pod, node *framework.NodeInfo) *framework.Status {
 	var reasons []string
 	never := false
 	lack := func(ask, used, have int64, reason string) {
@@ -38,7 +44,7 @@ func (Fit) Filter(_ context.Context, pod *framework.Pod, node *framework.NodeInf
 	if len(ask.Scalar) > 0 {
 		n := len(reasons)
 		for name, amount := range ask.Scalar {
-			if amount > 0 {
+			if amount > 0 && !(have.Scalar[name] == 0 && f.Backed != nil && f.Backed(name)) {
 				lack(amount, used.Scalar[name], have.Scalar[name], "Insufficient "+string(name))
 			}
 		}
@@ -57,6 +63,10 @@ func (f Fit) MayHelp(pod *framework.Pod, ev framework.Event) bool {
 	switch ev.Kind {
 	case framework.PodChanged:
 		return true
+	case framework.ClassChanged:
+		named := ev.DeviceClass.Spec.ExtendedResourceName
+		return pod.Requests.Scalar[v1.ResourceName(resourceapi.ResourceDeviceClassPrefix+ev.DeviceClass.Name)] > 0 ||
+			named != nil && pod.Requests.Scalar[v1.ResourceName(*named)] > 0
 	case framework.NodeChanged:
 		// An empty node must be large enough, and must have grown in something asked for.
 		if f.Filter(context.Background(), pod, framework.NewNodeInfo(ev.Node)) != nil {

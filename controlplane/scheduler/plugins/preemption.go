@@ -84,10 +84,14 @@ func (p *Preemption) PostFilter(ctx context.Context, pod *framework.Pod, cluster
 	return framework.Nomination{Node: best.node, Message: fmt.Sprintf("preemption: %d pod(s) are being deleted from node %s.", len(best.victims), best.node)}
 }
 
-// leaving says whether a pod that was made to leave is still there.
+// leaving says whether a pod that was made to leave is still there. One that leaves
+// for another reason makes no room that was meant for this pod.
 func leaving(node *framework.NodeInfo, priority int32) bool {
 	return node != nil && slices.ContainsFunc(node.Pods, func(p *framework.Pod) bool {
-		return p.DeletionTimestamp != nil && p.Priority < priority
+		return p.DeletionTimestamp != nil && p.Priority < priority &&
+			slices.ContainsFunc(p.Status.Conditions, func(c v1.PodCondition) bool {
+				return c.Type == v1.DisruptionTarget && c.Status == v1.ConditionTrue && c.Reason == v1.PodReasonPreemptionByScheduler
+			})
 	})
 }
 

@@ -44,6 +44,7 @@ type Volumes struct {
 	claims  corelisters.PersistentVolumeClaimLister
 	volumes corelisters.PersistentVolumeLister
 	classes storagelisters.StorageClassLister
+	room    capacities
 	wait    time.Duration
 
 	mu     sync.Mutex
@@ -65,6 +66,7 @@ func NewVolumes(client kubernetes.Interface, factory informers.SharedInformerFac
 		claims:  core.PersistentVolumeClaims().Lister(),
 		volumes: core.PersistentVolumes().Lister(),
 		classes: factory.Storage().V1().StorageClasses().Lister(),
+		room:    capacities{factory.Storage().V1().CSIDrivers().Lister(), factory.Storage().V1().CSIStorageCapacities().Lister()},
 		wait:    DefaultVolumeWait,
 		chosen:  map[string]*choice{},
 	}
@@ -93,6 +95,7 @@ type volumeState struct {
 	waiting []*v1.PersistentVolumeClaim // for the pod's node, smallest first
 	free    []*v1.PersistentVolume      // volumes not promised to others
 	oneUser map[string]bool             // names of ReadWriteOncePod claims
+	taken   bool                        // one of them has its user
 }
 
 func (p *Volumes) PrepareFilter(_ context.Context, pod *framework.Pod, cluster *framework.Cluster) (framework.Filter, *framework.Status) {
@@ -106,9 +109,7 @@ func (p *Volumes) PrepareFilter(_ context.Context, pod *framework.Pod, cluster *
 			return nil, status
 		}
 	}
-	if status := s.inUse(pod, cluster); status != nil {
-		return nil, status
-	}
+	s.taken = s.inUse(pod, cluster)
 	if len(s.waiting) > 0 {
 		slices.SortFunc(s.waiting, func(a, b *v1.PersistentVolumeClaim) int {
 			x, y := a.Spec.Resources.Requests[v1.ResourceStorage], b.Spec.Resources.Requests[v1.ResourceStorage]
@@ -165,24 +166,23 @@ func (s *volumeState) claim(pod *framework.Pod, name string) *framework.Status {
 	return nil
 }
 
-// inUse refuses the pod while another one uses a claim that only one may use.
-func (s *volumeState) inUse(pod *framework.Pod, cluster *framework.Cluster) *framework.Status {
+// inUse says whether another pod uses a claim that only one may use.
+func (s *volumeState) inUse(pod *framework.Pod, cluster *framework.Cluster) bool {
 	if len(s.oneUser) == 0 || cluster == nil {
-		return nil
+		return false
+	}
+	uses := func(other *framework.Pod) bool {
+		return other.Namespace == pod.Namespace && other.UID != pod.UID &&
+			slices.ContainsFunc(claimNames(other.Pod), func(name string) bool { return s.oneUser[name] })
 	}
 	for _, n := range cluster.Nodes {
-		for _, other := range n.Pods {
-			if other.Namespace != pod.Namespace || other.UID == pod.UID {
-				continue
-			}
-			for _, name := range claimNames(other.Pod) {
-				if s.oneUser[name] {
-					return framework.Refuse("node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod")
-				}
-			}
+		if slices.ContainsFunc(n.Pods, uses) {
+			return true
 		}
 	}
-	return nil
+	// Who has made the user leave is the next one; without that, whoever asks first on
+	// another node would have it, and be made to leave in turn.
+	return slices.ContainsFunc(cluster.Nominated, uses)
 }
 
 // Filter is that of a cluster of one node.
@@ -195,6 +195,11 @@ func (p *Volumes) Filter(ctx context.Context, pod *framework.Pod, node *framewor
 }
 
 func (s *volumeState) Filter(_ context.Context, _ *framework.Pod, node *framework.NodeInfo) *framework.Status {
+	// Of each node and not of all at once: preemption asks again without the user, node
+	// by node (upstream: volumerestrictions).
+	if s.taken {
+		return framework.Refuse("node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod")
+	}
 	for _, v := range s.bound {
 		if err := volume.CheckNodeAffinity(v, node.Node.Labels); err != nil {
 			return framework.Exclude("node(s) didn't match PersistentVolume's node affinity")
@@ -231,6 +236,13 @@ func (s *volumeState) choose(node *v1.Node) (*choice, *framework.Status) {
 		class, err := s.classes.Get(volume.GetPersistentVolumeClaimClass(claim))
 		if err != nil || class.Provisioner == "" || class.Provisioner == volume.NotSupportedProvisioner || !allows(class, node) {
 			return nil, framework.Exclude(none)
+		}
+		enough, err := s.room.enough(claim, class, node)
+		if err != nil {
+			return nil, framework.Fail(fmt.Errorf("persistentvolumeclaim %q: %w", key, err))
+		}
+		if !enough {
+			return nil, framework.Exclude("node(s) did not have enough free storage")
 		}
 		c.dynamic = append(c.dynamic, key)
 	}

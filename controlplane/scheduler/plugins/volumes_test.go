@@ -47,6 +47,10 @@ func (s *shelf) put(o metav1.Object) {
 		_ = s.client.Tracker().Add(o)
 	case *storagev1.StorageClass:
 		err = s.factory.Storage().V1().StorageClasses().Informer().GetStore().Add(o)
+	case *storagev1.CSIDriver:
+		err = s.factory.Storage().V1().CSIDrivers().Informer().GetStore().Add(o)
+	case *storagev1.CSIStorageCapacity:
+		err = s.factory.Storage().V1().CSIStorageCapacities().Informer().GetStore().Add(o)
 	}
 	if err != nil {
 		s.t.Fatal(err)
@@ -110,6 +114,20 @@ func TestVolumes(t *testing.T) {
 	rwop := func(c *v1.PersistentVolumeClaim) {
 		c.Spec.AccessModes = []v1.PersistentVolumeAccessMode{v1.ReadWriteOncePod}
 	}
+	const full = "node(s) did not have enough free storage"
+	yes := true
+	tells := &storagev1.CSIDriver{ObjectMeta: metav1.ObjectMeta{Name: "example.com/csi"}, Spec: storagev1.CSIDriverSpec{StorageCapacity: &yes}}
+	room := func(class, in, capacity, largest string) *storagev1.CSIStorageCapacity {
+		c := &storagev1.CSIStorageCapacity{ObjectMeta: metav1.ObjectMeta{Namespace: "drivers", Name: class + in + capacity}, StorageClassName: class,
+			NodeTopology: &metav1.LabelSelector{MatchLabels: map[string]string{zone: in}}}
+		sum := amounts("storage", capacity)["storage"]
+		c.Capacity = &sum
+		if largest != "" {
+			n := amounts("storage", largest)["storage"]
+			c.MaximumVolumeSize = &n
+		}
+		return c
+	}
 	for _, c := range []struct {
 		name    string
 		objects []metav1.Object
@@ -117,6 +135,11 @@ func TestVolumes(t *testing.T) {
 		on      map[string][]*v1.Pod
 		a1, b1  string // reasons of the nodes a1 and b1
 	}{
+		{"room that no driver told of", []metav1.Object{made, tells, claim("data", "made")}, newPod("p", uses("data")), nil, full, full},
+		{"room in a zone", []metav1.Object{made, tells, claim("data", "made"), room("made", "a", "1Gi", ""), room("made", "b", "1023Mi", "")}, newPod("p", uses("data")), nil, "", full},
+		{"room for smaller ones", []metav1.Object{made, tells, claim("data", "made"), room("made", "a", "9Gi", "512Mi"), room("made", "b", "9Gi", "1Gi")}, newPod("p", uses("data")), nil, full, ""},
+		{"room of another class", []metav1.Object{made, tells, claim("data", "made"), room("other", "a", "9Gi", "")}, newPod("p", uses("data")), nil, full, full},
+		{"a driver that doesn't tell", []metav1.Object{made, &storagev1.CSIDriver{ObjectMeta: metav1.ObjectMeta{Name: "example.com/csi"}}, claim("data", "made")}, newPod("p", uses("data")), nil, "", ""},
 		{"no claims", nil, newPod("p"), nil, "", ""},
 		{"no such claim", nil, newPod("p", uses("data")), nil, `persistentvolumeclaim "data" not found`, `persistentvolumeclaim "data" not found`},
 		{"bound", []metav1.Object{claim("data", "x", boundTo("d")), disk("d", "x", "")}, newPod("p", uses("data")), nil, "", ""},

@@ -40,7 +40,7 @@ type Item struct {
 	place   place
 	index   int       // in its heap
 	ready   time.Time // backing off until
-	parked  time.Time // since
+	due     time.Time // parked at most until
 	failed  int       // failures, for the back-off
 	last    time.Time // last failure
 	seen    uint64    // number of events when it was popped
@@ -212,6 +212,30 @@ func (q *Queue) Failed(it *Item, pod *v1.Pod, plugins map[string]bool) {
 	q.signal()
 }
 
+// Wait ends a try that was too early: what the pod waits for is about to be made.
+// It counts as no failure, so the event that helps makes the pod ready at once;
+// without one it is tried again at the given time.
+func (q *Queue) Wait(it *Item, pod *v1.Pod, plugins map[string]bool, until time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.items[it.UID] != it {
+		return // deleted meanwhile
+	}
+	if pod != it.Pod.Pod {
+		it.Pod = framework.NewPod(pod)
+	}
+	it.Plugins = plugins
+	again := it.changed || q.missed(it)
+	it.changed = false
+	q.release()
+	if again && !q.opts.Gated(it.Pod) {
+		q.backOff(it)
+	} else {
+		q.parkUntil(it, until)
+	}
+	q.signal()
+}
+
 // Happened tells of an event; parked pods that it may help are tried again.
 func (q *Queue) Happened(ev framework.Event) {
 	q.mu.Lock()
@@ -268,15 +292,15 @@ func (q *Queue) next(now time.Time) (*Item, time.Duration) {
 	return nil, max(due.Sub(now), time.Nanosecond)
 }
 
-// sweepParked makes ready what was parked for MaxParked. Gated pods stay: only
+// sweepParked makes ready what was parked for long enough. Gated pods stay: only
 // their own change helps them.
 func (q *Queue) sweepParked(now time.Time) {
 	q.sweep = time.Time{}
 	for uid, it := range q.parked {
 		switch {
 		case q.opts.Gated(it.Pod):
-		case now.Before(it.parked.Add(q.opts.MaxParked)):
-			q.sweepAt(it.parked.Add(q.opts.MaxParked))
+		case now.Before(it.due):
+			q.sweepAt(it.due)
 		default:
 			delete(q.parked, uid)
 			q.push(it)
@@ -304,11 +328,13 @@ func (q *Queue) push(it *Item) {
 	heap.Push(&q.ready, it)
 }
 
-func (q *Queue) park(it *Item) {
-	it.place, it.parked = parked, time.Now()
+func (q *Queue) park(it *Item) { q.parkUntil(it, time.Now().Add(q.opts.MaxParked)) }
+
+func (q *Queue) parkUntil(it *Item, due time.Time) {
+	it.place, it.due = parked, due
 	q.parked[it.UID] = it
 	if !q.opts.Gated(it.Pod) {
-		q.sweepAt(it.parked.Add(q.opts.MaxParked))
+		q.sweepAt(due)
 	}
 }
 

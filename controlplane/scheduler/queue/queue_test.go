@@ -182,6 +182,36 @@ func TestParkedPodsAreTriedNowAndThen(t *testing.T) {
 	})
 }
 
+// A pod that came too early is ready the moment that what it waits for is there,
+// and without that at the time given.
+func TestWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := New(Options{Helps: nodesHelp})
+		q.Add(pod("p", 0), true)
+		it := pop(t, q)
+		q.Wait(it, it.Pod.Pod, refused, time.Now().Add(5*time.Second))
+		q.Happened(useless)
+		empty(t, q, time.Second)
+		q.Happened(helpful)
+		it, took := popAfter(t, q)
+		if took != 0 {
+			t.Errorf("ready after %v: it didn't fail before", took)
+		}
+		q.Happened(helpful) // while it is tried
+		q.Wait(it, it.Pod.Pod, refused, time.Now().Add(5*time.Second))
+		if it, took = popAfter(t, q); took != 0 {
+			t.Errorf("ready after %v: the event was missed", took)
+		}
+		q.Wait(it, it.Pod.Pod, refused, time.Now().Add(5*time.Second))
+		if _, took = popAfter(t, q); took != 5*time.Second {
+			t.Errorf("ready after %v, want 5s", took)
+		}
+		q.Delete("p")
+		q.Wait(it, it.Pod.Pod, refused, time.Now())
+		empty(t, q, time.Hour)
+	})
+}
+
 func TestGated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := New(Options{Gated: func(p *framework.Pod) bool { return len(p.Spec.SchedulingGates) > 0 }})
