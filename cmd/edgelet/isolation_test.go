@@ -39,7 +39,8 @@ spec:
 `
 
 // From within a volume neither a Wasm container nor an OCI one reaches what lies
-// beside it: the agent's state and keys, another pod's volumes, its own cgroup.
+// beside it: the agent's state and keys, another pod's volumes, its own cgroup and
+// limits, the socket of the agent or of containerd.
 // Links that lead there are refused as subPaths, too.
 func TestPodsDoNotReachBeyondTheirVolumes(t *testing.T) {
 	lab.NeedNamespaces(t)
@@ -102,10 +103,13 @@ func TestPodsDoNotReachBeyondTheirVolumes(t *testing.T) {
 	}
 	script := `for f in hostlink abslink dirlink/secret state pods/*/volumes/*/*/secret up/secret ../secret ../../secret; do cat /data/$f; done 2>&1; ` +
 		`cat /proc/1/root/data/../secret /proc/self/cwd/../secret 2>&1; ` +
-		`for f in $(find /sys/fs/cgroup -name cgroup.procs); do echo $$ > $f && echo MOVED $f; done 2>/dev/null; cat /data/inner`
+		`for f in $(find /sys/fs/cgroup -name cgroup.procs); do echo $$ > $f && echo MOVED $f; done 2>/dev/null; ` +
+		`for g in $(find /sys/fs/cgroup -name cpu.cfs_quota_us -o -name memory.limit_in_bytes -o -name pids.max -o -name cpu.max -o -name memory.max); do echo 9999999999 > $g && echo LIMIT $g; done 2>/dev/null; ` +
+		`find / -path /proc -prune -o -type s -exec echo SOCKET {} \; 2>/dev/null; cat /data/inner`
 	m.put("oci", fmt.Sprintf(thiefPod, "oci", data, `image: "`+busyboxImage+`"`+"\n    command: [sh, -c, '"+script+"']", ""))
 	m.phase("oci", "Succeeded")
-	if log := m.podLog("oci", "main"); strings.Contains(log, "SECRET") || strings.Contains(log, "MOVED") || !strings.Contains(log, "inner") {
+	if log := m.podLog("oci", "main"); strings.Contains(log, "SECRET") || strings.Contains(log, "MOVED") ||
+		strings.Contains(log, "LIMIT") || strings.Contains(log, "SOCKET") || !strings.Contains(log, "inner") {
 		t.Errorf("the OCI container:\n%s", log)
 	}
 

@@ -4,47 +4,53 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
+	"math"
 	"slices"
 	"time"
 
 	"github.com/coracle-edge/coracle/edgelet/devices"
+	"github.com/coracle-edge/coracle/edgelet/node"
+	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/shutdown"
 	"github.com/coracle-edge/coracle/edgelet/state"
 )
 
 // What of the machine is given to pods, and how it goes down.
 
-// errPolicy is returned for a resource manager that this agent doesn't have.
-var errPolicy = errors.New("this agent doesn't have that policy")
-
-// checkPolicies refuses what would otherwise be taken for granted: a pod that
-// needs processors of its own must not find out by being slow.
-func (o *options) checkPolicies() error {
-	for _, p := range []struct{ flag, have, only string }{
-		{"cpu-manager-policy", o.cpuManager, "none"},
-		{"memory-manager-policy", o.memoryManager, "None"},
-		{"topology-manager-policy", o.topologyManager, "none"},
-	} {
-		if p.have != p.only {
-			return fmt.Errorf("--%s %s: %w; it has %s", p.flag, p.have, errPolicy, p.only)
+// checkValues reads what is read again when it is needed: a wrong value is to be said
+// before anything is made on the disk and a line to join is used.
+func (o *options) checkValues() error {
+	var errs []error
+	check := func(flag string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("--%s: %w", flag, err))
 		}
 	}
-	return nil
+	_, err := node.ParseTaints(o.registerTaints)
+	check("register-with-taints", err)
+	check("allowed-unsafe-sysctls", pods.CheckSysctls(split(o.unsafeSysctls)))
+	_, err = shutdown.Periods(o.shutdownGrace, o.shutdownCritical)
+	check("shutdown-grace-period", err)
+	_, err = shutdown.ParsePeriods(o.shutdownByPriority)
+	check("shutdown-grace-period-by-pod-priority", err)
+	_, reserved := o.resources.reserved() // these name their flags
+	_, thresholds := o.resources.thresholds(math.MaxInt64)
+	_, labels := keyValues(o.labels)
+	_, policies := o.policies() // and these
+	if reserved != nil {
+		policies = nil // it says the same
+	}
+	return errors.Join(append(errs, reserved, thresholds, labels, policies)...)
 }
 
 // buildDevices needs the state. What it calls back is built later, and nothing
 // calls before it runs.
 func (a *agent) buildDevices() (err error) {
-	dir := a.o.devicePlugins
-	if dir == "" && a.o.dataDir != defaultDataDir {
-		// Of two agents on one machine each has its plugins, and none a kubelet's.
-		dir = filepath.Join(a.o.dataDir, "device-plugins")
-	}
-	a.devices, err = devices.New(devices.Config{Dir: dir, Store: a.state, Log: a.log,
+	a.devices, err = devices.New(devices.Config{Dir: a.o.devicePlugins, Store: a.state, Log: a.log,
 		Changed:     func() { a.node.Changed() },
 		PodsChanged: func(uids []string) { a.pods.Wake(uids) },
-		Active:      func(uid string) bool { return a.pods.Has(uid) }})
+		Nodes:       a.nodes(),
+		Active:      func(uid string) bool { return a.pods.Present(uid) }})
 	return err
 }
 
@@ -63,7 +69,7 @@ func (a *agent) buildShutdown() error {
 		return nil
 	}
 	a.shutdown, err = shutdown.New(shutdown.Config{Pods: func() shutdown.Pods { return a.pods }, Periods: periods, Resume: a.o.shutdownResume,
-		Bus: a.o.systemBus, Changed: func() { a.node.Changed() }, Flush: a.tellAll, Log: a.log})
+		Bus: a.o.systemBus, Changed: func() { a.node.Changed() }, Event: a.events.Event, Flush: a.tellAll, Log: a.log})
 	return err
 }
 

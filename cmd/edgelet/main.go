@@ -7,10 +7,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -21,6 +23,7 @@ import (
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/edgelet/devices"
+	"github.com/coracle-edge/coracle/edgelet/podresources"
 	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/shutdown"
 	"github.com/coracle-edge/coracle/edgelet/streams"
@@ -58,21 +61,27 @@ type options struct {
 	unsafeSysctls, seccompDir                         string
 	cgroupRoot, labels, linkClass                     string
 	registerTaints, devicePlugins, systemBus          string
+	podResources                                      string
 	registerSchedulable                               bool
 	shutdownGrace, shutdownCritical                   time.Duration
 	shutdownByPriority                                string
 	shutdownResume                                    bool
-	cpuManager, memoryManager, topologyManager        string
+	affinity                                          affinityFlags
 	maxPods                                           int64
 	logMaxSize                                        int64
 	logMaxFiles                                       int
 	streams                                           int
 	streamIdle                                        time.Duration
 	stopPods, verbose, version                        bool
+	imageAccess                                       string
+	asKubelet                                         bool // this agent is the machine's kubelet: logs and folders of pods are where a kubelet has them
 	resources                                         resourceFlags
 }
 
-const defaultDataDir = "/var/lib/coracle"
+const (
+	defaultDataDir    = "/var/lib/coracle"
+	defaultKubeletDir = "/var/lib/kubelet" // where every driver and plugin looks
+)
 
 // parse reads the command line; more may define flags besides the agent's own.
 func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
@@ -82,7 +91,7 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 		more(fs)
 	}
 	fs.StringVar(&o.dataDir, "data-dir", defaultDataDir, "everything this node keeps")
-	fs.StringVar(&o.kubeletDir, "kubelet-dir", "/var/lib/kubelet", "where drivers of volumes look for a kubelet: they register below it, and their volumes are mounted there")
+	fs.StringVar(&o.kubeletDir, "kubelet-dir", "", "where drivers of volumes and device plugins look for a kubelet: both register below it, and volumes of drivers are mounted there; default: "+defaultKubeletDir+". With it, or with the default --data-dir, the folders of pods are in its pods, and their logs shown in /var/log/pods and /var/log/containers")
 	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
 	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
 	fs.StringVar(&o.join, "join", "", "the line that `coracle token create` printed; needed once")
@@ -106,17 +115,16 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	fs.StringVar(&o.linkClass, "link-class", "", "what kind of link this node has: lan, wifi, lte or satellite; it counts when the node registers, later the Node's label "+fleet.LabelLinkClass+" does")
 	fs.StringVar(&o.registerTaints, "register-with-taints", "", "comma list of NAME=VALUE:EFFECT that the node has when it registers")
 	fs.BoolVar(&o.registerSchedulable, "register-schedulable", true, "false: the node registers as cordoned")
-	fs.StringVar(&o.devicePlugins, "device-plugin-dir", "", "where device plugins register; default: "+devices.DefaultDir+", or DATA-DIR/device-plugins with another --data-dir than the default")
+	fs.StringVar(&o.devicePlugins, "device-plugin-dir", "", "where device plugins register; default: KUBELET-DIR/device-plugins, or DATA-DIR/device-plugins with another --data-dir than the default and no --kubelet-dir, so that of two agents on one machine each has its own")
 	fs.DurationVar(&o.shutdownGrace, "shutdown-grace-period", 0, "how long pods have to end, one priority after the other, when systemd's logind says that the machine goes down; 0: they are killed with it and run again after it")
 	fs.DurationVar(&o.shutdownCritical, "shutdown-grace-period-critical-pods", 0, "the part of it that is for critical pods, which end last")
 	fs.StringVar(&o.systemBus, "system-bus", shutdown.DefaultBus, "the socket of D-Bus where logind is")
 	fs.StringVar(&o.shutdownByPriority, "shutdown-grace-period-by-pod-priority", "", "comma list of PRIORITY=PERIOD instead of the two above")
 	fs.BoolVar(&o.shutdownResume, "shutdown-resume-pods", false, "pods of restartPolicy Always aren't over after such a shutdown, as with a kubelet, but run again when the machine does: for boards that start where no control plane is")
-	fs.StringVar(&o.cpuManager, "cpu-manager-policy", "none", "only none: all pods share all processors")
-	fs.StringVar(&o.memoryManager, "memory-manager-policy", "None", "only None")
-	fs.StringVar(&o.topologyManager, "topology-manager-policy", "none", "only none: hints of device plugins are not used")
+	o.affinity.define(fs)
 	fs.StringVar(&o.unsafeSysctls, "allowed-unsafe-sysctls", "", "comma list of sysctls, or of patterns ending in *, that pods may set beside the safe ones")
 	fs.StringVar(&o.seccompDir, "seccomp-profile-root", pods.DefaultSeccompDir, "folder of the seccomp profiles that pods name as Localhost")
+	fs.StringVar(&o.imageAccess, "image-pull-credentials-verification-policy", verifyPulled, "which pods may use an image that is here. "+verifyPulled+": of one that was pulled with a pod's imagePullSecrets, those whose own Secrets are the same; others have the registry asked; all may use what was brought otherwise. "+verifyNever+": all")
 	fs.Int64Var(&o.maxPods, "max-pods", 0, "how many pods fit; default 110")
 	fs.Int64Var(&o.logMaxSize, "container-log-max-size", 1<<20, "bytes of a container's log before it is rotated")
 	fs.IntVar(&o.logMaxFiles, "container-log-max-files", 3, "how many rotated logs of a container are kept, the current one included")
@@ -137,6 +145,15 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 		return nil, err
 	}
 	o.dataDir = dir
+	base := cmp.Or(o.kubeletDir, defaultKubeletDir)
+	if o.kubeletDir == "" && o.dataDir != defaultDataDir {
+		base = o.dataDir
+	}
+	o.devicePlugins = cmp.Or(o.devicePlugins, filepath.Join(base, filepath.Base(devices.DefaultDir)))
+	o.podResources = filepath.Join(base, filepath.Base(podresources.DefaultDir))
+	// Of two agents on one machine only one can be where a kubelet is.
+	o.asKubelet = o.kubeletDir != "" || o.dataDir == defaultDataDir
+	o.kubeletDir = cmp.Or(o.kubeletDir, defaultKubeletDir)
 	if !filepath.IsAbs(o.kubeletDir) {
 		return nil, fmt.Errorf("--kubelet-dir %s: it has to be an absolute path, drivers of volumes are told it", o.kubeletDir)
 	}
@@ -145,7 +162,10 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 			return nil, fmt.Errorf("--link-class: %w", err)
 		}
 	}
-	if err := o.checkPolicies(); err != nil {
+	if o.imageAccess != verifyPulled && o.imageAccess != verifyNever {
+		return nil, fmt.Errorf("--image-pull-credentials-verification-policy %s: it is %s or %s", o.imageAccess, verifyPulled, verifyNever)
+	}
+	if err := o.checkValues(); err != nil {
 		return nil, err
 	}
 	if o.standalone && o.join != "" {
@@ -185,6 +205,8 @@ func mainErr(args []string) error {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	// net/http prints what a container sends unasked, kilobytes at each probe.
+	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	return run(ctx, o, log)

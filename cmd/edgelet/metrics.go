@@ -29,6 +29,11 @@ func (a *agent) fillMetrics(p *metrics.Page) {
 	}
 	p.Gauge("kubelet_running_pods", "Number of pods that have a running pod sandbox")
 	p.Sample("kubelet_running_pods", float64(running))
+	started, failed := a.pods.OwnUsers()
+	p.Counter("kubelet_started_user_namespaced_pods_total", "[ALPHA] Cumulative number of pods with user namespaces started. This metric will only be collected on Linux.")
+	p.Sample("kubelet_started_user_namespaced_pods_total", float64(started))
+	p.Counter("kubelet_started_user_namespaced_pods_errors_total", "[ALPHA] Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux.")
+	p.Sample("kubelet_started_user_namespaced_pods_errors_total", float64(failed))
 
 	if l := a.link.Load(); l != nil {
 		s := l.of()

@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/edgelet/identity"
+	"github.com/coracle-edge/coracle/edgelet/node"
 	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/reset"
 	"github.com/coracle-edge/coracle/edgelet/state"
@@ -68,7 +69,9 @@ func resetBoard(ctx context.Context, o *options, c reset.Config, within time.Dur
 	if _, err := os.Stat(o.dataDir); err != nil {
 		return fmt.Errorf("reset: nothing to do: %w", err)
 	}
-	a := &agent{o: o, log: log, forGood: true, wrap: func(s pods.Store) pods.Store { return nothing{s} }}
+	// Nobody hears any more what happens to this node.
+	silent := node.NewRecorder(func(node.Event) error { return nil }, log)
+	a := &agent{o: o, log: log, ops: newOperations(), events: silent, forGood: true, wrap: func(s pods.Store) pods.Store { return nothing{s} }}
 	var err error
 	// It is open to the end, so that no agent starts meanwhile.
 	a.state, err = state.Open(filepath.Join(o.dataDir, "state.db"), state.Options{Logger: log})
@@ -187,8 +190,8 @@ func (a *agent) awaitNone(ctx context.Context, within time.Duration) error {
 
 // unmountAll unmounts the volumes of pods of which nothing else is left.
 func (a *agent) unmountAll() error {
-	vols := volumes.New(volumes.Config{Dir: filepath.Join(a.o.dataDir, "pods"), Log: a.log})
-	errs := []error{a.abandonCSI()}
+	vols := volumes.New(volumes.Config{Dir: a.podsDir(), DevicesDir: a.devicesDir(), Log: a.log})
+	errs := []error{a.abandonCSI(), hideLogs(filepath.Join(a.o.dataDir, podLogsDir), shownLogs())}
 	entries, err := os.ReadDir(vols.Dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return errors.Join(append(errs, err)...)
@@ -196,5 +199,5 @@ func (a *agent) unmountAll() error {
 	for _, e := range entries {
 		errs = append(errs, vols.Unmount(e.Name()))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, a.unbindPods())...)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -16,11 +17,11 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/coracle-edge/coracle/edgelet/affinity"
 	"github.com/coracle-edge/coracle/edgelet/evict"
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/metrics"
 	"github.com/coracle-edge/coracle/edgelet/pods"
-	"github.com/coracle-edge/coracle/edgelet/probes"
 	"github.com/coracle-edge/coracle/edgelet/static"
 	"github.com/coracle-edge/coracle/edgelet/stats"
 )
@@ -28,6 +29,7 @@ import (
 // resourceFlags are a kubelet's flags about what the node has and keeps.
 type resourceFlags struct {
 	kubeReserved, systemReserved string
+	reservedCPUs                 string
 	eviction                     evict.Flags
 	transition                   time.Duration
 	maxGrace                     int64
@@ -39,6 +41,7 @@ type resourceFlags struct {
 func (r *resourceFlags) define(fs *flag.FlagSet) {
 	fs.StringVar(&r.kubeReserved, "kube-reserved", "", "comma list of NAME=AMOUNT that is kept from pods for this agent and the container runtime: cpu, memory, ephemeral-storage, pid")
 	fs.StringVar(&r.systemReserved, "system-reserved", "", "the same for the rest of the system")
+	fs.StringVar(&r.reservedCPUs, "reserved-cpus", "", "list of processors, such as 0-1, that are kept from pods: as many instead of the cpu of the two above, and just those with --cpu-manager-policy static (a kubelet's reservedSystemCPUs)")
 	fs.StringVar(&r.eviction.Hard, "eviction-hard", "default", "comma list of SIGNAL<VALUE below which pods are evicted at once; default: memory.available<100Mi (a tenth of a board with less than 1000Mi), "+
 		"nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<10%,imagefs.inodesFree<5%,pid.available<5%")
 	fs.StringVar(&r.eviction.Soft, "eviction-soft", "", "comma list of SIGNAL<VALUE below which pods are evicted after a grace period")
@@ -51,10 +54,10 @@ func (r *resourceFlags) define(fs *flag.FlagSet) {
 	fs.DurationVar(&r.minImageAge, "minimum-image-ttl-duration", images.DefaultMinAge, "how long an image is here at least before it is removed")
 	fs.DurationVar(&r.minImageAge, "minimum-image-ttl", images.DefaultMinAge, "the same as --minimum-image-ttl-duration")
 	fs.DurationVar(&r.maxImageAge, "maximum-image-ttl-duration", 0, "how long an unused image stays at most; 0: as long as there is room")
-	fs.Int64Var(&r.podMaxPIDs, "pod-max-pids", -1, "how many processes one pod may have; -1: no limit")
+	fs.Int64Var(&r.podMaxPIDs, "pod-max-pids", -1, "how many processes and threads one pod may have, so that one that forks for ever takes nobody else's; -1: as many as all pods together")
 }
 
-// reserved is what both flags keep from pods.
+// reserved is what the flags keep from pods.
 func (r *resourceFlags) reserved() (v1.ResourceList, error) {
 	out := v1.ResourceList{}
 	for flag, text := range map[string]string{"--kube-reserved": r.kubeReserved, "--system-reserved": r.systemReserved} {
@@ -73,6 +76,13 @@ func (r *resourceFlags) reserved() (v1.ResourceList, error) {
 			sum.Add(q)
 			out[v1.ResourceName(name)] = sum
 		}
+	}
+	cpus, err := affinity.ParseSet(r.reservedCPUs)
+	if err != nil {
+		return nil, fmt.Errorf("--reserved-cpus: %w", err)
+	}
+	if len(cpus) > 0 {
+		out[v1.ResourceCPU] = *resource.NewQuantity(int64(len(cpus)), resource.DecimalSI)
 	}
 	return out, nil
 }
@@ -123,18 +133,19 @@ func (a *agent) buildResources() error {
 			return s.Capacity, s.Available, err
 		},
 		HighPercent: r.gcHigh, LowPercent: r.gcLow, MinAge: r.minImageAge, MaxAge: r.maxImageAge,
-		Memory: filepath.Join(a.o.dataDir, "images.json"), Log: a.log, Removed: a.node.Changed})
+		Memory: filepath.Join(a.o.dataDir, "images.json"), Log: a.log, Removed: a.node.Changed, Event: a.events.Event})
 	if err != nil {
 		return fmt.Errorf("--%w", err)
 	}
 	a.res.evict = evict.New(evict.Config{Thresholds: thresholds, Pods: evictPods{a}, Collector: collector{a},
-		Transition: r.transition, MaxGrace: r.maxGrace, Changed: a.node.Changed, Wake: a.res.wake, Log: a.log,
+		Transition: r.transition, MaxGrace: r.maxGrace, Changed: a.node.Changed, Event: a.events.Event, Wake: a.res.wake, Log: a.log,
 		Sources: evict.Sources{
-			Memory: func() stats.Machine { return stats.ReadMemory("/proc") },
-			Tasks:  func() (uint64, uint64) { return stats.ReadTasks("/proc") },
-			NodeFs: func() (stats.Space, error) { return stats.FileSystem(a.o.dataDir) },
-			Space:  stats.FileSystem,
-			Stores: func(ctx context.Context) (string, string) { return stores(ctx, rt) },
+			Memory:  func() stats.Machine { return stats.ReadMemory("/proc") },
+			Tasks:   func() (uint64, uint64) { return stats.ReadTasks("/proc") },
+			NodeDir: a.o.dataDir,
+			NodeFs:  func() (stats.Space, error) { return stats.FileSystem(a.o.dataDir) },
+			Space:   stats.FileSystem,
+			Stores:  func(ctx context.Context) (string, string) { return stores(ctx, rt) },
 			Pods: func() (workingSet, limit uint64, ok bool) {
 				if podsCgroup == "" {
 					return 0, 0, false
@@ -178,6 +189,7 @@ func (a *agent) runResources(ctx context.Context) error {
 	}
 	if err := a.pods.DeleteOrphans(); err != nil {
 		a.log.Warn("what pods that are gone left is still there", "err", err)
+		a.events.Event(v1.EventTypeWarning, reasonContainerGC, err.Error())
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.res.evict.Run(ctx) })
@@ -186,12 +198,19 @@ func (a *agent) runResources(ctx context.Context) error {
 	return g.Wait()
 }
 
+// reasonContainerGC is a kubelet's for what it could not remove of pods that are over.
+const reasonContainerGC = "ContainerGCFailed"
+
 // collector frees what nobody uses.
 type collector struct{ a *agent }
 
 // DeleteDeadContainers implements evict.Collector.
 func (c collector) DeleteDeadContainers(ctx context.Context) error {
-	return c.a.pods.DeleteDeadContainers(ctx)
+	err := c.a.pods.DeleteDeadContainers(ctx)
+	if err != nil && ctx.Err() == nil {
+		c.a.events.Event(v1.EventTypeWarning, reasonContainerGC, err.Error())
+	}
+	return err
 }
 
 // DeleteUnusedImages implements evict.Collector.
@@ -205,7 +224,8 @@ func (a *agent) statsPods() []stats.Pod {
 	out := make([]stats.Pod, len(facts))
 	for i, f := range facts {
 		out[i] = stats.Pod{Namespace: f.Namespace, Name: f.Name, UID: f.UID, Cgroup: f.Cgroup, Status: f.Status, Dir: f.Dir, LogDir: f.LogDir,
-			Spec: func() (*v1.Pod, error) { return a.pods.Spec(f.UID) }}
+			Spec:   func() (*v1.Pod, error) { return a.pods.Spec(f.UID) },
+			Driven: func(ctx context.Context) []stats.DrivenVolume { return a.drivenVolumes(ctx, f.UID) }}
 	}
 	return out
 }
@@ -228,7 +248,11 @@ func (e evictPods) Running() []evict.Pod {
 // End implements evict.Pods.
 func (e evictPods) End(ctx context.Context, uid string, v evict.Verdict) error {
 	e.a.pods.Event(uid, v1.EventTypeWarning, v.Reason, v.Message)
-	return e.a.pods.End(ctx, uid, pods.Verdict{Reason: v.Reason, Message: v.Message, Disruption: v.Disruption, Grace: &v.Grace})
+	err := e.a.pods.End(ctx, uid, pods.Verdict{Reason: v.Reason, Message: v.Message, Disruption: v.Disruption, Grace: &v.Grace})
+	if errors.Is(err, context.DeadlineExceeded) {
+		e.a.pods.Event(uid, v1.EventTypeWarning, "ExceededGracePeriod", "Container runtime did not kill the pod within specified grace period.")
+	}
+	return err
 }
 
 // Measure implements evict.Pods.
@@ -370,60 +394,4 @@ func (a *agent) resourcePaths() map[string]http.Handler {
 	})
 	out["GET /metrics/probes"] = metrics.Handler(a.fillProbes)
 	return out
-}
-
-// fillProbes writes how often probes ran (upstream: pkg/kubelet/prober).
-func (a *agent) fillProbes(p *metrics.Page) {
-	named := map[string]pods.Pod{}
-	for _, pod := range a.pods.Pods() {
-		named[pod.UID] = pod
-	}
-	const name = "prober_probe_total"
-	p.Counter(name, "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.")
-	a.pods.Probes(func(uid, container string, kind probes.Kind, c probes.Counts) {
-		pod, ok := named[uid]
-		if !ok {
-			return
-		}
-		for _, r := range []struct {
-			result string
-			n      uint64
-		}{{"successful", c.Successful}, {"failed", c.Failed}, {"unknown", c.Unknown}} {
-			if r.n > 0 {
-				p.Sample(name, float64(r.n), "container", container, "namespace", pod.Namespace, "pod", pod.Name, "pod_uid", uid, "probe_type", kind.String(), "result", r.result)
-			}
-		}
-	})
-}
-
-// fillKubelet writes what dashboards ask of a kubelet's own page.
-func (a *agent) fillKubelet(ctx context.Context, p *metrics.Page) {
-	states := map[string]int{}
-	for _, pod := range a.pods.Pods() {
-		for _, list := range [][]v1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses} {
-			for _, c := range list {
-				switch {
-				case c.State.Running != nil:
-					states["running"]++
-				case c.State.Terminated != nil:
-					states["exited"]++
-				case c.ContainerID != "":
-					states["created"]++
-				}
-			}
-		}
-	}
-	p.Gauge("kubelet_running_containers", "[ALPHA] Number of containers currently running")
-	for _, state := range []string{"created", "exited", "running"} {
-		if n := states[state]; n > 0 {
-			p.Sample("kubelet_running_containers", float64(n), "container_state", state)
-		}
-	}
-	p.Counter("kubelet_evictions", "[ALPHA] Cumulative number of pod evictions by eviction signal")
-	for signal, n := range a.res.evict.Evictions() {
-		p.Sample("kubelet_evictions", float64(n), "eviction_signal", string(signal))
-	}
-	if err := a.res.stats.Volumes(ctx, p); err != nil {
-		a.log.Info("volumes are not in the page of metrics", "err", err)
-	}
 }

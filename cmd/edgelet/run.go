@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,13 +18,15 @@ import (
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
 	"github.com/coracle-edge/coracle/crishim"
+	"github.com/coracle-edge/coracle/edgelet/affinity"
 	"github.com/coracle-edge/coracle/edgelet/budget"
+	"github.com/coracle-edge/coracle/edgelet/claims"
 	"github.com/coracle-edge/coracle/edgelet/csi"
 	"github.com/coracle-edge/coracle/edgelet/devices"
-	"github.com/coracle-edge/coracle/edgelet/evict"
 	"github.com/coracle-edge/coracle/edgelet/identity"
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/node"
+	"github.com/coracle-edge/coracle/edgelet/oom"
 	"github.com/coracle-edge/coracle/edgelet/pods"
 	"github.com/coracle-edge/coracle/edgelet/pods/podstate"
 	"github.com/coracle-edge/coracle/edgelet/pods/remote"
@@ -34,7 +35,6 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/standing"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/static"
-	"github.com/coracle-edge/coracle/edgelet/stats"
 	"github.com/coracle-edge/coracle/edgelet/streams"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 	"github.com/coracle-edge/coracle/internal/version"
@@ -53,18 +53,23 @@ type agent struct {
 	log   *slog.Logger
 	state *state.Store
 	// id is set once the node has an identity; nil before.
-	id      atomic.Pointer[identity.Identity]
-	name    string
-	shim    *crishim.Service // nil with another runtime
-	runtime containerRuntime
-	node    *node.Node
-	csi     *csi.Manager // nil without root
-	forGood bool         // all pods end, and drivers are not asked
-	volumes *volumes.Manager
-	pods    *pods.Manager
-	proxy   *proxy.Proxy // nil where there can be none
-	res     resources
-	devices *devices.Manager
+	id       atomic.Pointer[identity.Identity]
+	name     string
+	shim     *crishim.Service // nil with another runtime
+	runtime  containerRuntime
+	ops      *operations
+	node     *node.Node
+	events   *node.Recorder
+	csi      *csi.Manager    // nil without root
+	claims   *claims.Manager // nil without root
+	forGood  bool            // all pods end, and drivers are not asked
+	volumes  *volumes.Manager
+	abnormal abnormal
+	pods     *pods.Manager
+	proxy    *proxy.Proxy // nil where there can be none
+	res      resources
+	devices  *devices.Manager
+	affinity *affinity.Manager // nil without a policy that gives processors or memory
 	// shutdown is nil without grace periods.
 	shutdown *shutdown.Manager
 	link     atomic.Pointer[linkStatus]
@@ -93,9 +98,9 @@ type containerRuntime interface {
 }
 
 func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
-	a := &agent{o: o, log: log, staticRead: make(chan struct{})}
+	a := &agent{o: o, log: log, ops: newOperations(), staticRead: make(chan struct{})}
 	a.staticPods.Store(-1)
-	for _, dir := range []string{"", "pods", "pods-logs", "run"} {
+	for _, dir := range []string{"", "pods", podLogsDir, "run"} {
 		if err := os.MkdirAll(filepath.Join(o.dataDir, dir), 0o755); err != nil {
 			return fmt.Errorf("making the data folder: %w", err)
 		}
@@ -113,6 +118,11 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 	if a.name, err = a.nodeName(); err != nil {
 		return err
 	}
+	a.events = node.NewRecorder(a.putNodeEvent, log)
+	a.events.Event(v1.EventTypeNormal, "Starting", "Starting kubelet.")
+	if os.Geteuid() == 0 && volumes.MaySwapSecrets() {
+		a.events.Event(v1.EventTypeWarning, "PossibleMemoryBackedVolumesOnDisk", "The tmpfs noswap option is not supported. Memory-backed volumes (e.g. secrets, emptyDirs, etc.) might be swapped to disk and should no longer be considered secure.")
+	}
 	closeRuntime, err := a.openRuntime(ctx)
 	if err != nil {
 		return err
@@ -125,6 +135,9 @@ func run(ctx context.Context, o *options, log *slog.Logger) (err error) {
 		return err
 	}
 	if err := a.buildNode(); err != nil {
+		return err
+	}
+	if err := a.buildAffinity(); err != nil {
 		return err
 	}
 	if err := a.buildPods(); err != nil {
@@ -161,12 +174,21 @@ func (a *agent) runParts(ctx context.Context) error {
 		a.setStatic(nil)
 	}
 	g.Go(func() error { return a.node.Run(ctx) })
+	if os.Geteuid() == 0 {
+		g.Go(func() error { return oom.Watch(ctx, oom.DefaultLog, a.systemOOM, a.log) })
+	}
 	g.Go(func() error { return a.watchPlugins(ctx) })
 	if a.proxy != nil {
 		g.Go(func() error { return a.proxy.Run(ctx) })
 	}
 	g.Go(func() error { return a.runResources(ctx) })
 	g.Go(func() error { return a.devices.Run(ctx) })
+	if a.claims != nil {
+		g.Go(func() error { return a.claims.Run(ctx) })
+	}
+	if s := a.podResources(); s != nil {
+		g.Go(func() error { return s.Run(ctx) })
+	}
 	if a.shutdown != nil {
 		g.Go(func() error { return a.shutdown.Run(ctx) })
 	}
@@ -278,45 +300,6 @@ func (a *agent) openRuntime(ctx context.Context) (func() error, error) {
 	return shim.Close, nil
 }
 
-func (a *agent) buildNode() (err error) {
-	labels, err := keyValues(a.o.labels)
-	if err != nil {
-		return err
-	}
-	machine := boards.This(a.o.dataDir)
-	machine.Floor = a.state.TimeFloor()
-	reserved, err := a.o.resources.reserved()
-	if err != nil {
-		return err
-	}
-	thresholds, err := a.o.resources.thresholds(int64(stats.ReadMemory("/proc").MemoryTotal))
-	if err != nil {
-		return err
-	}
-	c := node.Config{Name: a.name, Machine: machine, Runtime: a.runtime, Report: a.state.PutNodeReport,
-		Labels: labels, Root: os.Geteuid() == 0, MaxPods: a.o.maxPods, Features: features(), More: a.budgetCondition(), Storage: a.storage, Log: a.log, Now: a.now,
-		Reserved: reserved, Pressure: a.pressure, Keeps: func(capacity v1.ResourceList) v1.ResourceList { return evict.Keeps(thresholds, capacity) },
-		Devices: a.devices.Resources, Unschedulable: !a.o.registerSchedulable}
-	if c.Taints, err = node.ParseTaints(a.o.registerTaints); err != nil {
-		return fmt.Errorf("--register-with-taints: %w", err)
-	}
-	if a.shutdown != nil {
-		c.ShuttingDown = a.shutdown.ShuttingDown
-	}
-	if ips := split(a.o.nodeIP); len(ips) > 0 {
-		for _, ip := range ips {
-			if _, err := netip.ParseAddr(ip); err != nil {
-				return fmt.Errorf("--node-ip: %w; give IP addresses of this board, with commas between them", err)
-			}
-		}
-		c.IPs = func() []string { return ips }
-	}
-	if a.node, err = node.New(c); errors.Is(err, node.ErrLabel) {
-		return fmt.Errorf("--node-labels: %w", err)
-	}
-	return err
-}
-
 func (a *agent) buildPods() (err error) {
 	reserved, err := a.o.resources.reserved()
 	if err != nil {
@@ -341,14 +324,19 @@ func (a *agent) buildPods() (err error) {
 	if a.shutdown != nil {
 		gates = append(gates, a.shutdown.Admit)
 	}
+	runtime := countedRuntime{a.runtime, a.ops}
+	var prepared pods.Claims // nil stays nil
+	if a.claims != nil {
+		prepared = a.claims
+	}
 	a.pods, err = pods.New(pods.Config{
-		Devices: a.devices, Gates: gates, NoMemoryLimits: a.node.NoMemoryLimits(),
-		Runtime: a.runtime, Store: seen, Images: images.New(images.Config{Service: a.runtime}), Volumes: a.volumes, Node: a.node,
-		LogsDir: filepath.Join(a.o.dataDir, "pods-logs"), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
+		Devices: a.devices, Claims: prepared, Processors: a.processors(), Gates: gates, NoMemoryLimits: a.node.NoMemoryLimits(),
+		Runtime: runtime, Store: seen, Images: a.puller(runtime), Volumes: a.volumes, Node: a.node,
+		LogsDir: filepath.Join(a.o.dataDir, podLogsDir), ShownLogs: a.showLogs(), ResolvConf: a.o.resolvConf, ClusterDNS: split(a.o.clusterDNS),
 		UnsafeSysctls: split(a.o.unsafeSysctls), SeccompDir: a.o.seccompDir,
 		ClusterDomain: a.o.clusterDomain, Services: store.Services, CgroupRoot: cgroupRoot,
 		PodMaxPIDs: max(a.o.resources.podMaxPIDs, 0), PodLimits: func() v1.ResourceList { return a.podLimits(reserved) },
-		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now,
+		LogMaxSize: a.o.logMaxSize, LogMaxFiles: a.o.logMaxFiles, Log: a.log, Now: a.now, NodeEvent: a.events.Event,
 	})
 	return err
 }
@@ -413,10 +401,4 @@ func (a *agent) podToken(ctx context.Context, r volumes.TokenRequest) (string, t
 	}
 	ask.Life = r.Lifetime
 	return id.AskPodToken(a.metered(ctx), ask)
-}
-
-// features are what this agent can do that another may not, in the form of
-// status.declaredFeatures.
-func features() []string {
-	return []string{"RestartAllContainersOnContainerExits", "Sidecars", "StaticPods", "Wasm"}
 }

@@ -88,7 +88,7 @@ func (a *agent) configz() any {
 		"enableServer":  false, // nothing listens
 		"staticPodPath": a.o.staticPods, "containerRuntimeEndpoint": endpoint, "maxPods": maxPods.Value(),
 		"clusterDomain": a.o.clusterDomain, "clusterDNS": split(a.o.clusterDNS), "resolvConf": a.o.resolvConf,
-		"cgroupRoot": a.o.cgroupRoot, "containerLogMaxSize": fmt.Sprint(a.o.logMaxSize), "containerLogMaxFiles": a.o.logMaxFiles,
+		"cgroupRoot": a.o.cgroupRoot, "podPidsLimit": max(a.o.resources.podMaxPIDs, -1), "containerLogMaxSize": fmt.Sprint(a.o.logMaxSize), "containerLogMaxFiles": a.o.logMaxFiles,
 		"streamingConnectionIdleTimeout": a.o.streamIdle.String(), "enableDebuggingHandlers": true, "enableSystemLogHandler": true,
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,7 +83,7 @@ func (m *machine) register() {
 }
 
 func (m *machine) volume(pod string) *csi.Volume {
-	return &csi.Volume{PodUID: pod, Name: "pv-1", Driver: m.driver.Name, Handle: "h1", AccessMode: "ReadWriteOnce", FSType: "ext4",
+	return &csi.Volume{PodUID: pod, Name: "pv-1", PodVolume: "data", Driver: m.driver.Name, Handle: "h1", AccessMode: "ReadWriteOnce", FSType: "ext4",
 		MountOptions: []string{"noatime"}, StageSecrets: map[string]string{"k": "stage"}, PublishSecrets: map[string]string{"k": "publish"},
 		Attributes: map[string]string{"a": "1", "b": "2"}, StageAttributes: map[string]string{"a": "1"}, PublishContext: map[string]string{"lun": "3"}}
 }
@@ -275,12 +276,13 @@ func TestRequestsAsTheSpecificationReadsThem(t *testing.T) {
 	if d := m.Drivers(); len(d) != 1 || d[0].NodeID != "node-of-the-driver" || d[0].Limit != 7 || d[0].Topology["topology.example.com/rack"] != "r1" {
 		t.Errorf("%+v", d)
 	}
-	u, ok, err := m.Stats(t.Context(), "pod-a", "pv-1")
-	if err != nil || !ok || u.Total <= 0 || u.InodesTotal <= 0 || !u.Abnormal || u.Message != "a test's" {
-		t.Errorf("%+v, %v, %v", u, ok, err)
+	used, err := m.Usage(t.Context(), "pod-a")
+	if err != nil || len(used) != 1 || used[0].Volume != "data" || used[0].Name != "pv-1" || used[0].Total <= 0 || used[0].InodesTotal <= 0 ||
+		!used[0].Abnormal || used[0].Message != "a test's" {
+		t.Errorf("%+v, %v", used, err)
 	}
-	if grown, err := m.Expand(t.Context(), v, 5<<30); err != nil || !grown {
-		t.Errorf("%v, %v", grown, err)
+	if err := m.Expand(t.Context(), v, 5<<30); err != nil {
+		t.Error(err)
 	}
 	expand := m.driver.Asked()[0].(*spec.NodeExpandVolumeRequest)
 	if expand.CapacityRange.RequiredBytes != 5<<30 || expand.VolumePath != p.Path || expand.StagingTargetPath != stage.StagingTargetPath {
@@ -334,6 +336,44 @@ func TestAbandonedVolumesAreUnmountedWithoutTheirDriver(t *testing.T) {
 	}
 	if got, err := os.ReadFile(filepath.Join(m.dir, "volumes/h1/file")); err != nil || string(got) != "kept" {
 		t.Errorf("the volume's content: %q, %v", got, err)
+	}
+}
+
+func TestADriverThatHangsIsNamed(t *testing.T) {
+	m := newMachine(t, stages)
+	m.driver.Hang(true)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := m.SetUp(ctx, m.volume("pod-a")); err == nil || !strings.Contains(err.Error(), "NodeStageVolume: no answer from CSI driver "+m.driver.Name+" within ") {
+		t.Errorf("%v", err)
+	}
+	m.driver.Hang(false)
+	m.setUp(m.volume("pod-a"))
+	if err := m.TearDown(t.Context(), "pod-a"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A driver that doesn't answer holds up figures once, not at each look.
+func TestSilentDriversAreNotAskedAgainAtOnce(t *testing.T) {
+	m := newMachine(t, stages, spec.NodeServiceCapability_RPC_GET_VOLUME_STATS)
+	m.setUp(m.volume("pod-a"))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	m.driver.Hang(true)
+	if used, err := m.Usage(ctx, "pod-a"); err == nil || len(used) > 0 {
+		t.Errorf("%+v, %v", used, err)
+	}
+	if used, err := m.Usage(t.Context(), "pod-a"); err != nil || len(used) > 0 {
+		t.Errorf("it was asked again: %+v, %v", used, err)
+	}
+	m.driver.Hang(false)
+	m.register() // another process of the driver
+	if used, err := m.Usage(t.Context(), "pod-a"); err != nil || len(used) != 1 {
+		t.Errorf("%+v, %v", used, err)
+	}
+	if err := m.TearDown(t.Context(), "pod-a"); err != nil {
+		t.Fatal(err)
 	}
 }
 

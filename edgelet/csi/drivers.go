@@ -23,10 +23,11 @@ const callTimeout = 2 * time.Minute
 
 // driver is a registered driver.
 type driver struct {
-	endpoint string
-	version  [2]int
-	info     Info
-	caps     capabilities
+	name, endpoint string
+	version        [2]int
+	info           Info
+	caps           capabilities
+	silent         time.Time // until when it isn't asked for figures; under Manager.mu
 }
 
 // Driver is what the node tells the cluster of a driver.
@@ -50,7 +51,7 @@ func (m *Manager) Register(ctx context.Context, p pluginwatch.Plugin) error {
 	if have != nil && have.endpoint != p.Endpoint && slices.Compare(have.version[:], version[:]) >= 0 {
 		return fmt.Errorf("CSI driver %q: another driver of that name is registered with version %d.%d", p.Name, have.version[0], have.version[1])
 	}
-	d := &driver{endpoint: p.Endpoint, version: version}
+	d := &driver{name: p.Name, endpoint: p.Endpoint, version: version}
 	ctx, cancel := context.WithTimeout(ctx, registerTimeout)
 	defer cancel()
 	raw, err := d.call(ctx, "NodeGetInfo", nil)

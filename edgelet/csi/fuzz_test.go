@@ -3,11 +3,13 @@ package csi
 import (
 	"encoding/json"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
 func FuzzReplies(f *testing.F) {
 	f.Add([]byte("\x0a\x01n\x10\x05\x1a\x08\x0a\x06\x0a\x01k\x12\x01v"))
+	f.Add([]byte("1.0.0,v1.99999999999999999999,2"))
 	f.Add([]byte("\x0a\x04\x0a\x02\x08\x01"))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if i, err := decodeInfo(raw); err == nil && i.NodeID == "" {
@@ -16,6 +18,9 @@ func FuzzReplies(f *testing.F) {
 		_, _ = decodeCapabilities(raw)
 		_, _ = decodeUsage(raw)
 		_, _ = capacityOf(raw)
+		if v, ok := highest(strings.Split(string(raw), ",")); ok && v[0] != 1 {
+			t.Errorf("%q is version %v", raw, v)
+		}
 	})
 }
 

@@ -21,9 +21,11 @@ import (
 type Volume struct {
 	PodUID string
 	// Name is the PersistentVolume's, or the pod's own of an inline volume.
-	Name   string
-	Driver string
-	Handle string
+	Name string
+	// PodVolume is what the pod calls it.
+	PodVolume string
+	Driver    string
+	Handle    string
 	// Ephemeral says that it is the pod's own and lives as long: never staged.
 	Ephemeral bool
 	Block     bool
@@ -159,7 +161,7 @@ func (m *Manager) SetUp(ctx context.Context, v *Volume) (Published, error) {
 	if v.Ephemeral || !d.caps.has(capStage) {
 		staging = ""
 	}
-	r := record{PodUID: v.PodUID, Name: v.Name, Driver: v.Driver, Handle: v.Handle, Block: v.Block, Attach: v.Attach, Staging: staging, Target: target}
+	r := record{PodUID: v.PodUID, Name: v.Name, PodVolume: v.PodVolume, Driver: v.Driver, Handle: v.Handle, Block: v.Block, Attach: v.Attach, Staging: staging, Target: target}
 	if ready {
 		r.Boot, r.Mounted = m.Boot, have.Mounted
 	}
@@ -374,55 +376,4 @@ func (m *Manager) InUse() []string {
 		}
 	}
 	return slices.Sorted(maps.Keys(names))
-}
-
-// Stats asks the driver how full a volume of a pod is; false if it can't tell.
-func (m *Manager) Stats(ctx context.Context, podUID, name string) (Usage, bool, error) {
-	m.mu.Lock()
-	err := m.load()
-	r := m.records[podUID+"/"+name]
-	m.mu.Unlock()
-	if err != nil || r == nil || r.Boot != m.Boot {
-		return Usage{}, false, err
-	}
-	d, err := m.driver(r.Driver)
-	if err != nil || !d.caps.has(capStats) {
-		return Usage{}, false, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	raw, err := d.call(ctx, "NodeGetVolumeStats", statsRequest(r.Handle, r.Target, r.Staging))
-	if err != nil {
-		return Usage{}, false, fmt.Errorf("NodeGetVolumeStats of volume %s: %w", name, err)
-	}
-	u, err := decodeUsage(raw)
-	return u, err == nil, err
-}
-
-// Expand has the driver make the file system of a published volume as large as
-// bytes. False: the driver has no part in that.
-func (m *Manager) Expand(ctx context.Context, v *Volume, bytes int64) (bool, error) {
-	d, err := m.driver(v.Driver)
-	if err != nil || !d.caps.has(capExpand) {
-		return false, err
-	}
-	staging, target := m.paths(v)
-	if !d.caps.has(capStage) {
-		staging = ""
-	}
-	unlock, err := m.lock(ctx, v.Driver+"^"+v.Handle)
-	if err != nil {
-		return false, err
-	}
-	defer unlock()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	raw, err := d.call(ctx, "NodeExpandVolume", v.expandRequest(target, staging, bytes, d.caps))
-	if err == nil {
-		_, err = capacityOf(raw)
-	}
-	if err != nil {
-		return false, fmt.Errorf("NodeExpandVolume of volume %s: %w", v.Name, err)
-	}
-	return true, nil
 }

@@ -18,9 +18,12 @@ import (
 type record struct {
 	PodUID string `json:"podUID"`
 	Name   string `json:"specVolID"`
-	Driver string `json:"driverName"`
-	Handle string `json:"volumeHandle"`
-	Block  bool   `json:"block,omitempty"`
+	// PodVolume is what the pod calls the volume; empty in records of agents that
+	// didn't note it.
+	PodVolume string `json:"podVolume,omitempty"`
+	Driver    string `json:"driverName"`
+	Handle    string `json:"volumeHandle"`
+	Block     bool   `json:"block,omitempty"`
 	// Attach says that a controller attached the volume, and waits for this node
 	// before it detaches it.
 	Attach  bool   `json:"attach,omitempty"`

@@ -3,7 +3,10 @@ package csi
 import (
 	"context"
 	"fmt"
+	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/coracle-edge/coracle/edgelet/rawcall"
@@ -225,5 +228,10 @@ func capacityOf(raw []byte) (int64, error) {
 }
 
 func (d *driver) call(ctx context.Context, method string, in rawcall.Message) ([]byte, error) {
-	return rawcall.Call(ctx, d.endpoint, "/csi.v1.Node/"+method, in)
+	began := time.Now()
+	out, err := rawcall.Call(ctx, d.endpoint, "/csi.v1.Node/"+method, in)
+	if status.Code(err) == codes.DeadlineExceeded {
+		err = fmt.Errorf("no answer from CSI driver %s within %s: %w", d.name, time.Since(began).Round(time.Millisecond), err)
+	}
+	return out, err
 }

@@ -11,6 +11,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+
+	"github.com/coracle-edge/coracle/edgelet/affinity"
 )
 
 // Allocate gives the containers of a pod the devices that they ask for, and
@@ -20,40 +22,48 @@ import (
 // What an init container had, later containers may have, but not what a sidecar
 // has.
 func (m *Manager) Allocate(ctx context.Context, pod *v1.Pod) error {
-	a := &allocation{m: m, uid: string(pod.UID), pod: podHeld{}, reuse: map[string]map[string]bool{}, taken: map[string]map[string]bool{}}
+	a := m.Begin(pod)
+	defer a.Release()
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			if err := a.Give(ctx, &list[i], 0); err != nil {
+				return err
+			}
+		}
+	}
+	return a.Keep()
+}
+
+// Begin begins an allocation that others have a say in: a container after the
+// other is given its devices, then they are kept, and in any case it is released.
+func (m *Manager) Begin(pod *v1.Pod) *Allocation {
+	a := &Allocation{m: m, spec: pod, uid: string(pod.UID), pod: podHeld{}, reuse: map[string]map[string]bool{}, taken: map[string]map[string]bool{}}
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	for c, resources := range m.held[a.uid] {
 		a.pod[c] = maps.Clone(resources)
 	}
-	m.mu.Unlock()
-	defer a.release()
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		sidecar := c.RestartPolicy != nil && *c.RestartPolicy == v1.ContainerRestartPolicyAlways
-		if err := a.container(ctx, c, !sidecar); err != nil {
-			return err
-		}
-	}
-	for i := range pod.Spec.Containers {
-		if err := a.container(ctx, &pod.Spec.Containers[i], false); err != nil {
-			return err
-		}
-	}
+	return a
+}
+
+// Keep makes what was given durable.
+func (a *Allocation) Keep() error {
 	if !a.changed {
 		return nil
 	}
-	if err := m.cfg.Store.PutDeviceRecord(a.uid, a.pod.encode()); err != nil {
+	if err := a.m.cfg.Store.PutDeviceRecord(a.uid, a.pod.encode()); err != nil {
 		return fmt.Errorf("keeping which devices it has: %w", err)
 	}
-	m.mu.Lock()
-	m.held[a.uid] = a.pod
-	m.mu.Unlock()
+	a.m.mu.Lock()
+	defer a.m.mu.Unlock()
+	a.m.held[a.uid] = a.pod
 	return nil
 }
 
-// allocation is one pod's asking.
-type allocation struct {
+// Allocation is one pod's asking. It is one goroutine's.
+type Allocation struct {
 	m       *Manager
+	spec    *v1.Pod
 	uid     string
 	pod     podHeld
 	changed bool
@@ -61,9 +71,11 @@ type allocation struct {
 	taken   map[string]map[string]bool // reserved by this allocation
 }
 
-// release gives back the reservations: by now the devices are in Manager.held, or
+var _ affinity.Devices = (*Allocation)(nil)
+
+// Release gives back the reservations: by now the devices are in Manager.held, or
 // nobody's.
-func (a *allocation) release() {
+func (a *Allocation) Release() {
 	a.m.mu.Lock()
 	defer a.m.mu.Unlock()
 	for name, ids := range a.taken {
@@ -73,9 +85,10 @@ func (a *allocation) release() {
 	}
 }
 
-// container allocates for one container. Extended resources are never
-// overcommitted, so its limits say all.
-func (a *allocation) container(ctx context.Context, c *v1.Container, reusable bool) error {
+// Give implements [affinity.Devices]. Extended resources are never overcommitted,
+// so a container's limits say all.
+func (a *Allocation) Give(ctx context.Context, c *v1.Container, near affinity.Nodes) error {
+	reusable := a.isOverLater(c.Name)
 	names := slices.Sorted(maps.Keys(c.Resources.Limits))
 	for _, n := range names {
 		name, want := string(n), c.Resources.Limits[n]
@@ -87,7 +100,7 @@ func (a *allocation) container(ctx context.Context, c *v1.Container, reusable bo
 			return fmt.Errorf("pod %q container %q changed request for resource %q from %d to %d", a.uid, c.Name, name, len(had.IDs), want.Value())
 		}
 		if !has {
-			g, err := a.ask(ctx, c.Name, name, int(want.Value()))
+			g, err := a.ask(ctx, c.Name, name, int(want.Value()), near)
 			if err != nil {
 				return err
 			}
@@ -110,6 +123,17 @@ func (a *allocation) container(ctx context.Context, c *v1.Container, reusable bo
 	return nil
 }
 
+// isOverLater reports whether a container is an init container that has ended when
+// later ones begin.
+func (a *Allocation) isOverLater(name string) bool {
+	for i := range a.spec.Spec.InitContainers {
+		if c := &a.spec.Spec.InitContainers[i]; c.Name == name {
+			return c.RestartPolicy == nil || *c.RestartPolicy != v1.ContainerRestartPolicyAlways
+		}
+	}
+	return false
+}
+
 // isPlugins reports whether a resource is one that a plugin has or that was given
 // before; others are the cluster's own to count.
 func (m *Manager) isPlugins(name string) bool {
@@ -129,16 +153,16 @@ func (m *Manager) isPlugins(name string) bool {
 }
 
 // ask chooses devices and has the plugin prepare them.
-func (a *allocation) ask(ctx context.Context, container, name string, n int) (given, error) {
+func (a *Allocation) ask(ctx context.Context, container, name string, n int, near affinity.Nodes) (given, error) {
 	p, err := a.m.plugin(name)
 	if err != nil {
 		return given{}, fmt.Errorf("no healthy devices present; cannot allocate unhealthy devices %s: %w", name, err)
 	}
-	ids, err := a.choose(ctx, p, name, n)
+	ids, err := a.choose(ctx, p, name, n, near)
 	if err != nil {
 		return given{}, err
 	}
-	call, cancel := context.WithTimeout(ctx, allocLimit)
+	call, cancel := context.WithTimeout(ctx, a.m.allocLimit)
 	defer cancel()
 	resp, err := p.api.Allocate(call, &pluginapi.AllocateRequest{ContainerRequests: []*pluginapi.ContainerAllocateRequest{{DevicesIds: ids}}})
 	if err != nil {
@@ -155,8 +179,8 @@ func (a *allocation) ask(ctx context.Context, container, name string, n int) (gi
 }
 
 // choose reserves n healthy devices: first those that the pod's init containers
-// had, then those that the plugin prefers, then any.
-func (a *allocation) choose(ctx context.Context, p *plugin, name string, n int) ([]string, error) {
+// had, then those of the nodes near, then those that the plugin prefers, then any.
+func (a *Allocation) choose(ctx context.Context, p *plugin, name string, n int, near affinity.Nodes) ([]string, error) {
 	if free, _ := a.free(name); len(free) < n {
 		a.m.freeInactive()
 	}
@@ -171,9 +195,15 @@ func (a *allocation) choose(ctx context.Context, p *plugin, name string, n int) 
 		return nil, fmt.Errorf("requested number of devices unavailable for %s. Requested: %d, Available: %d", name, n, len(free))
 	}
 	must := reused[:min(n, len(reused))]
+	ask := free
+	if aligned := a.nearLocked(name, free, near); len(must)+len(aligned) > n {
+		ask = append(aligned, must...) // the plugin may prefer some of those
+	} else {
+		must = append(must, aligned...)
+	}
 	if len(must) == n || len(free) == n || !p.options.GetGetPreferredAllocationAvailable() {
 		defer a.m.mu.Unlock()
-		return a.reserveLocked(name, pick(must, nil, free, n)), nil
+		return a.reserveLocked(name, pick(must, ask, free, n)), nil
 	}
 	a.m.mu.Unlock()
 
@@ -182,7 +212,7 @@ func (a *allocation) choose(ctx context.Context, p *plugin, name string, n int) 
 	call, cancel := context.WithTimeout(ctx, preferLimit)
 	defer cancel()
 	resp, err := p.api.GetPreferredAllocation(call, &pluginapi.PreferredAllocationRequest{ContainerRequests: []*pluginapi.ContainerPreferredAllocationRequest{
-		{AvailableDeviceIDs: free, MustIncludeDeviceIDs: must, AllocationSize: int32(n)}}})
+		{AvailableDeviceIDs: ask, MustIncludeDeviceIDs: must, AllocationSize: int32(n)}}})
 	if err != nil {
 		return nil, fmt.Errorf("device plugin GetPreferredAllocation rpc failed with err: %w", err)
 	}
@@ -192,11 +222,13 @@ func (a *allocation) choose(ctx context.Context, p *plugin, name string, n int) 
 	}
 	a.m.mu.Lock()
 	defer a.m.mu.Unlock()
-	if free, reused = a.freeLocked(name); len(free) < n {
+	if free, _ = a.freeLocked(name); len(free) < n {
 		return nil, fmt.Errorf("requested number of devices unavailable for %s. Requested: %d, Available: %d", name, n, len(free))
 	}
-	must = reused[:min(n, len(reused))]
-	return a.reserveLocked(name, pick(must, preferred, free, n)), nil
+	must = slices.DeleteFunc(must, func(id string) bool { return !slices.Contains(free, id) })
+	// Of several nodes' those that were asked for count before what is anywhere.
+	preferred = slices.DeleteFunc(preferred, func(id string) bool { return !slices.Contains(ask, id) })
+	return a.reserveLocked(name, pick(must, append(preferred, ask...), free, n)), nil
 }
 
 // pick takes n of must, then of preferred as far as they are free, then of free.
@@ -212,7 +244,7 @@ func pick(must, preferred, free []string, n int) []string {
 	return out
 }
 
-func (a *allocation) reserveLocked(name string, ids []string) []string {
+func (a *Allocation) reserveLocked(name string, ids []string) []string {
 	for _, to := range []map[string]map[string]bool{a.m.reserved, a.taken} {
 		if to[name] == nil {
 			to[name] = map[string]bool{}
@@ -224,13 +256,13 @@ func (a *allocation) reserveLocked(name string, ids []string) []string {
 	return ids
 }
 
-func (a *allocation) free(name string) (free, reused []string) {
+func (a *Allocation) free(name string) (free, reused []string) {
 	a.m.mu.Lock()
 	defer a.m.mu.Unlock()
 	return a.freeLocked(name)
 }
 
-func (a *allocation) healthyLocked(name string) int {
+func (a *Allocation) healthyLocked(name string) int {
 	n := 0
 	if k := a.m.resources[name]; k != nil {
 		for _, well := range k.devices {
@@ -244,7 +276,7 @@ func (a *allocation) healthyLocked(name string) int {
 
 // freeLocked are the healthy devices of a resource that a container of this pod
 // may have, sorted, and those of them that its init containers had.
-func (a *allocation) freeLocked(name string) (free, reused []string) {
+func (a *Allocation) freeLocked(name string) (free, reused []string) {
 	k := a.m.resources[name]
 	if k == nil {
 		return nil, nil

@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+
+	"github.com/coracle-edge/coracle/edgelet/affinity"
 )
 
 var (
@@ -62,6 +64,8 @@ type Config struct {
 	// PodsChanged is called with the UIDs of pods one of whose devices became well
 	// or ill; may be nil.
 	PodsChanged func(uids []string)
+	// Nodes are the machine's NUMA nodes, for hints; none: nobody asks for hints.
+	Nodes affinity.Nodes
 	// Active says whether a pod is still here; what others hold is taken back when
 	// there isn't enough. Nil: all are.
 	Active func(uid string) bool
@@ -73,6 +77,8 @@ type Manager struct {
 	cfg Config
 	log *slog.Logger
 	wg  sync.WaitGroup // who follows plugins
+	// allocLimit is the constant of that name; tests don't wait as long.
+	allocLimit time.Duration
 
 	mu        sync.Mutex
 	ctx       context.Context   // of Run; nil before
@@ -85,8 +91,10 @@ type Manager struct {
 // known is a resource that a plugin has, or had.
 type known struct {
 	devices map[string]bool // by ID: whether it is healthy
-	plugin  *plugin         // nil if it was never connected since the agent's start
-	stopped time.Time       // when the plugin went, zero while it is here
+	// near are the NUMA nodes of those that are near some, by ID; nil if none is.
+	near    map[string]affinity.Nodes
+	plugin  *plugin   // nil if it was never connected since the agent's start
+	stopped time.Time // when the plugin went, zero while it is here
 }
 
 // New reads what is kept and returns a Manager. A record that can't be read is
@@ -110,7 +118,7 @@ func New(c Config) (*Manager, error) {
 	if c.Active == nil {
 		c.Active = func(string) bool { return true }
 	}
-	m := &Manager{cfg: c, log: c.Log, resources: map[string]*known{}, held: map[string]podHeld{}, reserved: map[string]map[string]bool{}}
+	m := &Manager{cfg: c, log: c.Log, allocLimit: allocLimit, resources: map[string]*known{}, held: map[string]podHeld{}, reserved: map[string]map[string]bool{}}
 	records, err := c.Store.DeviceRecords()
 	if err != nil {
 		return nil, fmt.Errorf("reading which container has which device: %w", err)
@@ -150,6 +158,7 @@ func (m *Manager) Resources() (capacity, allocatable v1.ResourceList) {
 	for name, k := range m.resources {
 		if !k.stopped.IsZero() && time.Since(k.stopped) > stopGrace {
 			clear(k.devices)
+			k.near = nil
 		}
 		well := 0
 		for _, ok := range k.devices {
@@ -225,7 +234,7 @@ func (m *Manager) listed(p *plugin, list []*pluginapi.Device) {
 			pods = append(pods, uid)
 		}
 	}
-	k.devices = devices
+	k.devices, k.near = devices, nearOf(list)
 	m.mu.Unlock()
 	if changed {
 		m.log.Info("devices", "resource", p.resource, "all", len(devices))

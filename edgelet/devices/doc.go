@@ -7,10 +7,9 @@
 // plugin's answer: after a reboot, without the plugin, without the control plane,
 // it gets the same again.
 //
-// Semantics are those of k8s.io/kubernetes/pkg/kubelet/cm/devicemanager with the
-// topology manager's policy none, which is the only one here: NUMA hints of
-// plugins are read by nobody.
+// Semantics are those of k8s.io/kubernetes/pkg/kubelet/cm/devicemanager. Which
+// NUMA nodes devices are near counts where edgelet/affinity asks for it.
 //
-// edgelet/pods asks for devices and says when a pod is over; edgelet/node asks
-// what there is. It imports neither.
+// edgelet/pods asks for devices and says when a pod is over; edgelet/node and
+// edgelet/podresources ask what there is. It imports none of them.
 package devices

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 
 	"github.com/coracle-edge/coracle/edgelet/pluginwatch"
+	"github.com/coracle-edge/coracle/edgelet/rawcall"
 )
 
 // socketName is where plugins register.
@@ -57,17 +57,12 @@ func (m *Manager) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
-	first, err := l.Accept()
+	err = rawcall.ServeLater(ctx, l, func() *grpc.Server {
+		server := grpc.NewServer(grpc.MaxRecvMsgSize(64<<10), grpc.ConnectionTimeout(dialTimeout), grpc.MaxConcurrentStreams(16))
+		pluginapi.RegisterRegistrationServer(server, &registration{m: m, ctx: ctx})
+		return server
+	})
 	if err != nil {
-		return nil // ctx ended
-	}
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(64<<10), grpc.ConnectionTimeout(dialTimeout), grpc.MaxConcurrentStreams(16))
-	pluginapi.RegisterRegistrationServer(server, &registration{m: m, ctx: ctx})
-	stopServer := context.AfterFunc(ctx, server.Stop)
-	defer stopServer()
-	if err := server.Serve(&primed{Listener: l, first: first}); err != nil && ctx.Err() == nil {
 		m.log.Error("device plugins can't register any more", "socket", m.Socket(), "err", err)
 		<-ctx.Done()
 	}
@@ -117,21 +112,6 @@ func (m *Manager) listen() (net.Listener, error) {
 		return nil, fmt.Errorf("listening for device plugins: %w", err)
 	}
 	return l, nil
-}
-
-// primed is a listener whose first connection was accepted before.
-type primed struct {
-	net.Listener
-	once  sync.Once
-	first net.Conn
-}
-
-func (p *primed) Accept() (c net.Conn, err error) {
-	p.once.Do(func() { c = p.first })
-	if c != nil {
-		return c, nil
-	}
-	return p.Listener.Accept()
 }
 
 // registration is the service behind the socket.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -31,6 +32,8 @@ type board struct {
 	freed     uint64 // by removing images
 	cleaned   []string
 	changes   int
+	events    []string
+	log       strings.Builder
 }
 
 func (b *board) Running() (out []Pod) {
@@ -80,18 +83,21 @@ func (b *board) manager(t *testing.T, f Flags) *Manager {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return New(Config{Thresholds: thresholds, Pods: b, Collector: b, MaxGrace: 7, Changed: func() { b.changes++ }, Sources: Sources{
-		Memory: func() stats.Machine { return stats.Machine{MemoryTotal: gib, WorkingSet: gib - b.available} },
-		Tasks:  func() (uint64, uint64) { return 10, 1000 },
-		NodeFs: func() (stats.Space, error) {
-			return stats.Space{Capacity: 10 * gib, Available: b.disk, Inodes: 1000, InodesFree: 500, Device: 1}, nil
-		},
-		Stores: func(context.Context) (string, string) { return "/i", "/i" },
-		Space: func(string) (stats.Space, error) {
-			return stats.Space{Capacity: 10 * gib, Available: b.disk, Inodes: 1000, InodesFree: 500, Device: 1}, nil
-		},
-		Pods: func() (uint64, uint64, bool) { return 0, 0, false },
-	}})
+	return New(Config{Thresholds: thresholds, Pods: b, Collector: b, MaxGrace: 7, Changed: func() { b.changes++ },
+		Event: func(kind, reason, message string) { b.events = append(b.events, kind+" "+reason+": "+message) },
+		Log:   slog.New(slog.NewTextHandler(&b.log, nil)), Sources: Sources{
+			NodeDir: "/n",
+			Memory:  func() stats.Machine { return stats.Machine{MemoryTotal: gib, WorkingSet: gib - b.available} },
+			Tasks:   func() (uint64, uint64) { return 10, 1000 },
+			NodeFs: func() (stats.Space, error) {
+				return stats.Space{Capacity: 10 * gib, Available: b.disk, Inodes: 1000, InodesFree: 500, Device: 1}, nil
+			},
+			Stores: func(context.Context) (string, string) { return "/i", "/i" },
+			Space: func(string) (stats.Space, error) {
+				return stats.Space{Capacity: 10 * gib, Available: b.disk, Inodes: 1000, InodesFree: 500, Device: 1}, nil
+			},
+			Pods: func() (uint64, uint64, bool) { return 0, 0, false },
+		}})
 }
 
 func candidate(name string, memory int64, change func(*v1.Pod)) *Candidate {
@@ -124,6 +130,9 @@ func TestMemoryRunsOut(t *testing.T) {
 		if got := m.Conditions(); !slices.Equal(got, []v1.NodeConditionType{v1.NodeMemoryPressure}) || b.changes != 1 {
 			t.Errorf("%v, told %d times", got, b.changes)
 		}
+		if want := []string{"Warning EvictionThresholdMet: Attempting to reclaim memory"}; !slices.Equal(b.events, want) {
+			t.Errorf("events %q, want %q", b.events, want)
+		}
 		// Only memory was short: nothing was to be freed on the disk, and no folder counted.
 		if len(b.cleaned) > 0 || b.counted > 0 {
 			t.Errorf("cleaned %q, counted %d times", b.cleaned, b.counted)
@@ -143,6 +152,20 @@ func TestMemoryRunsOut(t *testing.T) {
 		b.available = 1
 		if m.Check(t.Context()) {
 			t.Errorf("ended %q", b.names)
+		}
+	})
+}
+
+// Without memory nothing can be done about a disk.
+func TestMemoryGoesBeforeTheDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &board{available: 50 << 20, disk: gib / 2, pods: []*Candidate{candidate("some", 60<<20, nil)}}
+		m := b.manager(t, Flags{Hard: "nodefs.available<10%,memory.available<100Mi"})
+		if !m.Check(t.Context()) || len(b.cleaned) > 0 {
+			t.Errorf("ended %q, cleaned %q", b.names, b.cleaned)
+		}
+		if want := []string{"Warning EvictionThresholdMet: Attempting to reclaim memory"}; !slices.Equal(b.events, want) {
+			t.Errorf("events %q, want %q", b.events, want)
 		}
 	})
 }
@@ -185,6 +208,9 @@ func TestWhatNobodyUsesGoesFirst(t *testing.T) {
 	m := b.manager(t, Flags{Hard: "nodefs.available<10%"})
 	if m.Check(t.Context()) || !slices.Equal(b.cleaned, []string{"containers", "images"}) {
 		t.Errorf("ended %q, cleaned %q", b.names, b.cleaned)
+	}
+	if !strings.Contains(b.log.String(), `signal=nodefs.available threshold=10% available=536870912 grace=0s "disk of"=/n`) {
+		t.Errorf("which disk is full isn't said: %s", &b.log)
 	}
 	b.disk, b.freed = gib/2, 0
 	if !m.Check(t.Context()) || !strings.Contains(b.ended[0].Message, "ephemeral-storage") {

@@ -79,6 +79,8 @@ type Config struct {
 	MaxGrace int64
 	// Changed is told when the conditions did; may be nil.
 	Changed func()
+	// Event is told what a kubelet tells of its node; may be nil.
+	Event func(eventType, reason, message string)
 	// Wake is signalled when the kernel says that memory is short; may be nil.
 	Wake <-chan struct{}
 	Log  *slog.Logger
@@ -213,7 +215,7 @@ func (m *Manager) Check(ctx context.Context) bool {
 		at, known := m.first[key]
 		if !known {
 			at = now
-			m.Log.Warn("the node runs short", "signal", under[i].Signal, "threshold", under[i].Value, "available", seen[under[i].Signal].available, "grace", under[i].Grace)
+			m.short(&under[i], seen[under[i].Signal])
 		}
 		first[key] = at
 		if now.Sub(at) >= under[i].Grace {
@@ -230,10 +232,23 @@ func (m *Manager) Check(ctx context.Context) bool {
 	}
 	// Memory first: without it nothing can be done about the rest.
 	slices.SortStableFunc(over, func(a, b Threshold) int { return order(a.Signal) - order(b.Signal) })
+	if m.Event != nil {
+		k, _ := over[0].Signal.kind()
+		m.Event(v1.EventTypeWarning, "EvictionThresholdMet", fmt.Sprintf("Attempting to reclaim %s", k.resource))
+	}
 	if m.reclaim(ctx, over[0].Signal) {
 		return false
 	}
 	return m.evictOne(ctx, over, seen)
+}
+
+// short logs what the node runs short of and, if that is a disk, which.
+func (m *Manager) short(t *Threshold, o observation) {
+	about := []any{"signal", t.Signal, "threshold", t.Value, "available", o.available, "grace", t.Grace}
+	if o.where != "" {
+		about = append(about, "disk of", o.where)
+	}
+	m.Log.Warn("the node runs short", about...)
 }
 
 func order(s Signal) int {

@@ -13,7 +13,8 @@ import (
 // observation is what there is of something now.
 type observation struct {
 	available, capacity int64
-	countable           bool // not bytes
+	countable           bool   // not bytes
+	where               string // a folder on the disk that it is about; empty if it is about none
 }
 
 func (o observation) format() resource.Format {
@@ -31,6 +32,8 @@ type Sources struct {
 	Memory func() stats.Machine
 	// Tasks is how many there are and may be.
 	Tasks func() (now, most uint64)
+	// NodeDir is a folder on the disk that NodeFs is about, to tell people.
+	NodeDir string
 	// NodeFs is the disk of volumes and logs.
 	NodeFs func() (stats.Space, error)
 	// Stores are the disks of images and of containers' writable layers; nil where
@@ -51,17 +54,17 @@ func (m *Manager) observe(ctx context.Context) observations {
 	if now, most := m.Sources.Tasks(); most > 0 {
 		out[PIDAvailable] = observation{available: whole(most) - whole(now), capacity: whole(most), countable: true}
 	}
-	disk := func(s stats.Space, room, inodes Signal) {
+	disk := func(where string, s stats.Space, room, inodes Signal) {
 		if s.Capacity > 0 {
-			out[room] = observation{available: whole(s.Available), capacity: whole(s.Capacity)}
+			out[room] = observation{available: whole(s.Available), capacity: whole(s.Capacity), where: where}
 		}
 		if s.Inodes > 0 { // some file systems have no such number
-			out[inodes] = observation{available: whole(s.InodesFree), capacity: whole(s.Inodes), countable: true}
+			out[inodes] = observation{available: whole(s.InodesFree), capacity: whole(s.Inodes), countable: true, where: where}
 		}
 	}
 	node, err := m.Sources.NodeFs()
 	if err == nil {
-		disk(node, NodeFsAvailable, NodeFsInodesFree)
+		disk(m.Sources.NodeDir, node, NodeFsAvailable, NodeFsInodesFree)
 	} else {
 		m.Log.Warn("the disk of the node's data can't be asked how full it is", "err", err)
 	}
@@ -69,13 +72,13 @@ func (m *Manager) observe(ctx context.Context) observations {
 	images, containers := m.stores(ctx)
 	if images != "" {
 		if s, err := m.Sources.Space(images); err == nil {
-			disk(s, ImageFsAvailable, ImageFsInodesFree)
+			disk(images, s, ImageFsAvailable, ImageFsInodesFree)
 			m.separate = s.Device != node.Device
 		}
 	}
 	if containers != "" {
 		if s, err := m.Sources.Space(containers); err == nil {
-			disk(s, ContainerFsAvailable, ContainerFsInodesFree)
+			disk(containers, s, ContainerFsAvailable, ContainerFsInodesFree)
 			// With images on a disk of their own and layers on the node's, as upstream's
 			// KubeletSeparateDiskGC tells it.
 			m.split = m.separate && s.Device == node.Device

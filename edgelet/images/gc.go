@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/internal/durable"
@@ -35,6 +36,30 @@ const (
 // ErrNotEnough is returned when images were removed and the disk is still fuller
 // than it should be.
 var ErrNotEnough = errors.New("not enough room was freed by removing images")
+
+// messageNotFreed and messageNoCapacity are upstream's (image_gc_manager.go).
+const (
+	messageNotFreed = "Insufficient free disk space on the node's image filesystem (%d%% of %s used). " +
+		"Failed to free sufficient space by deleting unused images (freed %d bytes). " +
+		"Investigate disk usage, as it could be used by active images, logs, volumes, or other data."
+	messageNoCapacity = "invalid capacity 0 on image filesystem"
+)
+
+// size is bytes for people, as upstream's message has them.
+func size(bytes uint64) string {
+	const unit = 1024
+	if bytes < unit {
+		return fmt.Sprintf("%d B", bytes)
+	}
+	n, names := float64(bytes)/unit, []string{"KiB", "MiB", "GiB"}
+	for _, name := range names {
+		if n < unit {
+			return fmt.Sprintf("%.1f %s", n, name)
+		}
+		n /= unit
+	}
+	return fmt.Sprintf("%.1f TiB", n)
+}
 
 // Store is what is asked of the runtime to remove images.
 type Store interface {
@@ -81,6 +106,8 @@ type CollectorConfig struct {
 	Log    *slog.Logger
 	// Removed is told after images were removed; may be nil.
 	Removed func()
+	// Event is told what a kubelet tells of its node; may be nil.
+	Event func(eventType, reason, message string)
 }
 
 // Collector removes images that nobody needs, those that were used longest ago
@@ -127,6 +154,9 @@ func NewCollector(c CollectorConfig) (*Collector, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.Event == nil {
+		c.Event = func(string, string, string) {}
+	}
 	return &Collector{CollectorConfig: c, seen: map[string]*seenImage{}, kept: map[string]*former{}, absent: map[string]time.Time{}}, nil
 }
 
@@ -135,10 +165,16 @@ func NewCollector(c CollectorConfig) (*Collector, error) {
 func (c *Collector) Run(ctx context.Context) error {
 	ticker := time.NewTicker(gcPeriod)
 	defer ticker.Stop()
+	failed := false
 	for {
-		if err := c.Collect(ctx); err != nil && ctx.Err() == nil {
+		err := c.Collect(ctx)
+		if err != nil && ctx.Err() == nil {
 			c.Log.Warn("image garbage collection", "err", err)
+			if failed { // as a kubelet: once may be a runtime that has just started
+				c.Event(v1.EventTypeWarning, "ImageGCFailed", err.Error())
+			}
 		}
+		failed = err != nil
 		select {
 		case <-ctx.Done():
 			return nil
@@ -189,6 +225,7 @@ func (c *Collector) Collect(ctx context.Context) error {
 		return err
 	}
 	if freed < want {
+		c.Event(v1.EventTypeWarning, "FreeDiskSpaceFailed", fmt.Sprintf(messageNotFreed, percent(available), size(capacity), freed))
 		return fmt.Errorf("%w: wanted %d bytes, found %d eligible to free", ErrNotEnough, want, freed)
 	}
 	return nil
@@ -228,6 +265,10 @@ func (c *Collector) space(ctx context.Context) (capacity, available uint64, err 
 		}
 	}
 	if capacity == 0 {
+		if len(errs) == 0 && len(info.GetImageFilesystems()) > 0 {
+			c.Event(v1.EventTypeWarning, "InvalidDiskCapacity", messageNoCapacity)
+			errs = append(errs, errors.New(messageNoCapacity))
+		}
 		return 0, 0, errors.Join(errs...)
 	}
 	return capacity, available, nil

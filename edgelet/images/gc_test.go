@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,6 +129,73 @@ func TestAnEmptyDiskIsLeftAlone(t *testing.T) {
 	c := collector(t, s, func(c *CollectorConfig) { c.MinAge = 0 })
 	if err := c.Collect(t.Context()); err != nil || s.lists != 0 || s.names() != "a" {
 		t.Errorf("%d lists, left %q, %v", s.lists, s.names(), err)
+	}
+}
+
+// A kubelet's events of its node: when removing images isn't enough, when that fails
+// twice in a row, and when the disk says that it has no room at all.
+func TestEventsOfTheCollection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &shelf{others: 900, use: Use{Complete: true}, images: []*runtimeapi.Image{image("a", 10)}}
+		var (
+			mu    sync.Mutex
+			told  []string
+			empty atomic.Bool
+		)
+		c := collector(t, s, func(c *CollectorConfig) {
+			c.MinAge = 0
+			c.Event = func(kind, reason, message string) {
+				mu.Lock()
+				defer mu.Unlock()
+				told = append(told, kind+" "+reason+": "+message)
+			}
+			c.Space = func(path string) (uint64, uint64, error) {
+				if empty.Load() {
+					return 0, 0, nil
+				}
+				return s.space(path)
+			}
+		})
+		seen := func() []string {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(told)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx) }()
+		want := []string{"Warning FreeDiskSpaceFailed: Insufficient free disk space on the node's image filesystem (91% of 1000 B used). " +
+			"Failed to free sufficient space by deleting unused images (freed 10 bytes). Investigate disk usage, as it could be used by active images, logs, volumes, or other data."}
+		synctest.Wait()
+		events := seen()
+		if !slices.Equal(events, want) {
+			t.Errorf("events %q, want %q", events, want)
+		}
+		time.Sleep(gcPeriod)
+		synctest.Wait()
+		events = seen()
+		if len(events) != 3 || !strings.HasPrefix(events[2], "Warning ImageGCFailed: "+ErrNotEnough.Error()) {
+			t.Errorf("after the second failure: %q", events)
+		}
+		empty.Store(true)
+		time.Sleep(gcPeriod)
+		synctest.Wait()
+		events = seen()
+		if len(events) != 5 || events[3] != "Warning InvalidDiskCapacity: invalid capacity 0 on image filesystem" {
+			t.Errorf("a disk without a size: %q", events)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestSize(t *testing.T) {
+	for in, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1536: "1.5 KiB", 32 << 30: "32.0 GiB", 3 << 40: "3.0 TiB", 3 << 50: "3072.0 TiB"} {
+		if got := size(in); got != want {
+			t.Errorf("%d: %q, want %q", in, got, want)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
@@ -70,6 +71,7 @@ type Image struct {
 	// UID and Username are the image's user; at most one is set.
 	UID      *int64
 	Username string
+	size     uint64 // bytes
 }
 
 // Request asks for one image on behalf of one pod.
@@ -98,12 +100,23 @@ type Config struct {
 	// Parallel is how many pulls run at the same time; [DefaultParallel] if 0.
 	// A board's memory and its link set it, not its CPUs.
 	Parallel int
+	// AccessFile is where is kept with which credentials images were pulled; empty:
+	// nowhere.
+	AccessFile string
+	// Shared lets every pod use every image that is here, whatever credentials it was
+	// pulled with.
+	Shared bool
+	// Log is told what nobody waits for; discarded if nil.
+	Log *slog.Logger
 }
 
 // Puller makes images present. Safe for concurrent use.
 type Puller struct {
 	service Service
 	slots   chan struct{}
+	access  *access // nil: not asked
+
+	log *slog.Logger
 
 	mu      sync.Mutex
 	backoff map[string]*backoff // by pod UID and image
@@ -127,8 +140,40 @@ func New(c Config) *Puller {
 	if c.Parallel <= 0 {
 		c.Parallel = DefaultParallel
 	}
-	return &Puller{service: c.Service, slots: make(chan struct{}, c.Parallel),
-		backoff: map[string]*backoff{}, pulling: map[string]*queue{}}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Puller{service: c.Service, slots: make(chan struct{}, c.Parallel),
+		backoff: map[string]*backoff{}, pulling: map[string]*queue{}, log: c.Log}
+	if !c.Shared {
+		p.access = &access{path: c.AccessFile, present: p.has}
+	}
+	return p
+}
+
+// has looks for an image by the runtime's own reference.
+func (p *Puller) has(ctx context.Context, ref string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, DefaultRequestTimeout)
+	defer cancel()
+	resp, err := p.service.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: ref}})
+	return resp.GetImage().GetId() != "", err
+}
+
+// mayUse says whether the pod may use an image that is here. A container that ran from
+// it may: a board restarts its pods without a registry.
+func (p *Puller) mayUse(r *Request, name string, img Image) bool {
+	if p.access == nil || r.Local {
+		return true
+	}
+	auths, err := credentials(r.Secrets, name)
+	if err != nil {
+		auths = nil // said when they are needed
+	}
+	yes, err := p.access.may(name, img.Ref, auths)
+	if err != nil {
+		p.log.Error("the registry is asked whether a pod may use an image", "image", name, "err", err)
+	}
+	return yes
 }
 
 // Forget drops what is remembered of a pod.
@@ -158,7 +203,7 @@ func (p *Puller) Lookup(ctx context.Context, image, handler string) (Image, bool
 	if resp.GetImage() == nil || resp.Image.Id == "" {
 		return Image{}, false, nil
 	}
-	img := Image{Ref: resp.Image.Id, Kind: KindOCI, Username: resp.Image.Username}
+	img := Image{Ref: resp.Image.Id, Kind: KindOCI, Username: resp.Image.Username, size: resp.Image.GetSize()}
 	if resp.Info[KindInfo] == KindWasm {
 		img.Kind = KindWasm
 	}
@@ -187,11 +232,12 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (Image, error) {
 		r.event(v1.EventTypeWarning, "InspectFailed", msg)
 		return Image{}, &Error{Reason: ReasonInspect, Message: msg, Retry: time.Now().Add(DefaultBackOff)}
 	}
+	allowed := present && p.mayUse(&r, name, img)
 	switch {
-	case present && (r.Policy != v1.PullAlways || (r.Local && r.LocalFirst)):
-		r.event(v1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine", r.Image))
+	case allowed && (r.Policy != v1.PullAlways || (r.Local && r.LocalFirst)):
+		r.event(v1.EventTypeNormal, "Pulled", fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", r.Image))
 		return img, nil
-	case !present && r.Policy == v1.PullNever:
+	case !allowed && r.Policy == v1.PullNever:
 		msg := fmt.Sprintf("Container image %q is not present with pull policy of Never", r.Image)
 		r.event(v1.EventTypeWarning, "ErrImageNeverPull", msg)
 		return Image{}, &Error{Reason: ReasonNeverPull, Message: msg, Retry: time.Now().Add(DefaultBackOff)}
@@ -204,6 +250,10 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (Image, error) {
 		r.event(v1.EventTypeWarning, "Pulled", fmt.Sprintf(
 			"Container image %q could not be pulled, restarting from the one on the machine: %v", r.Image, err))
 		return img, nil
+	}
+	var e *Error
+	if present && !allowed && errors.As(err, &e) {
+		e.Message += "; the image is on this node, but was pulled with credentials that this pod doesn't have"
 	}
 	return Image{}, err
 }
@@ -233,13 +283,8 @@ func (p *Puller) pull(ctx context.Context, r Request, name string) (Image, error
 	started := time.Now()
 	// Another pod may have brought it while this one waited for its turn.
 	img, present, err := p.Lookup(ctx, r.Image, r.Handler)
-	if err != nil || !present || r.Policy == v1.PullAlways {
-		if err = p.pullWithCredentials(ctx, r, name); err == nil {
-			img, present, err = p.Lookup(ctx, r.Image, r.Handler)
-			if err == nil && !present {
-				err = fmt.Errorf("the runtime pulled image %q and then did not find it", r.Image)
-			}
-		}
+	if err != nil || !present || r.Policy == v1.PullAlways || !p.mayUse(&r, name, img) {
+		img, err = p.pullAndNote(ctx, r, name)
 	}
 	if err != nil {
 		if ctx.Err() != nil {
@@ -251,8 +296,8 @@ func (p *Puller) pull(ctx context.Context, r Request, name string) (Image, error
 	delete(p.backoff, key)
 	p.mu.Unlock()
 	now := time.Now()
-	r.event(v1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting)",
-		r.Image, now.Sub(started).Truncate(time.Millisecond), now.Sub(waited).Truncate(time.Millisecond)))
+	r.event(v1.EventTypeNormal, "Pulled", fmt.Sprintf("Successfully pulled image %q in %v (%v including waiting). Image size: %d bytes.",
+		r.Image, now.Sub(started).Truncate(time.Millisecond), now.Sub(waited).Truncate(time.Millisecond), img.size))
 	return img, nil
 }
 
@@ -293,20 +338,56 @@ func (p *Puller) begin(ctx context.Context, name string) (func(), error) {
 	}, nil
 }
 
-func (p *Puller) pullWithCredentials(ctx context.Context, r Request, name string) error {
-	spec := &runtimeapi.ImageSpec{Image: name, UserSpecifiedImage: r.Image, RuntimeHandler: r.Handler}
+// pullAndNote pulls, and notes whose the image is.
+func (p *Puller) pullAndNote(ctx context.Context, r Request, name string) (img Image, err error) {
 	auths, err := credentials(r.Secrets, name)
 	if err != nil {
-		return err
+		return Image{}, err
 	}
-	if len(auths) == 0 {
-		auths = []*runtimeapi.AuthConfig{nil}
+	fresh := false
+	if p.access != nil && len(auths) > 0 {
+		if fresh, err = p.access.begin(ctx, name); err != nil {
+			return Image{}, err
+		}
+	}
+	used, err := p.pullWithCredentials(ctx, r, name, auths)
+	if err == nil {
+		var present bool
+		img, present, err = p.Lookup(ctx, r.Image, r.Handler)
+		if err == nil && !present {
+			err = fmt.Errorf("the runtime pulled image %q and then did not find it", r.Image)
+		}
+	}
+	switch {
+	case p.access == nil:
+		return img, err
+	case err == nil:
+		return img, p.access.end(name, img.Ref, used)
+	case fresh && ctx.Err() == nil: // what may go on without us stays noted
+		return Image{}, errors.Join(err, p.access.failed(name))
+	}
+	return Image{}, err
+}
+
+// pullWithCredentials returns what the registry took, nil if it was asked without any.
+func (p *Puller) pullWithCredentials(ctx context.Context, r Request, name string, auths []pullAuth) (*pullAuth, error) {
+	spec := &runtimeapi.ImageSpec{Image: name, UserSpecifiedImage: r.Image, RuntimeHandler: r.Handler}
+	tries := make([]*pullAuth, 0, len(auths)+1)
+	for i := range auths {
+		tries = append(tries, &auths[i])
+	}
+	if len(tries) == 0 {
+		tries = append(tries, nil)
 	}
 	var errs []error
-	for _, auth := range auths {
+	for _, try := range tries {
+		var auth *runtimeapi.AuthConfig
+		if try != nil {
+			auth = try.auth
+		}
 		_, err := p.service.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, Auth: auth, SandboxConfig: r.Sandbox})
 		if err == nil {
-			return nil
+			return try, nil
 		}
 		errs = append(errs, errors.New(status.Convert(err).Message()))
 		if ctx.Err() != nil {
@@ -314,9 +395,9 @@ func (p *Puller) pullWithCredentials(ctx context.Context, r Request, name string
 		}
 	}
 	if len(errs) == 1 {
-		return errs[0]
+		return nil, errs[0]
 	}
-	return errors.Join(errs...)
+	return nil, errors.Join(errs...)
 }
 
 func (p *Puller) failed(r Request, key string, err error) *Error {

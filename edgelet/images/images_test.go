@@ -160,9 +160,9 @@ func TestPullSecretsTheMostSpecificFirst(t *testing.T) {
 	}
 	var users []string
 	for _, a := range auths {
-		users = append(users, a.Username)
+		users = append(users, a.auth.Username)
 	}
-	if strings.Join(users, ",") != "team,host,glob" || auths[0].Password != "secret" {
+	if strings.Join(users, ",") != "team,host,glob" || auths[0].auth.Password != "secret" {
 		t.Errorf("users = %v", users)
 	}
 	f := &fakeService{present: map[string]string{}, accept: func(a *runtimeapi.AuthConfig) bool { return a.GetUsername() == "host" }}

@@ -24,7 +24,7 @@ type dockerAuth struct {
 
 // credentials returns the pull secrets' entries that match image, the most
 // specific first, as a kubelet's keyring orders them.
-func credentials(secrets []*v1.Secret, image string) ([]*runtimeapi.AuthConfig, error) {
+func credentials(secrets []*v1.Secret, image string) ([]pullAuth, error) {
 	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
 		return nil, err
@@ -32,7 +32,7 @@ func credentials(secrets []*v1.Secret, image string) ([]*runtimeapi.AuthConfig, 
 	repo := named.Name()
 	type match struct {
 		pattern string
-		auth    *runtimeapi.AuthConfig
+		auth    pullAuth
 	}
 	var matches []match
 	for _, s := range secrets {
@@ -49,11 +49,11 @@ func credentials(secrets []*v1.Secret, image string) ([]*runtimeapi.AuthConfig, 
 			if err != nil {
 				return nil, fmt.Errorf("imagePullSecret %s/%s: %w", s.Namespace, s.Name, err)
 			}
-			matches = append(matches, match{pattern, auth})
+			matches = append(matches, match{pattern, pullAuth{auth, grantOf(s)}})
 		}
 	}
 	sort.SliceStable(matches, func(i, j int) bool { return matches[i].pattern > matches[j].pattern })
-	auths := make([]*runtimeapi.AuthConfig, len(matches))
+	auths := make([]pullAuth, len(matches))
 	for i, m := range matches {
 		auths[i] = m.auth
 	}

@@ -37,6 +37,10 @@ func (p *Page) drain(least int) {
 func (p *Page) Counter(name, help string) { p.family(name, "counter", help) }
 func (p *Page) Gauge(name, help string)   { p.family(name, "gauge", help) }
 
+// Histogram begins one; its samples are those of NAME_bucket, whose last label le is
+// the upper bound and whose values grow, NAME_sum and NAME_count.
+func (p *Page) Histogram(name, help string) { p.family(name, "histogram", help) }
+
 func (p *Page) family(name, kind, help string) {
 	fmt.Fprintf(&p.buf, "# HELP %s %s\n# TYPE %s %s\n", name, strings.NewReplacer("\\", `\\`, "\n", `\n`).Replace(help), name, kind)
 }

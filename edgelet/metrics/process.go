@@ -20,8 +20,7 @@ func process(p *Page, proc string) {
 	p.Sample("go_goroutines", float64(runtime.NumGoroutine()))
 	// The name in brackets may contain anything.
 	raw, err := os.ReadFile(proc + "/self/stat")
-	_, rest, ok := bytes.Cut(raw, []byte(") "))
-	if f := strings.Fields(string(rest)); err == nil && ok && len(f) > 21 {
+	if f := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:])); err == nil && len(f) > 21 {
 		number := func(i int) float64 { n, _ := strconv.ParseFloat(f[i-3], 64); return n } // counted as in proc(5)
 		p.Counter("process_cpu_seconds_total", "Total user and system CPU time spent in seconds.")
 		p.Sample("process_cpu_seconds_total", (number(14)+number(15))/userHertz)

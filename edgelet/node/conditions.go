@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/boards"
+	"github.com/coracle-edge/coracle/controlplane/api/features"
 )
 
 func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error) []v1.NodeCondition {
@@ -72,7 +73,7 @@ func (n *Node) conditions(status *runtimeapi.StatusResponse, runtimeErr error) [
 }
 
 // notReady says why no pod can run, or nothing. That containerd is away doesn't
-// make a board unready: Wasm goes on, and a label says it.
+// make a board unready: Wasm goes on, and a condition says it.
 func notReady(status *runtimeapi.StatusResponse, err error, capacity v1.ResourceList, shuttingDown bool) string {
 	var why, missing []string
 	if err != nil {
@@ -115,10 +116,8 @@ func notReady(status *runtimeapi.StatusResponse, err error, capacity v1.Resource
 	return "[" + strings.Join(why, ", ") + "]"
 }
 
-// ContainerdDown is the condition that containerd doesn't answer, or says that it
-// isn't ready. The node stays Ready: its Wasm pods go on, and so do containers that
-// run.
-const ContainerdDown = "ContainerdDown"
+// ContainerdDown is the condition that containerd is down, see [features.ConditionContainerdDown].
+const ContainerdDown = string(features.ConditionContainerdDown)
 
 // containerd is that condition, if the node is to have containerd at all.
 func containerd(status *runtimeapi.StatusResponse) (boards.Condition, bool) {

@@ -67,8 +67,8 @@ func meminfo(root fs.FS) map[string]int64 {
 		if !ok || len(fields) == 0 || (name != "MemTotal" && name != "MemAvailable" && name != "SwapTotal") {
 			continue
 		}
-		if kb, err := strconv.ParseInt(fields[0], 10, 64); err == nil {
-			out[name] = kb << 10
+		if kb, err := strconv.ParseUint(fields[0], 10, 52); err == nil {
+			out[name] = int64(kb) << 10
 		}
 	}
 	return out

@@ -65,6 +65,11 @@ type Config struct {
 	Runtime Runtime
 	// Report is handed the protobuf of a v1.Node when it changed; may be nil.
 	Report func(raw []byte) error
+	// Before is what Report was last handed before the agent was restarted; nil if it
+	// never was. Events are of what changed since, reboots among it.
+	Before []byte
+	// Event is told what changed; may be nil. See [Recorder].
+	Event func(eventType, reason, message string)
 	// More are conditions of others; may be nil. Call Changed when they do.
 	More func() []boards.Condition
 	// Labels are added to those found, and count more than they do.
@@ -121,6 +126,7 @@ type Node struct {
 	amounts        amounts
 	object         *v1.Node // as last reported
 	reported       []byte
+	told           before // up to where events tell
 	images         []v1.ContainerImage
 	imagesRead     time.Time
 	readings       []boards.Condition
@@ -156,6 +162,13 @@ func New(c Config) (*Node, error) {
 		c.MaxPods = DefaultMaxPods
 	}
 	n := &Node{Config: c, board: c.Machine.Detect(), changed: make(chan struct{}, 1)}
+	if len(c.Before) > 0 {
+		var err error
+		if n.told, err = readBefore(c.Before); err != nil {
+			c.Log.Warn(err.Error())
+		}
+		n.Before = nil
+	}
 	n.memoryLimits = c.Machine.MemoryLimits(&n.board)
 	n.facts = readFacts(c.Machine.Root, n.board.CPU.Cores)
 	n.amounts = readAmounts(&n.Machine, amounts{})
@@ -357,6 +370,7 @@ func (n *Node) Look(ctx context.Context) error {
 		return err
 	}
 	n.object = object
+	n.tell(object)
 	if bytes.Equal(raw, n.reported) || n.Report == nil {
 		return nil
 	}
@@ -365,6 +379,17 @@ func (n *Node) Look(ctx context.Context) error {
 	}
 	n.reported = raw
 	return nil
+}
+
+// tell needs n.mu.
+func (n *Node) tell(object *v1.Node) {
+	now := beforeOf(object)
+	if n.Event != nil {
+		for _, e := range transitions(n.Config.Name, n.told, now) {
+			n.Event(e.Type, e.Reason, e.Message)
+		}
+	}
+	n.told = now
 }
 
 func (n *Node) build(status *runtimeapi.StatusResponse, runtimeErr error) *v1.Node {

@@ -195,6 +195,11 @@ func TestOnlyWhatMattersIsReported(t *testing.T) {
 		if (*reports)[4].Labels[LabelOCI] != "present" {
 			t.Error("label")
 		}
+		n.ShuttingDown = func() bool { return true }
+		look(6, "the machine goes down")
+		if c := cond((*reports)[5], v1.NodeReady); c.Status != v1.ConditionFalse || c.Reason != "KubeletNotReady" || c.Message != "node is shutting down" {
+			t.Errorf("%+v", c)
+		}
 	})
 }
 

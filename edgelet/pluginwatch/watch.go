@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -26,6 +27,9 @@ const (
 	// maxSockets and maxDepth bound what a folder that others write can cost.
 	maxSockets = 256
 	maxDepth   = 3
+	// maxCalls bounds how many plugins are asked or told something at once: one that
+	// doesn't answer must not keep others waiting.
+	maxCalls = 32
 )
 
 // Plugin is what a plugin says of itself.
@@ -57,12 +61,25 @@ type Config struct {
 // Watcher watches one folder.
 type Watcher struct {
 	Config
-	known map[string]*entry // by socket
+	known   map[string]*entry // by socket
+	answers chan answer
+	slots   chan struct{}
+	wg      sync.WaitGroup
+}
+
+// answer is what came of a call of a plugin.
+type answer struct {
+	socket string
+	e      *entry
+	plugin Plugin
+	told   bool // what became of its registration; else it was asked what it is
+	err    error
 }
 
 // entry is a socket that is there.
 type entry struct {
 	id         socketID
+	busy       bool // it is being asked or told
 	taken      bool // by its handler
 	registered bool // and the plugin knows it
 	plugin     Plugin
@@ -81,7 +98,7 @@ func New(c Config) *Watcher {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Watcher{Config: c, known: map[string]*entry{}}
+	return &Watcher{Config: c, known: map[string]*entry{}, answers: make(chan answer), slots: make(chan struct{}, maxCalls)}
 }
 
 // Run makes the folder and watches it until ctx ends. A node that may not make
@@ -96,6 +113,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 		return fmt.Errorf("watching %s for plugins: %w", w.Dir, err)
 	}
 	defer events.close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer w.wg.Wait()
+	defer cancel()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -113,6 +133,8 @@ func (w *Watcher) Run(ctx context.Context) error {
 			return nil
 		case <-events.changed:
 		case <-timer.C:
+		case a := <-w.answers:
+			w.take(ctx, a)
 		}
 	}
 }
@@ -139,40 +161,72 @@ func (w *Watcher) look(ctx context.Context, watch func(dir string) error) (next 
 			e = &entry{id: id}
 			w.known[path] = e
 		}
-		if e.registered {
+		if e.registered || e.busy {
 			continue
 		}
-		if now := time.Now(); e.retry.Before(now) {
-			if err := w.register(ctx, path, e); err != nil {
-				e.delay = min(max(2*e.delay, retryMin), retryMax)
-				e.retry = time.Now().Add(e.delay)
-				w.Log.Warn("a plugin was not registered", "socket", path, "err", err, "again", e.delay)
-			}
-		}
-		if !e.registered && (next.IsZero() || e.retry.Before(next)) {
+		if e.retry.Before(time.Now()) {
+			w.call(ctx, e, func(ctx context.Context) answer {
+				p, err := getInfo(ctx, path)
+				return answer{socket: path, e: e, plugin: p, err: err}
+			})
+		} else if next.IsZero() || e.retry.Before(next) {
 			next = e.retry
 		}
 	}
 	return next, nil
 }
 
-// elsewhere reports that a plugin is registered by another socket as well.
+// elsewhere reports that a plugin is registered by another socket as well. Another
+// endpoint is another instance, such as the one that a rolling update brought.
 func (w *Watcher) elsewhere(p Plugin) bool {
 	for _, e := range w.known {
-		if e.taken && e.plugin.Type == p.Type && e.plugin.Name == p.Name {
+		if e.taken && e.plugin.Type == p.Type && e.plugin.Name == p.Name && e.plugin.Endpoint == p.Endpoint {
 			return true
 		}
 	}
 	return false
 }
 
-func (w *Watcher) register(ctx context.Context, socket string, e *entry) error {
-	p, err := getInfo(ctx, socket)
-	if err != nil {
-		return err
+// call has a plugin asked or told something in a goroutine that Run waits for.
+func (w *Watcher) call(ctx context.Context, e *entry, do func(context.Context) answer) {
+	e.busy = true
+	w.wg.Go(func() {
+		select {
+		case w.slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		a := do(ctx)
+		<-w.slots
+		select {
+		case w.answers <- a:
+		case <-ctx.Done():
+		}
+	})
+}
+
+// take goes on with a plugin that has answered.
+func (w *Watcher) take(ctx context.Context, a answer) {
+	e := a.e
+	e.busy = false
+	switch {
+	case w.known[a.socket] != e: // it went, and what was taken of it with it
+	case a.told && a.err == nil:
+		e.registered, e.delay = true, 0
+		w.Log.Info("plugin registered", "type", a.plugin.Type, "name", a.plugin.Name, "endpoint", a.plugin.Endpoint)
+	case a.told, a.err != nil:
+		e.delay = min(max(2*e.delay, retryMin), retryMax)
+		e.retry = time.Now().Add(e.delay)
+		w.Log.Warn("a plugin was not registered", "socket", a.socket, "err", a.err, "again", e.delay)
+	default:
+		w.register(ctx, a.socket, e, a.plugin)
 	}
-	h := w.Handlers[p.Type]
-	if h == nil {
+}
+
+// register hands a plugin to its handler and has it told what came of that.
+func (w *Watcher) register(ctx context.Context, socket string, e *entry, p Plugin) {
+	var err error
+	if h := w.Handlers[p.Type]; h == nil {
 		err = fmt.Errorf("no handler registered for plugin type: %s at socket %s", p.Type, socket)
 	} else {
 		err = h.Register(ctx, p)
@@ -180,15 +234,13 @@ func (w *Watcher) register(ctx context.Context, socket string, e *entry) error {
 	if err == nil {
 		e.taken, e.plugin = true, p
 	}
-	if notifyErr := notify(ctx, socket, err); err == nil {
-		err = notifyErr
-	}
-	if err != nil {
-		return err
-	}
-	e.registered, e.delay = true, 0
-	w.Log.Info("plugin registered", "type", p.Type, "name", p.Name, "endpoint", p.Endpoint)
-	return nil
+	w.call(ctx, e, func(ctx context.Context) answer {
+		told := notify(ctx, socket, err)
+		if err != nil {
+			told = err
+		}
+		return answer{socket: socket, e: e, plugin: p, told: true, err: told}
+	})
 }
 
 // sockets finds the sockets at and below dir, and has every folder watched.

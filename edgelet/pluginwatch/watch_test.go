@@ -114,6 +114,41 @@ func TestPluginsComeAndGo(t *testing.T) {
 	receive(t, bad.came)
 }
 
+// Sockets that take connections and answer nothing, as those of programs that hang or
+// are stopped, keep no other plugin waiting.
+func TestPluginsThatHang(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "registry")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		l, err := net.Listen("unix", filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	h := &handler{came: make(chan Plugin, 8), went: make(chan Plugin, 8)}
+	w := New(Config{Dir: dir, Handlers: map[string]Handler{TypeDRA: h}})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	began := time.Now()
+	go func() { ended <- w.Run(ctx) }()
+	p := &plugin{info: &registration.PluginInfo{Type: TypeDRA, Name: "d"}, told: make(chan *registration.RegistrationStatus, 8)}
+	serve(t, filepath.Join(dir, "d.sock"), p)
+	receive(t, h.came)
+	if s := receive(t, p.told); !s.PluginRegistered {
+		t.Errorf("told %v", s)
+	}
+	if took := time.Since(began); took >= callTimeout {
+		t.Errorf("it waited %s", took)
+	}
+	cancel()
+	if err := receive(t, ended); err != nil {
+		t.Error(err)
+	}
+}
+
 func FuzzPluginInfo(f *testing.F) {
 	for _, p := range []*registration.PluginInfo{{Type: TypeCSI, Name: "n", Endpoint: "/e", SupportedVersions: []string{"1"}}, {}} {
 		raw, err := proto.Marshal(p)

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"runtime"
@@ -12,6 +13,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-edge/coracle/controlplane/api/features"
+	"github.com/coracle-edge/coracle/edgelet/claims"
 )
 
 // refusal is why a pod isn't taken, in a kubelet's words; nil takes it.
@@ -32,10 +34,12 @@ func (m *Manager) admit(ctx context.Context, w *worker, pod *v1.Pod) (reason, me
 			return reason, message, false
 		}
 	}
-	if m.cfg.Devices != nil {
-		if err := m.cfg.Devices.Allocate(ctx, pod); err != nil {
-			return "UnexpectedAdmissionError", fmt.Sprintf("Allocate failed due to %v, which is unexpected", err), false
-		}
+	// Where the runtime doesn't say, its sandbox waits until it does.
+	if err := m.strictGroups(ctx, pod, ""); errors.Is(err, errStrictGroups) {
+		return reasonStrictGroups, err.Error(), false
+	}
+	if reason, message := m.give(ctx, pod); reason != "" {
+		return reason, message, false
 	}
 	r := m.decide(w, pod)
 	if r != nil && len(r.short) > 0 && critical(w, pod) {
@@ -48,14 +52,14 @@ func (m *Manager) admit(ctx context.Context, w *worker, pod *v1.Pod) (reason, me
 	if r == nil {
 		return "", "", true
 	}
-	if err := w.freeDevices(); err != nil {
-		m.log.Error("devices of a refused pod stay taken for now", "pod", w.namespace+"/"+w.name, "err", err)
+	if err := errors.Join(w.freeProcessors(), w.freeDevices()); err != nil {
+		m.log.Error("devices or processors of a refused pod stay taken for now", "pod", w.namespace+"/"+w.name, "err", err)
 	}
 	return r.reason, r.message, false
 }
 
-// decide looks at everything but devices, and claims what the pod asks for if
-// nothing speaks against it.
+// decide looks at everything but devices and processors of its own, and claims what
+// the pod asks for if nothing speaks against it.
 func (m *Manager) decide(w *worker, pod *v1.Pod) *refusal {
 	m.admission.Lock()
 	defer m.admission.Unlock()
@@ -90,10 +94,8 @@ func (m *Manager) decide(w *worker, pod *v1.Pod) *refusal {
 	if host, taken := m.hostPortTaken(w, pod); taken {
 		other("NodePorts", fmt.Sprintf("Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports (%s)", host))
 	}
-	for i := range pod.Spec.Containers {
-		if err := unsupported(&pod.Spec.Containers[i]); err != "" {
-			other("UnexpectedAdmissionError", err)
-		}
+	if m.cfg.Claims == nil && claims.Has(pod) {
+		other("UnexpectedAdmissionError", noClaims)
 	}
 	if r == nil {
 		w.claim(pod)
@@ -116,24 +118,10 @@ func needs(pod *v1.Pod) []string {
 	if pod.Spec.HostNetwork && pod.Spec.HostUsers != nil && !*pod.Spec.HostUsers {
 		need = append(need, featureHostNetworkUser)
 	}
-	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			if slices.ContainsFunc(list[i].RestartPolicyRules, func(r v1.ContainerRestartRule) bool {
-				return r.Action == v1.ContainerRestartRuleActionRestartAllContainers
-			}) {
-				return append(need, featureRestartAll)
-			}
-		}
+	if couldRestartAll(pod) {
+		need = append(need, featureRestartAll)
 	}
 	return need
-}
-
-// unsupported names what a container asks for that no node of ours has yet.
-func unsupported(c *v1.Container) string {
-	if len(c.Resources.Claims) > 0 {
-		return fmt.Sprintf("container %q asks for resource claims, which this node doesn't have", c.Name)
-	}
-	return ""
 }
 
 // claimed is what an admitted pod holds of the node.

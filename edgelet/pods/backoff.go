@@ -39,7 +39,7 @@ func (w *worker) noteRestart(name string, ended time.Time) {
 	switch {
 	case c == nil || ended.Sub(c.updated) > crashReset:
 		c = &crash{delay: crashBackOff}
-		w.crashes[name] = c
+		put(&w.crashes, name, c)
 	default:
 		c.delay = min(2*c.delay, crashBackOffMax)
 	}

@@ -29,16 +29,40 @@ type cgroups struct {
 	mount   string // empty: cgroupMount
 	maxPIDs int64  // of one pod; 0: no limit
 
-	mu    sync.Mutex
-	ready bool
-	limit rootLimits
-	pods  map[string]held // that have their cgroup, by UID
+	// exclusive says whether a pod has processors of its own, and so no quota; nil:
+	// none has.
+	exclusive func(uid string) bool
+
+	// told is told whether all pods together are bounded; may be nil.
+	told func(root string, err error)
+
+	mu        sync.Mutex
+	ready     bool
+	unlimited bool // what bounds all pods could not be set
+	limit     rootLimits
+	pods      map[string]held // that have their cgroup, by UID
 }
 
 // held is what a pod's class weighs because of it.
 type held struct {
 	qos   v1.PodQOSClass
 	milli int64
+	// shares, quota and memory are what the kernel was told.
+	shares, quota, memory int64
+}
+
+func (c *cgroups) holds(pod *v1.Pod) held {
+	l := c.limits(pod)
+	return held{qosClass(pod), podRequest(pod, v1.ResourceCPU).MilliValue(), deref(l.shares, 0), l.quota, l.memory}
+}
+
+// limits are what a pod's own cgroup is bounded by on this node.
+func (c *cgroups) limits(pod *v1.Pod) cgroupLimits {
+	l := podLimits(pod)
+	if l.quota > 0 && c.exclusive != nil && c.exclusive(string(pod.UID)) {
+		l.quota = noQuota
+	}
+	return l
 }
 
 // rootLimits is what all pods together may have.
@@ -98,6 +122,8 @@ func (c *cgroups) ensure(pod *v1.Pod) error {
 			return err
 		}
 		c.ready = true
+	} else if c.unlimited {
+		c.limitRoot() // memory that was in use then may have been freed
 	}
 	if err := c.apply(pod); err != nil {
 		return err
@@ -105,7 +131,7 @@ func (c *cgroups) ensure(pod *v1.Pod) error {
 	if c.pods == nil {
 		c.pods = map[string]held{}
 	}
-	c.pods[string(pod.UID)] = held{qosClass(pod), podRequest(pod, v1.ResourceCPU).MilliValue()}
+	c.pods[string(pod.UID)] = c.holds(pod)
 	c.weighBurstable()
 	return nil
 }
@@ -116,9 +142,9 @@ func (c *cgroups) apply(pod *v1.Pod) error {
 	if err := c.make(at); err != nil {
 		return fmt.Errorf("the cgroup of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}
-	l := podLimits(pod)
+	l := c.limits(pod)
 	l.pids = c.maxPIDs
-	c.set(at, l)
+	_ = c.set(at, l)
 	return nil
 }
 
@@ -130,29 +156,41 @@ func (c *cgroups) resize(was, becomes *v1.Pod, do func() error) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	old, next := podLimits(was), podLimits(becomes)
+	old, next := c.limits(was), c.limits(becomes)
 	wide := next
 	wide.memory = max(old.memory, next.memory)
-	if wide.quota = max(old.quota, next.quota); old.quota == 0 || next.quota == 0 {
+	if wide.quota = max(old.quota, next.quota); old.quota <= 0 || next.quota <= 0 {
 		wide.quota = -1
 	}
 	at := c.parent(becomes)
 	if next.memory == 0 || old.memory == 0 {
 		wide.memory = 0 // as it is: a limit can't be removed in place
 	}
-	c.set(at, wide)
+	_ = c.set(at, wide)
 	if err := do(); err != nil {
 		return err
 	}
 	if next.quota == 0 {
 		next.quota = -1
 	}
-	c.set(at, next)
+	_ = c.set(at, next)
 	if _, had := c.pods[string(becomes.UID)]; had {
-		c.pods[string(becomes.UID)] = held{qosClass(becomes), podRequest(becomes, v1.ResourceCPU).MilliValue()}
+		c.pods[string(becomes.UID)] = c.holds(becomes)
 		c.weighBurstable()
 	}
 	return nil
+}
+
+// follow has a pod's cgroup bound what the pod is to have now, where no container
+// that runs is resized: one that was restarted for it, or did not run.
+func (c *cgroups) follow(pod *v1.Pod) error {
+	c.mu.Lock()
+	had, ok := c.pods[string(pod.UID)]
+	c.mu.Unlock()
+	if !ok || had == c.holds(pod) {
+		return nil
+	}
+	return c.resize(pod, pod, func() error { return nil })
 }
 
 // setLimits bounds all pods together.
@@ -170,7 +208,12 @@ func (c *cgroups) setLimits(l rootLimits) {
 
 func (c *cgroups) limitRoot() {
 	shares := milliCPUToShares(c.limit.milliCPU)
-	c.set(c.path(v1.PodQOSGuaranteed, ""), cgroupLimits{shares: &shares, memory: c.limit.memory, pids: c.limit.pids, hugepages: c.limit.hugepages})
+	root := c.path(v1.PodQOSGuaranteed, "")
+	err := c.set(root, cgroupLimits{shares: &shares, memory: c.limit.memory, pids: c.limit.pids, hugepages: c.limit.hugepages})
+	c.unlimited = err != nil
+	if c.told != nil {
+		c.told(root, err)
+	}
 }
 
 // makeRoots makes the levels above pods.
@@ -183,7 +226,7 @@ func (c *cgroups) makeRoots() error {
 	}
 	c.limitRoot()
 	least := int64(minShares)
-	c.set(c.path(v1.PodQOSBestEffort, ""), cgroupLimits{shares: &least})
+	_ = c.set(c.path(v1.PodQOSBestEffort, ""), cgroupLimits{shares: &least})
 	return nil
 }
 
@@ -196,7 +239,7 @@ func (c *cgroups) weighBurstable() {
 		}
 	}
 	shares := milliCPUToShares(sum)
-	c.set(c.path(v1.PodQOSBurstable, ""), cgroupLimits{shares: &shares})
+	_ = c.set(c.path(v1.PodQOSBurstable, ""), cgroupLimits{shares: &shares})
 }
 
 // remove removes the pod's cgroup from every hierarchy. It can only be empty
@@ -322,9 +365,11 @@ type cgroupLimits struct {
 	hugepages map[string]int64 // by the kernel's name of the size, such as 2MB
 }
 
-// set writes limits. What can't be written isn't there.
-func (c *cgroups) set(cgroup string, l cgroupLimits) {
+// set writes limits. What isn't there isn't written, and the error says what the
+// kernel didn't take: but for the limits of all pods, that is the runtime's to tell.
+func (c *cgroups) set(cgroup string, l cgroupLimits) error {
 	v2 := c.v2()
+	var errs []error
 	write := func(controller, file, value string) {
 		dir := c.at()
 		if !v2 {
@@ -332,11 +377,13 @@ func (c *cgroups) set(cgroup string, l cgroupLimits) {
 		}
 		name := filepath.Join(dir, path.Clean("/"+cgroup), file)
 		f, err := os.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
-		if err != nil {
-			return
+		if err == nil {
+			defer f.Close()
+			_, err = f.WriteString(value)
 		}
-		defer f.Close()
-		_, _ = f.WriteString(value)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("%s: %w", value, err))
+		}
 	}
 	number := func(n int64) string { return strconv.FormatInt(n, 10) }
 	if l.shares != nil {
@@ -374,6 +421,7 @@ func (c *cgroups) set(cgroup string, l cgroupLimits) {
 			write("hugetlb", "hugetlb."+size+".limit_in_bytes", number(bytes))
 		}
 	}
+	return errors.Join(errs...)
 }
 
 // cpuWeight converts as runc does since 1.3.2 (opencontainers/cgroups,

@@ -215,3 +215,35 @@ func TestOOMScores(t *testing.T) {
 		}
 	}
 }
+
+// A pod with processors of its own has no quota, from when it has them.
+func TestThePodsQuotaGoesWithProcessorsOfItsOwn(t *testing.T) {
+	for _, v2 := range []bool{true, false} {
+		c := fakeCgroups(t, v2)
+		its := false
+		c.exclusive = func(uid string) bool { return its && uid == "u-1" }
+		pod := podWith("p", v1.ResourceRequirements{Limits: list("cpu", "1", "memory", "8Mi"), Requests: list("cpu", "1", "memory", "8Mi")})
+		quota := func() string {
+			if v2 {
+				return read(t, c, "kubepods/podu-1/cpu.max")
+			}
+			return read(t, c, "cpu/kubepods/podu-1/cpu.cfs_quota_us")
+		}
+		want := map[bool][]string{true: {"100000 100000", "max 100000"}, false: {"100000", "-1"}}[v2]
+		if err := c.apply(pod); err != nil {
+			t.Fatal(err)
+		}
+		populate(t, c)
+		if err := c.ensure(pod); err != nil {
+			t.Fatal(err)
+		}
+		for _, its = range []bool{false, true, false} {
+			if err := c.follow(pod); err != nil {
+				t.Fatal(err)
+			}
+			if i := map[bool]int{true: 1}[its]; quota() != want[i] {
+				t.Errorf("its own %t: %s, want %s", its, quota(), want[i])
+			}
+		}
+	}
+}

@@ -22,7 +22,7 @@ const etcHosts = "/etc/hosts"
 
 // containerConfig translates a container into CRI. ips are the pod's.
 func (m *Manager) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Container, img images.Image, mounted volumes.Mounted, ips []string, restartCount int32) (*runtimeapi.ContainerConfig, error) {
-	env, err := m.environment(pod, c)
+	env, err := m.environment(pod, c, mounted)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +43,7 @@ func (m *Manager) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Contai
 		Stdin:       c.Stdin, StdinOnce: c.StdinOnce, Tty: c.TTY,
 		StopSignal: stopSignal(c),
 		Linux: &runtimeapi.LinuxContainerConfig{
-			Resources:       containerResources(pod, c, m.memoryCapacity(), m.cfg.Node.Allocatable()),
+			Resources:       m.containerResources(pod, c),
 			SecurityContext: sc,
 		},
 	}
@@ -52,7 +52,7 @@ func (m *Manager) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Contai
 			cfg.Annotations[AnnotationListen] = l
 		}
 	}
-	if cfg.Mounts, err = m.mounts(ctx, pod, c, mounted, env, ips); err != nil {
+	if cfg.Mounts, err = m.mounts(ctx, pod, c, img.Kind, mounted, env, ips); err != nil {
 		return nil, err
 	}
 	if cfg.Devices, err = blockDevices(c, mounted); err != nil {
@@ -60,6 +60,9 @@ func (m *Manager) containerConfig(ctx context.Context, pod *v1.Pod, c *v1.Contai
 	}
 	sc.SupplementalGroups = append(sc.SupplementalGroups, mounted.Groups...)
 	if err := m.addDevices(ctx, pod, c, img, cfg); err != nil {
+		return nil, err
+	}
+	if err := m.addClaims(pod, c, cfg); err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(m.logDir(pod.Namespace, pod.Name, string(pod.UID)), c.Name)

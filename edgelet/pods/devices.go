@@ -19,6 +19,8 @@ type Devices interface {
 	// Allocate gives the pod's containers what they ask for, durably. A container
 	// that has it already keeps it.
 	Allocate(ctx context.Context, pod *v1.Pod) error
+	// Begin does the same step by step.
+	Begin(pod *v1.Pod) *devices.Allocation
 	// Container is what a container was given, nil if nothing.
 	Container(ctx context.Context, podUID, container string) (*devices.Given, error)
 	// Health of what it was given, nil if nothing.
@@ -37,7 +39,7 @@ func (m *Manager) addDevices(ctx context.Context, pod *v1.Pod, c *v1.Container, 
 	if err != nil || g == nil {
 		return err
 	}
-	if img.Kind == images.KindWasm && len(g.Devices)+len(g.CDIDevices) > 0 {
+	if img.Kind == images.KindWasm && len(g.Devices) > 0 { // the runtime says it of CDI devices, which may be none
 		return fmt.Errorf("container %q is a Wasm module and has %s: its plugin gives device nodes, which WASI has no call for; "+
 			"a plugin that gives a socket or a folder as a mount works, or use an OCI image", c.Name, strings.Join(g.Resources, ", "))
 	}

@@ -15,5 +15,5 @@
 //
 // It does not know which runtime runs (but for the annotation that tells a Wasm
 // sandbox from an OCI one, D5), nor how reports travel. It may import
-// edgelet/{images,probes,volumes} and its own subpackages. cmd/edgelet wires it.
+// edgelet/{images,probes,userns,volumes} and its own subpackages. cmd/edgelet wires it.
 package pods

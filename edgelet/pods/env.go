@@ -14,6 +14,7 @@ import (
 
 	"github.com/coracle-edge/coracle/edgelet/pods/downward"
 	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
+	"github.com/coracle-edge/coracle/edgelet/volumes"
 )
 
 // ErrEnv is returned when a container's environment can't be made of what is on
@@ -22,7 +23,7 @@ var ErrEnv = errors.New("environment")
 
 // environment resolves a container's variables. pod.Status carries the pod's
 // addresses.
-func (m *Manager) environment(pod *v1.Pod, c *v1.Container) (map[string]string, error) {
+func (m *Manager) environment(pod *v1.Pod, c *v1.Container, mounted volumes.Mounted) (map[string]string, error) {
 	env := map[string]string{}
 	for i := range c.EnvFrom {
 		if err := m.envFrom(pod, &c.EnvFrom[i], env); err != nil {
@@ -42,7 +43,7 @@ func (m *Manager) environment(pod *v1.Pod, c *v1.Container) (map[string]string, 
 		value, set := expand(e.Value, lookup), true
 		if e.Value == "" && e.ValueFrom != nil {
 			var err error
-			if value, set, err = m.valueFrom(pod, c, e.ValueFrom); err != nil {
+			if value, set, err = m.valueFrom(pod, c, e.ValueFrom, mounted); err != nil {
 				return nil, err
 			}
 		}
@@ -82,7 +83,7 @@ func (m *Manager) envFrom(pod *v1.Pod, from *v1.EnvFromSource, into map[string]s
 
 // valueFrom returns a value and whether there is one: an optional reference that
 // leads nowhere leaves the variable unset.
-func (m *Manager) valueFrom(pod *v1.Pod, c *v1.Container, from *v1.EnvVarSource) (string, bool, error) {
+func (m *Manager) valueFrom(pod *v1.Pod, c *v1.Container, from *v1.EnvVarSource, mounted volumes.Mounted) (string, bool, error) {
 	switch {
 	case from.FieldRef != nil:
 		v, err := downward.Field(pod, from.FieldRef.FieldPath)
@@ -114,6 +115,8 @@ func (m *Manager) valueFrom(pod *v1.Pod, c *v1.Container, from *v1.EnvVarSource)
 			return "", false, fmt.Errorf("couldn't find key %v in Secret %v/%v", ref.Key, pod.Namespace, ref.Name)
 		}
 		return string(v), ok, nil
+	case from.FileKeyRef != nil:
+		return m.fileKey(pod, from.FileKeyRef, mounted)
 	}
 	return "", false, fmt.Errorf("%w: unsupported valueFrom of container %q", ErrEnv, c.Name)
 }

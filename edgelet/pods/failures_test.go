@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -8,6 +9,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
 )
@@ -27,6 +29,19 @@ func TestMemoryLimitsThatTheKernelCannotKeepAreSaid(t *testing.T) {
 		if got := b.store.reasons("uid-limited"); !strings.Contains(got, "MemoryLimitNotEnforced") ||
 			!b.store.said("Container main is limited to 64Mi of memory, but the memory controller is off: add cgroup_enable=memory in /boot/firmware/cmdline.txt") {
 			t.Errorf("events %s", got)
+		}
+		// It is said once in ten minutes, however often the container starts.
+		for range 3 {
+			if !b.rt.Kill("uid-limited", "main", 1) {
+				t.Fatal("it doesn't run")
+			}
+			b.settle(2 * time.Minute)
+		}
+		if n := b.store.status("uid-limited").ContainerStatuses[0].RestartCount; n != 3 {
+			t.Errorf("%d restarts", n)
+		}
+		if got := b.store.reasons("uid-limited"); strings.Count(got, "MemoryLimitNotEnforced") != 1 {
+			t.Errorf("after three restarts: events %s", got)
 		}
 		if got := b.store.reasons("uid-free"); strings.Contains(got, "Memory") {
 			t.Errorf("it asked for no limit: %s", got)
@@ -75,6 +90,27 @@ func TestMissingSecretIsNamedAndItsArrivalStartsThePod(t *testing.T) {
 	}
 }
 
+// A postStart hook that fails ends its container, with a kubelet's event, and the
+// container is restarted.
+func TestAPostStartHookThatFails(t *testing.T) {
+	on(t, func(b *board) {
+		b.rt.Answer("up", func(string) (*runtimeapi.ExecSyncResponse, error) {
+			return &runtimeapi.ExecSyncResponse{ExitCode: 9}, nil
+		})
+		b.store.put(testPod("p", func(p *v1.Pod) {
+			p.Spec.Containers[0].Lifecycle = &v1.Lifecycle{PostStart: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"up"}}}}
+		}))
+		b.settle(time.Second)
+		if got := b.store.reasons("uid-p"); !strings.Contains(got, "Started FailedPostStartHook Killing") || !b.store.said("PostStartHook failed") || len(b.rt.Running("uid-p")) > 0 {
+			t.Errorf("events %s, running %v", got, b.rt.Running("uid-p"))
+		}
+		b.settle(time.Minute)
+		if s := b.store.status("uid-p").ContainerStatuses[0]; s.RestartCount == 0 || s.State.Waiting == nil || s.State.Waiting.Reason != "CrashLoopBackOff" {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // A hook that hangs takes the pod's grace, and no more; while it hangs before a
 // container is told to be ready, the pod can be deleted all the same.
 func TestAHookThatHangs(t *testing.T) {
@@ -83,10 +119,19 @@ func TestAHookThatHangs(t *testing.T) {
 		"postStart": {PostStart: &v1.LifecycleHandler{Exec: &v1.ExecAction{Command: []string{"up"}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			on(t, func(b *board) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBoard(t)
+				b.node = bigNode{}
+				b.boot()
+				defer b.stop()
 				b.rt.Hang("ExecSync", true)
 				pod := testPod("p", func(p *v1.Pod) { p.Spec.Containers[0].Lifecycle = l })
 				b.store.put(pod)
+				b.settle(time.Second)
+				for i := range cap(b.m.slots[1]) { // with the first, more than may be started at a time
+					b.store.put(testPod(fmt.Sprint("as", i), func(p *v1.Pod) { p.Spec.Containers[0].Lifecycle = l }))
+				}
+				b.settle(time.Second)
 				b.store.put(testPod("other"))
 				b.settle(time.Minute)
 				if b.store.status("uid-other").Phase != v1.PodRunning {

@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/edgelet/images"
+	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
 )
 
 func TestSysctls(t *testing.T) {
@@ -58,6 +60,10 @@ func TestForbiddenPodsFail(t *testing.T) {
 		if s := b.store.status("uid-a"); s.Phase != v1.PodFailed || s.Reason != "SysctlForbidden" || !strings.Contains(s.Message, `forbidden sysctl: "vm.swappiness" not allowlisted`) {
 			t.Errorf("%+v", s)
 		}
+		if _, err := b.m.Log("default", "a", "", "main", false); err == nil || errors.Is(err, ErrNoContainer) ||
+			err.Error() != `container "main" in pod "a" is not available: Pod was rejected: forbidden sysctl: "vm.swappiness" not allowlisted` {
+			t.Errorf("its log: %v", err)
+		}
 		if s := b.store.status("uid-b"); s.Phase != v1.PodFailed || s.Reason != "AppArmor" || !strings.Contains(s.Message, "Cannot enforce AppArmor: AppArmor is not enabled on the host") {
 			t.Errorf("%+v", s)
 		}
@@ -73,16 +79,29 @@ func TestForbiddenPodsFail(t *testing.T) {
 	})
 }
 
-// A pod that asks for a user namespace doesn't run as the node's users instead.
-func TestUserNamespaceIsRefused(t *testing.T) {
+// A pod of the API doesn't pass for one of the node's own by saying so.
+func TestOnlyTheNodeSaysWhatIsItsOwn(t *testing.T) {
 	on(t, func(b *board) {
-		pod := testPod("a")
-		no := false
-		pod.Spec.HostUsers = &no
-		b.store.put(pod)
+		b.stop()
+		var sources []string
+		b.more = func(c *Config) {
+			c.Gates = []Gate{func(pod *v1.Pod) (string, string) {
+				sources = append(sources, pod.Annotations["kubernetes.io/config.source"])
+				return "", ""
+			}}
+		}
+		b.boot()
+		claims := func(p *v1.Pod) { p.Annotations = map[string]string{"kubernetes.io/config.source": "file"} }
+		b.store.put(testPod("a", claims))
 		b.settle(time.Second)
-		if s := b.store.status("uid-a"); len(b.rt.Running("uid-a")) > 0 || s.Phase != v1.PodPending || !b.store.said("this node gives pods no user namespaces") {
-			t.Errorf("%s, running %v", s.Phase, b.rt.Running("uid-a"))
+		raw, err := kubeobj.EncodePod(testPod("b", claims))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.m.SetStatic([]Object{{Namespace: "default", Name: "b", UID: "uid-b", Hash: "1", Raw: raw, Static: true}})
+		b.settle(time.Second)
+		if strings.Join(sources, " ") != "api file" {
+			t.Errorf("%q", sources)
 		}
 	})
 }

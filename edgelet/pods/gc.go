@@ -99,6 +99,7 @@ func (m *Manager) DeleteOrphans() error {
 			errs = append(errs, os.RemoveAll(filepath.Join(m.cfg.LogsDir, e.Name())))
 		}
 	}
+	m.unlinkLogs("", "")
 	dirs, _ := os.ReadDir(filepath.Dir(m.podDir("x")))
 	for _, e := range dirs {
 		if e.IsDir() && !known[e.Name()] {

@@ -221,10 +221,13 @@ type board struct {
 	more  func(*Config) // changes what the agent is configured with
 	node  Node
 	stop  func()
+
+	bootID string // of the machine, and when it was
+	booted time.Time
 }
 
 func newBoard(t *testing.T) *board {
-	b := &board{t: t, dir: t.TempDir(), rt: fakecri.New(), store: newStore(), node: fakeNode{}}
+	b := &board{t: t, dir: t.TempDir(), rt: fakecri.New(), store: newStore(), node: fakeNode{}, bootID: "first", booted: time.Now()}
 	b.rt.AddImage("wasm:1", "wasm")
 	b.rt.AddImage("oci:1", "oci")
 	return b
@@ -238,6 +241,7 @@ func (b *board) boot() {
 	}
 	config := Config{Runtime: b.rt, Store: b.store, Images: images.New(images.Config{Service: b.rt}),
 		Volumes: testVolumes(b),
+		Uptime:  func() (string, time.Duration, error) { return b.bootID, time.Since(b.booted), nil },
 		Node:    b.node, LogsDir: b.dir + "/logs", ResolvConf: b.dir + "/none", Log: log}
 	if b.more != nil {
 		b.more(&config)
@@ -247,10 +251,10 @@ func (b *board) boot() {
 		b.t.Fatal(err)
 	}
 	m.SetStatic(nil)
+	b.m = m
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
-	b.m = m
 	b.stop = func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -40,8 +40,8 @@ func (w *worker) volumeImage(ctx context.Context, c *v1.Container, volume string
 		// As the container's own: a board boots without a network.
 		Local: w.ran[c.Name] || w.restarted(c.Name), LocalFirst: w.ran[c.Name],
 		Event: func(eventType, reason, message string) {
-			if eventType == v1.EventTypeWarning || reason == eventBackOff {
-				w.eventOnce(eventType, reason, fmt.Sprintf("volume %q: %s", volume, message))
+			if eventType == v1.EventTypeWarning || repeats(reason, message) {
+				w.eventOnce(c.Name, eventType, reason, fmt.Sprintf("volume %q: %s", volume, message))
 				return
 			}
 			w.event(c.Name, eventType, reason, message)
@@ -56,7 +56,7 @@ func (w *worker) volumeImage(ctx context.Context, c *v1.Container, volume string
 	if e.Reason == images.ReasonPull {
 		retry = earliest(retry, time.Now().Add(showPullError))
 	}
-	w.waiting[c.Name] = waiting{e.Reason, fmt.Sprintf("volume %q: %s", volume, e.Message)}
-	w.eventOnce(v1.EventTypeWarning, "Failed", fmt.Sprintf("Error: volume %q: %s", volume, e.Message))
+	put(&w.waiting, c.Name, waiting{e.Reason, fmt.Sprintf("volume %q: %s", volume, e.Message)})
+	w.eventOnce(c.Name, v1.EventTypeWarning, eventFailed, fmt.Sprintf("Error: volume %q: %s", volume, e.Message))
 	return images.Image{}, retry, errWaiting
 }

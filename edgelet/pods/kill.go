@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -40,6 +41,14 @@ func (w *worker) settle(ctx, wait context.Context, seen *observation) error {
 		}
 		final = w.status(seen, true)
 	}
+	// Before the cluster hears that the pod is over: it deallocates the claims then.
+	if err := w.unprepareClaims(ctx); err != nil {
+		return err
+	}
+	// Who is told that the pod is over may order another one for its processors.
+	if err := w.freeProcessors(); err != nil {
+		return err
+	}
 	// What a client sees must not wait for the network's teardown.
 	if err := w.report(final, false); err != nil {
 		return err
@@ -65,17 +74,17 @@ func (w *worker) settle(ctx, wait context.Context, seen *observation) error {
 // reported gone. Each step is repeated until it succeeds.
 func (w *worker) terminate(ctx, wait context.Context) error {
 	w.setDeadline()
-	seen, err := w.observe(ctx, true)
+	seen, err := w.stopForGood(ctx, wait)
 	if err != nil {
 		return err
 	}
-	if err := w.stopContainers(ctx, wait, seen); err != nil {
-		return err
-	}
-	if seen, err = w.observe(ctx, true); err != nil {
+	if err := w.unprepareClaims(ctx); err != nil {
 		return err
 	}
 	final := w.status(seen, true)
+	if err := w.freeProcessors(); err != nil {
+		return err
+	}
 	// The exits are told before the containers that tell them are removed.
 	if len(seen.containers) > 0 && len(w.pod.Spec.Containers) > 0 {
 		if err := w.report(final, false); err != nil {
@@ -95,6 +104,7 @@ func (w *worker) terminate(ctx, wait context.Context) error {
 	if err := os.RemoveAll(w.m.logDir(w.namespace, w.name, w.uid)); err != nil {
 		return fmt.Errorf("removing the logs of pod %s/%s: %w", w.namespace, w.name, err)
 	}
+	w.m.unlinkLogs(w.namespace, w.name)
 	w.m.cfg.Images.Forget(w.uid)
 	if err := w.freeDevices(); err != nil {
 		return err
@@ -108,6 +118,40 @@ func (w *worker) terminate(ctx, wait context.Context) error {
 	w.finished = true
 	w.served()
 	return nil
+}
+
+// A runtime may say for a moment after it stopped a container that it runs; and one
+// that was only made when it was looked at runs if its start was under way. So stops
+// are repeated before the last status, which must not say that something runs.
+const (
+	maxStops  = 5
+	stopPause = 100 * time.Millisecond // before the second; longer each time
+)
+
+// stopForGood stops all containers and returns what is left of them.
+func (w *worker) stopForGood(ctx, wait context.Context) (*observation, error) {
+	for try := 1; ; try++ {
+		seen, err := w.observe(ctx, true)
+		if err != nil {
+			return nil, err
+		}
+		runs := slices.ContainsFunc(seen.containers, func(c *observedContainer) bool { return c.state == stateRunning && !c.lost })
+		if try > 1 && (!runs || try > maxStops) {
+			return seen, nil
+		}
+		if try > 1 {
+			pause := time.NewTimer(time.Duration(try-1) * stopPause)
+			select {
+			case <-pause.C:
+			case <-wait.Done():
+				pause.Stop()
+				return nil, wait.Err()
+			}
+		}
+		if err := w.stopContainers(ctx, wait, seen); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // setDeadline measures the grace on the monotonic clock, from when this agent
@@ -256,7 +300,7 @@ func (w *worker) stopSandboxes(ctx context.Context, seen *observation) error {
 		_, err := w.m.cfg.Runtime.StopPodSandbox(call, &runtimeapi.StopPodSandboxRequest{PodSandboxId: s.Id})
 		cancel()
 		if err != nil && !isNotFound(err) {
-			w.eventOnce(v1.EventTypeWarning, "FailedKillPod", "error killing pod: "+message(err))
+			w.eventOnce("", v1.EventTypeWarning, "FailedKillPod", "error killing pod: "+message(err))
 			return fmt.Errorf("stopping sandbox %s: %w", s.Id, err)
 		}
 	}

@@ -16,6 +16,11 @@ func (m *Manager) cleanVolumes(ctx context.Context, keep map[string]bool) {
 		m.log.Warn("what pods have left can't be read", "err", err)
 		return
 	}
+	if m.cfg.Claims != nil {
+		uids = append(uids, m.cfg.Claims.Pods()...)
+		slices.Sort(uids)
+		uids = slices.Compact(uids)
+	}
 	uids = slices.DeleteFunc(uids, func(uid string) bool { return keep[uid] })
 	if len(uids) == 0 || !m.cleaning.CompareAndSwap(false, true) {
 		return
@@ -26,6 +31,9 @@ func (m *Manager) cleanVolumes(ctx context.Context, keep map[string]bool) {
 		for _, uid := range uids {
 			if ctx.Err() != nil {
 				return
+			}
+			if err := m.unprepareLeft(ctx, uid); err != nil {
+				m.log.Warn("resource claims of a pod that is no more stay prepared for now", "uid", uid, "err", err)
 			}
 			if err := m.cfg.Volumes.TearDown(uid); err != nil {
 				m.log.Warn("volumes of a pod that is no more stay for now", "uid", uid, "err", err)

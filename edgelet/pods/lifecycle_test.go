@@ -320,13 +320,37 @@ func TestGraceCanBeShortened(t *testing.T) {
 	})
 }
 
+// The API writes that a pod is to end at once and removes it in the same moment: a
+// node may see only that it is gone.
+func TestForceDeletedPodEndsAtOnce(t *testing.T) {
+	for name, seen := range map[string][]int64{"unseen": nil, "while it ends": {600}, "seen": {0}, "twice": {600, 0}} {
+		t.Run(name, func(t *testing.T) {
+			on(t, func(b *board) {
+				b.rt.Plan("main", fakecri.Plan{RunFor: -1, IgnoreTerm: true})
+				pod := testPod("p", func(p *v1.Pod) { p.Spec.TerminationGracePeriodSeconds = new(int64(600)) })
+				b.store.put(pod)
+				b.settle(time.Second)
+				for _, secs := range seen {
+					b.store.put(deleted(pod, secs))
+					b.settle(time.Second)
+				}
+				b.store.drop("uid-p")
+				b.settle(5 * time.Second)
+				if !b.store.gone("uid-p") {
+					t.Error("still here")
+				}
+			})
+		})
+	}
+}
+
 func TestANewPodOfTheSameNameWaits(t *testing.T) {
 	on(t, func(b *board) {
 		b.rt.Plan("main", fakecri.Plan{RunFor: -1, TermAfter: 10 * time.Second})
 		old := testPod("p")
 		b.store.put(old)
 		b.settle(time.Second)
-		b.store.drop("uid-p")
+		b.store.put(deleted(old, 30))
 		young := testPod("p", func(p *v1.Pod) { p.UID = "uid-young" })
 		b.store.put(young)
 		b.settle(5 * time.Second)
@@ -379,6 +403,25 @@ func TestImageThatIsNowhere(t *testing.T) {
 		}
 		if !seen["ErrImagePull"] {
 			t.Errorf("saw %v", seen)
+		}
+	})
+}
+
+// Without a volume of it the container is created first, and waits.
+func TestMissingConfigMapOfAVariableIsNamed(t *testing.T) {
+	on(t, func(b *board) {
+		b.store.put(testPod("p", func(p *v1.Pod) {
+			p.Spec.Containers[0].EnvFrom = []v1.EnvFromSource{{ConfigMapRef: &v1.ConfigMapEnvSource{LocalObjectReference: v1.LocalObjectReference{Name: "cm"}}}}
+		}))
+		b.settle(time.Minute)
+		w := b.store.status("uid-p").ContainerStatuses[0].State.Waiting
+		if w == nil || w.Reason != "CreateContainerConfigError" || w.Message != `configmap "cm" not found` {
+			t.Fatalf("%+v", w)
+		}
+		b.store.setConfigMap("cm", "k", "value")
+		synctest.Wait()
+		if s := b.store.status("uid-p"); s.Phase != v1.PodRunning {
+			t.Fatalf("%+v", s.ContainerStatuses)
 		}
 	})
 }
@@ -458,6 +501,7 @@ func TestWhatCannotBeCreatedSaysWhy(t *testing.T) {
 		}), "CreateContainerConfigError", "container has runAsNonRoot and image will run as root"},
 		"volume type": {"", nil, testPod("p", func(p *v1.Pod) {
 			p.Spec.Volumes = []v1.Volume{{Name: "n", VolumeSource: v1.VolumeSource{ISCSI: &v1.ISCSIVolumeSource{}}}}
+			p.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "n", MountPath: "/n"}}
 		}), "UnsupportedVolumeType", "iscsi"},
 	} {
 		t.Run(name, func(t *testing.T) {

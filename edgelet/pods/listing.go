@@ -3,7 +3,6 @@ package pods
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -78,12 +77,20 @@ func (m *Manager) Log(namespace, name, uid, container string, previous bool) (Co
 			}
 		}
 	}
+	// A pod that was refused, or ended before it began, has no statuses of containers.
+	if pod, err := found.snapshot(); err == nil && containerSpec(pod, container) != nil {
+		why := ""
+		if s.Message != "" {
+			why = ": " + s.Message
+		}
+		return ContainerLog{}, fmt.Errorf("container %q in pod %q is not available%s", container, name, why)
+	}
 	return ContainerLog{}, fmt.Errorf("%w: container %s is not valid for pod %s", ErrNoContainer, container, name)
 }
 
 func (m *Manager) containerLog(w *worker, s *v1.ContainerStatus, previous bool) (ContainerLog, error) {
 	path := func(n int32) string {
-		return filepath.Join(m.logDir(w.namespace, w.name, w.uid), s.Name, fmt.Sprintf("%d.log", n))
+		return m.logFile(w.namespace, w.name, w.uid, s.Name, n)
 	}
 	last := s.LastTerminationState.Terminated
 	switch {

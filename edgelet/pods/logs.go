@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -41,7 +40,7 @@ func (m *Manager) rotateLogs(ctx context.Context) {
 			for _, list := range [][]v1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses} {
 				for i := range list {
 					if s := &list[i]; s.State.Running != nil {
-						path := filepath.Join(m.logDir(p.Namespace, p.Name, p.UID), s.Name, fmt.Sprintf("%d.log", s.RestartCount))
+						path := m.logFile(p.Namespace, p.Name, p.UID, s.Name, s.RestartCount)
 						if err := m.rotateLog(ctx, path, containerIDOf(s.ContainerID)); err != nil {
 							m.log.Warn("a container's log was not rotated", "pod", p.Namespace+"/"+p.Name, "container", s.Name, "err", err)
 						}
@@ -102,11 +101,12 @@ func byAge(paths []string) {
 
 // removeLogs removes the logs of one run of a container.
 func (m *Manager) removeLogs(namespace, name, uid, container string, run int32) {
-	base := filepath.Join(m.logDir(namespace, name, uid), container, strconv.Itoa(int(run))+".log")
+	base := m.logFile(namespace, name, uid, container, run)
 	old, _ := filepath.Glob(base + ".*")
 	for _, p := range append(old, base) {
 		_ = os.Remove(p)
 	}
+	m.unlinkLogs(namespace, name)
 }
 
 // addTerminationMessage adds to an ended container what it left to be said.

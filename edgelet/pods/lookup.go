@@ -65,7 +65,9 @@ func (w *worker) snapshot() (*v1.Pod, error) {
 		}
 	}
 	if s := w.reported.Load(); s != nil {
+		told := pod.Status // what others say of it
 		pod.Status = *s.DeepCopy()
+		pod.Status.ResourceClaimStatuses, pod.Status.ExtendedResourceClaimStatus = told.ResourceClaimStatuses, told.ExtendedResourceClaimStatus
 	}
 	return pod, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
 	"github.com/coracle-edge/coracle/edgelet/probes"
+	"github.com/coracle-edge/coracle/edgelet/userns"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 )
 
@@ -53,6 +54,8 @@ type Config struct {
 	Node    Node
 	// LogsDir is where container logs lie, laid out as /var/log/pods.
 	LogsDir string
+	// ShownLogs is where collectors of logs look; empty: nowhere.
+	ShownLogs ShownLogs
 
 	// ResolvConf is the node's; /etc/resolv.conf if empty.
 	ResolvConf    string
@@ -93,17 +96,32 @@ type Config struct {
 	// and what to do about it; empty if they can.
 	NoMemoryLimits string
 
+	// UserNamespaces gives pods their ids; those of [userns.Node], recorded in the
+	// pods' folders, if nil.
+	UserNamespaces *userns.Ranges
+
 	// Devices gives containers devices; nil: the node has none.
 	Devices Devices
+	// Processors gives containers processors and memory of their own; nil: all share
+	// all.
+	Processors Processors
+
+	// Claims has the devices of resource claims prepared; nil: pods with claims are refused.
+	Claims Claims
 
 	// Gates are asked before a pod is taken, in order; a reason other than empty
 	// refuses it.
 	Gates []Gate
 
+	// NodeEvent tells of the node itself; may be nil.
+	NodeEvent func(eventType, reason, message string)
+
 	Log *slog.Logger
 	// Now is the wall clock, for time stamps only; time.Now if nil. Durations are
 	// measured on the monotonic clock.
 	Now func() time.Time
+	// Uptime is the kernel's if nil.
+	Uptime Uptime
 }
 
 // Gate says why a pod that is new to the node can't be taken now, with a reason
@@ -112,25 +130,33 @@ type Gate func(pod *v1.Pod) (reason, message string)
 
 // Manager runs the pods of one node.
 type Manager struct {
-	cfg     Config
-	log     *slog.Logger
-	cgroups cgroups
-	probes  *probes.Manager
-	slots   [2]chan struct{} // for sandboxes of containerd's, and of Wasm
-	ready   chan struct{}
+	cfg      Config
+	log      *slog.Logger
+	cgroups  cgroups
+	probes   *probes.Manager
+	counters counters
+	timings  *Timings
+	turns    turns
+	slots    [2]chan struct{} // for sandboxes of containerd's, and of Wasm
+	ready    chan struct{}
+
+	ownUsers struct{ started, failed atomic.Int64 } // see [Manager.OwnUsers]
 
 	runtimeName string // set before ready is closed
 
-	admission sync.Mutex // one decision after the other; before mu
+	admission sync.Mutex                // one decision after the other; before mu
+	resizes   map[string]*waitingResize // by UID; of admission
 
-	mu       sync.Mutex
-	workers  map[string]*worker // by UID
-	gone     map[string]bool    // UIDs that ended and are still desired
-	static   []Object
-	staticOK bool
-	kick     chan struct{}
-	wg       sync.WaitGroup
-	cleaning atomic.Bool // volumes of pods that are no more
+	mu        sync.Mutex
+	workers   map[string]*worker // by UID
+	gone      map[string]bool    // UIDs that ended and are still desired
+	static    []Object
+	staticOK  bool
+	complete  bool            // all orders are known
+	unsettled map[string]bool // UIDs, see settled; nil once it was told, or if nobody asks
+	kick      chan struct{}
+	wg        sync.WaitGroup
+	cleaning  atomic.Bool // volumes of pods that are no more
 }
 
 // New returns a Manager.
@@ -145,6 +171,9 @@ func New(c Config) (*Manager, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Uptime == nil {
+		c.Uptime = kernelUptime
+	}
 	if c.ResolvConf == "" {
 		c.ResolvConf = "/etc/resolv.conf"
 	}
@@ -156,6 +185,9 @@ func New(c Config) (*Manager, error) {
 	}
 	if c.appArmorEnabled == "" {
 		c.appArmorEnabled = "/sys/module/apparmor/parameters/enabled"
+	}
+	if c.UserNamespaces == nil {
+		c.UserNamespaces = userns.New(c.Volumes.Dir, userns.Node)
 	}
 	if c.Relist == 0 {
 		c.Relist = DefaultRelist
@@ -169,8 +201,11 @@ func New(c Config) (*Manager, error) {
 	if c.LogMaxFiles <= 0 {
 		c.LogMaxFiles = DefaultLogMaxFiles
 	}
-	m := &Manager{cfg: c, log: c.Log, slots: [2]chan struct{}{make(chan struct{}, c.Parallel), make(chan struct{}, c.Parallel)}, ready: make(chan struct{}),
-		workers: map[string]*worker{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}
+	m := &Manager{cfg: c, log: c.Log, counters: newCounters(), timings: newTimings(), slots: [2]chan struct{}{make(chan struct{}, c.Parallel), make(chan struct{}, c.Parallel)}, ready: make(chan struct{}),
+		workers: map[string]*worker{}, resizes: map[string]*waitingResize{}, gone: map[string]bool{}, kick: make(chan struct{}, 1)}
+	if c.Processors != nil {
+		m.cgroups.exclusive, m.unsettled = c.Processors.Exclusive, map[string]bool{}
+	}
 	m.probes = m.newProbes()
 	return m, nil
 }
@@ -198,7 +233,7 @@ func (m *Manager) signal() {
 // Run keeps the node's pods as they should be until ctx ends. Containers are
 // left as they are then: they outlive the agent.
 func (m *Manager) Run(ctx context.Context) error {
-	defer m.wg.Wait()
+	defer m.endTurns()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if err := m.awaitRuntime(ctx); err != nil {
@@ -219,6 +254,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		return err
 	}
 	close(m.ready)
+	m.settled("")
 
 	listing, listed := false, make(chan listResult, 1)
 	m.wg.Go(func() { m.rotateLogs(ctx) })
@@ -229,13 +265,17 @@ func (m *Manager) Run(ctx context.Context) error {
 			return nil
 		case <-m.cfg.Store.Changed():
 			err = m.reconcile(ctx, nil)
+			m.settled("")
 		case <-m.kick:
 			err = m.reconcile(ctx, nil)
+			m.settled("")
 		case <-relist:
 			if !listing { // a runtime that hangs must not hold up what else there is to do
 				listing = true
 				m.wg.Go(func() {
+					began := time.Now()
 					now, err := m.listAll(ctx)
+					m.timings.relist(began)
 					listed <- listResult{now, err}
 				})
 			}
@@ -269,7 +309,9 @@ func (m *Manager) awaitRuntime(ctx context.Context) error {
 			m.runtimeName = v.RuntimeName
 			m.cgroups.root, m.cgroups.maxPIDs = m.cfg.CgroupRoot, m.cfg.PodMaxPIDs
 			m.cgroups.systemd = m.cfg.CgroupRoot != "" && driver == runtimeapi.CgroupDriver_SYSTEMD
+			m.cgroups.told = m.limited
 			m.LimitPods()
+			m.checkNode()
 			m.log.Info("container runtime", "name", v.RuntimeName, "version", v.RuntimeVersion, "cgroupDriver", driver)
 			return nil
 		}
@@ -290,6 +332,7 @@ type listResult struct {
 type seenPod struct {
 	namespace, name string
 	grace           int64
+	static          bool
 	states          uint64 // changes when the state of any of its parts does
 }
 
@@ -315,6 +358,7 @@ func (m *Manager) listAll(ctx context.Context) (map[string]seenPod, error) {
 		if g := parseGrace(annotations); g > 0 {
 			p.grace = g
 		}
+		p.static = p.static || annotations[annotationSource] == "file"
 		h := fnv.New64a()
 		fmt.Fprintf(h, "%s %d", id, state)
 		p.states += h.Sum64() // a sum: the order of a list says nothing
@@ -350,6 +394,7 @@ func (m *Manager) reconcile(ctx context.Context, seen map[string]seenPod) error 
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.complete = complete
 	want := make(map[string]bool, len(desired)+len(m.static))
 	for _, list := range [][]Object{desired, m.static} {
 		for i := range list {
@@ -372,7 +417,7 @@ func (m *Manager) reconcile(ctx context.Context, seen map[string]seenPod) error 
 	}
 	// What runs and belongs to no pod that should be here is an orphan.
 	for uid, p := range seen {
-		if want[uid] || m.workers[uid] != nil || !complete || !m.staticOK {
+		if want[uid] || m.workers[uid] != nil || !complete && !p.static || !m.staticOK {
 			continue
 		}
 		m.log.Info("stopping a pod that should not be here any more", "pod", p.namespace+"/"+p.name, "uid", uid)
@@ -421,22 +466,30 @@ func (m *Manager) isReady() bool {
 
 func (m *Manager) startLocked(ctx context.Context, w *worker) {
 	m.workers[w.uid] = w
-	m.wg.Go(func() {
-		w.run(ctx)
-		m.probes.Forget(w.uid)
-		w.swept()
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		delete(m.workers, w.uid)
-		if w.finished {
-			m.gone[w.uid] = true
+	if m.unsettled != nil {
+		m.unsettled[w.uid] = true
+	}
+	w.sit(func() { m.wg.Go(func() { w.turn(ctx) }) })
+}
+
+// leave ends a worker, after its last turn.
+func (m *Manager) leave(w *worker) {
+	m.probes.Forget(w.uid)
+	w.swept()
+	m.notWaiting(w.uid)
+	m.settled(w.uid)
+	defer m.retryDeferred() // they may have waited for this one
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.workers, w.uid)
+	if w.finished {
+		m.gone[w.uid] = true
+	}
+	for _, other := range m.workers {
+		if other.namespace == w.namespace && other.name == w.name {
+			other.signal() // it may have waited for this one, too
 		}
-		for _, other := range m.workers {
-			if other.deferred.Load() || other.namespace == w.namespace && other.name == w.name {
-				other.signal() // it may have waited for this one
-			}
-		}
-	})
+	}
 }
 
 // nameTaken reports whether another pod of the same name is still here: a new
@@ -467,6 +520,12 @@ func (m *Manager) checkRefsLocked() {
 
 // ref names an object that a pod refers to.
 type ref struct{ kind, namespace, name string }
+
+// hashedRef is one with what the object was like.
+type hashedRef struct {
+	ref
+	hash uint64
+}
 
 func (m *Manager) hashRef(r ref) uint64 {
 	sum := m.hashObject(r)

@@ -14,7 +14,7 @@ func (w *worker) warnMemoryLimits(todo []*v1.Container) {
 	}
 	for _, c := range todo {
 		if limit := c.Resources.Limits.Memory(); !limit.IsZero() {
-			w.eventOnce(v1.EventTypeWarning, "MemoryLimitNotEnforced",
+			w.eventOnce("", v1.EventTypeWarning, "MemoryLimitNotEnforced",
 				fmt.Sprintf("Container %s is limited to %s of memory, but %s", c.Name, limit, w.m.cfg.NoMemoryLimits))
 		}
 	}

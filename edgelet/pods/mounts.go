@@ -11,11 +11,12 @@ import (
 	v1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 )
 
 // mounts are a container's volumes, its hosts file and its termination log.
-func (m *Manager) mounts(ctx context.Context, pod *v1.Pod, c *v1.Container, mounted volumes.Mounted, env map[string]string, ips []string) ([]*runtimeapi.Mount, error) {
+func (m *Manager) mounts(ctx context.Context, pod *v1.Pod, c *v1.Container, kind string, mounted volumes.Mounted, env map[string]string, ips []string) ([]*runtimeapi.Mount, error) {
 	var out []*runtimeapi.Mount
 	hosts := len(ips) > 0 || pod.Spec.HostNetwork
 	for i := range c.VolumeMounts {
@@ -29,7 +30,7 @@ func (m *Manager) mounts(ctx context.Context, pod *v1.Pod, c *v1.Container, moun
 		if !filepath.IsAbs(mount.ContainerPath) {
 			mount.ContainerPath = "/" + mount.ContainerPath
 		}
-		if mount.RecursiveReadOnly, err = m.recursiveReadOnly(ctx, pod, vm); err != nil {
+		if mount.RecursiveReadOnly, err = m.recursiveReadOnly(ctx, pod, kind, vm); err != nil {
 			return nil, fmt.Errorf("failed to resolve recursive read-only mode: %w", err)
 		}
 		path, ok := mounted.Paths[vm.Name]
@@ -109,8 +110,9 @@ func blockDevices(c *v1.Container, mounted volumes.Mounted) ([]*runtimeapi.Devic
 }
 
 // recursiveReadOnly says whether a mount is read-only with all that is mounted
-// below it (KEP 3857; kubelet_pods.go: resolveRecursiveReadOnly).
-func (m *Manager) recursiveReadOnly(ctx context.Context, pod *v1.Pod, vm *v1.VolumeMount) (bool, error) {
+// below it (KEP 3857; kubelet_pods.go: resolveRecursiveReadOnly). A preopen that is
+// read-only is so whatever containerd's handlers can do.
+func (m *Manager) recursiveReadOnly(ctx context.Context, pod *v1.Pod, kind string, vm *v1.VolumeMount) (bool, error) {
 	mode := deref(vm.RecursiveReadOnly, v1.RecursiveReadOnlyDisabled)
 	if mode == v1.RecursiveReadOnlyDisabled {
 		return false, nil
@@ -120,6 +122,9 @@ func (m *Manager) recursiveReadOnly(ctx context.Context, pod *v1.Pod, vm *v1.Vol
 	}
 	if p := deref(vm.MountPropagation, v1.MountPropagationNone); p != v1.MountPropagationNone {
 		return false, fmt.Errorf("volume %q requested recursive read-only mode, but it is not compatible with propagation %q", vm.Name, p)
+	}
+	if kind == images.KindWasm {
+		return true, nil
 	}
 	able, err := m.readsRecursively(ctx, pod)
 	if err == nil && !able && mode == v1.RecursiveReadOnlyEnabled {
@@ -134,22 +139,11 @@ func (m *Manager) readsRecursively(ctx context.Context, pod *v1.Pod) (bool, erro
 	if err != nil {
 		return false, err
 	}
-	runtime, ok := m.cfg.Runtime.(interface {
-		Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error)
-	})
-	if !ok {
-		return false, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	status, err := runtime.Status(ctx, &runtimeapi.StatusRequest{})
-	if isUnimplemented(err) {
-		return false, nil
-	}
+	handlers, err := m.runtimeHandlers(ctx)
 	if err != nil {
-		return false, fmt.Errorf("asking the runtime what it can do: %w", err)
+		return false, err
 	}
-	for _, h := range status.GetRuntimeHandlers() {
+	for _, h := range handlers {
 		if h.GetName() == handler {
 			return h.GetFeatures().GetRecursiveReadOnlyMounts(), nil
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"time"
@@ -158,10 +159,10 @@ func convertContainer(sandbox string, st *runtimeapi.ContainerStatus) *observedC
 	if c.name == "" {
 		c.name = st.GetMetadata().GetName()
 	}
-	if n, err := strconv.Atoi(st.Annotations[annRestartCount]); err == nil {
-		c.restartCount = int32(n)
+	if n, err := strconv.ParseInt(st.Annotations[annRestartCount], 10, 32); err == nil {
+		c.restartCount = max(0, int32(n))
 	} else {
-		c.restartCount = int32(st.GetMetadata().GetAttempt())
+		c.restartCount = int32(min(st.GetMetadata().GetAttempt(), math.MaxInt32))
 	}
 	if u := st.GetUser().GetLinux(); u != nil {
 		c.user = &v1.ContainerUser{Linux: &v1.LinuxContainerUser{UID: u.Uid, GID: u.Gid, SupplementalGroups: u.SupplementalGroups}}
@@ -176,8 +177,8 @@ func convertContainer(sandbox string, st *runtimeapi.ContainerStatus) *observedC
 	default:
 		c.state = stateUnknown
 	}
-	if c.state != stateCreated && st.StartedAt != 0 {
-		c.started = time.Unix(0, st.StartedAt)
+	if c.state != stateCreated {
+		c.started = time.Unix(0, st.StartedAt) // 1970 of one that could not be started, as a kubelet
 	}
 	if c.state == stateExited {
 		c.exitCode, c.reason, c.message = st.ExitCode, st.Reason, st.Message

@@ -63,8 +63,8 @@ func (w *worker) watchProbes(seen *observation, terminating bool) {
 			continue
 		}
 		c := probes.Container{Name: got.name, ID: got.id, Path: fieldPath(w.pod, got.name), Spec: spec, Expand: staticExpansion(spec)}
-		if at, mine := w.startedHere[got.id]; mine {
-			c.Age = time.Since(at)
+		if r := w.runOf(got.id); r != nil && !r.started.IsZero() {
+			c.Age = time.Since(r.started)
 		} else {
 			// The board's clock may have jumped since: an age below zero is none.
 			c.Adopted, c.Age = true, w.m.cfg.Now().Sub(got.started)

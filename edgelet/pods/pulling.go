@@ -104,23 +104,29 @@ func (w *worker) image(ctx context.Context, c *v1.Container, handler string, pul
 }
 
 func (w *worker) ensureImage(ctx context.Context, c *v1.Container, handler string) (images.Image, time.Time, error) {
+	var pulling time.Time
 	img, err := w.m.cfg.Images.Ensure(ctx, images.Request{
 		PodUID: w.uid, Image: c.Image, Policy: pullPolicy(c), Handler: handler, Secrets: w.pullSecrets(),
 		Local: w.ran[c.Name] || w.restarted(c.Name), LocalFirst: w.ran[c.Name],
 		Event: func(eventType, reason, message string) {
-			if reason == eventBackOff || reason == "Failed" || strings.HasPrefix(reason, "Err") || reason == "InspectFailed" {
-				w.eventOnce(eventType, reason, message)
+			if repeats(reason, message) {
+				w.eventOnce(c.Name, eventType, reason, message)
 				return
 			}
 			w.event(c.Name, eventType, reason, message)
 		},
-		BeforePull: func() { w.reportPending() },
+		BeforePull: func() {
+			pulling = time.Now()
+			w.reportPending()
+		},
 	})
+	if !pulling.IsZero() {
+		w.timed.pulling += time.Since(pulling)
+	}
 	var e *images.Error
 	switch {
 	case err == nil:
 		delete(w.waiting, c.Name)
-		delete(w.said, eventBackOff)
 		return img, time.Time{}, nil
 	case errors.As(err, &e):
 		// A pull that failed is shown first, then that it is waited; from then on, as
@@ -130,12 +136,19 @@ func (w *worker) ensureImage(ctx context.Context, c *v1.Container, handler strin
 			retry = earliest(retry, time.Now().Add(showPullError))
 		}
 		if e.Reason != images.ReasonPull || before.reason != images.ReasonBackOff || !strings.HasSuffix(before.message, e.Message) {
-			w.waiting[c.Name] = waiting{e.Reason, e.Message}
-			w.eventOnce(v1.EventTypeWarning, "Failed", "Error: "+e.Reason)
+			put(&w.waiting, c.Name, waiting{e.Reason, e.Message})
+			w.eventOnce(c.Name, v1.EventTypeWarning, eventFailed, "Error: "+e.Reason)
 		}
 		return images.Image{}, retry, errWaiting
 	}
 	return images.Image{}, time.Time{}, err
+}
+
+// repeats says which events of an image come again with each attempt at a container
+// that can't be started, whatever it is that keeps it.
+func repeats(reason, message string) bool {
+	return reason == eventBackOff || reason == eventFailed || strings.HasPrefix(reason, "Err") || reason == "InspectFailed" ||
+		reason == eventPulled && !strings.HasPrefix(message, "Successfully pulled")
 }
 
 func (w *worker) restarted(name string) bool {
@@ -165,7 +178,7 @@ func (w *worker) pullSecrets() []*v1.Secret {
 	for _, r := range w.pod.Spec.ImagePullSecrets {
 		s, err := w.m.secret(w.namespace, r.Name, true)
 		if err != nil || s == nil {
-			w.eventOnce(v1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+			w.eventOnce("", v1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
 				fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", r.Name))
 			continue
 		}

@@ -26,6 +26,7 @@ const (
 	recordAllocated = "allocated"
 	recordAnew      = "anew"
 	recordDisrupt   = "disruption"
+	recordActive    = "active"
 )
 
 // lostExitCode is what a container is taken to have ended with when nobody saw
@@ -54,6 +55,8 @@ type record struct {
 	status     v1.PodStatus
 	// anew are containers that ran and are to begin again, by name: see restartAll.
 	anew map[string]bool
+	// active is how long the pod was, nil without activeDeadlineSeconds.
+	active *activity
 	// allocated is what the node promised the pod; nil: nothing yet.
 	allocated *allocation
 }
@@ -79,6 +82,9 @@ func (r *record) encode() ([]byte, error) {
 	if len(r.anew) > 0 {
 		carrier.Annotations[recordAnew] = strings.Join(slices.Sorted(maps.Keys(r.anew)), ",")
 	}
+	if r.active != nil {
+		carrier.Annotations[recordActive] = r.active.encode()
+	}
 	encodeAllocation(r.allocated, &carrier)
 	raw, err := carrier.Marshal()
 	if err != nil {
@@ -103,6 +109,12 @@ func decodeRecord(raw []byte) (r *record, err error) {
 	if err := carrier.Unmarshal(raw[1:]); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRecord, err)
 	}
+	var active *activity
+	if text, ok := carrier.Annotations[recordActive]; ok {
+		if active, err = decodeActivity(text); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrRecord, err)
+		}
+	}
 	var anew map[string]bool
 	for name := range strings.SplitSeq(carrier.Annotations[recordAnew], ",") {
 		if name != "" {
@@ -112,7 +124,7 @@ func decodeRecord(raw []byte) (r *record, err error) {
 			anew[name] = true
 		}
 	}
-	return &record{anew: anew, status: carrier.Status, admitted: carrier.Annotations[recordAdmitted] == "true",
+	return &record{anew: anew, active: active, status: carrier.Status, admitted: carrier.Annotations[recordAdmitted] == "true",
 		reason: carrier.Annotations[recordReason], message: carrier.Annotations[recordMessage],
 		disruption: carrier.Annotations[recordDisrupt], allocated: decodeAllocation(&carrier)}, nil
 }

@@ -55,6 +55,7 @@ func (w *worker) report(s v1.PodStatus, gone bool) error {
 	if gone {
 		return nil
 	}
+	w.count(&s)
 	return w.keep()
 }
 
@@ -80,7 +81,12 @@ func (w *worker) reject(reason, message string) error {
 // event journals an event about the pod or, if container is not empty, about a
 // container of it.
 func (w *worker) event(container, eventType, reason, message string) {
-	e := Event{Namespace: w.namespace, Name: w.name, UID: w.uid, Type: eventType, Reason: reason, Message: message, Time: w.m.cfg.Now()}
+	w.eventOften(container, eventType, reason, message, 1)
+}
+
+// eventOften tells of what was so count times.
+func (w *worker) eventOften(container, eventType, reason, message string, count uint32) {
+	e := Event{Namespace: w.namespace, Name: w.name, UID: w.uid, Type: eventType, Reason: reason, Message: message, Time: w.m.cfg.Now(), Count: count}
 	if container != "" && w.pod != nil {
 		e.FieldPath = fieldPath(w.pod, container)
 	}

@@ -111,33 +111,44 @@ func (w *worker) allocate() (time.Time, error) {
 	}
 	wanted := w.pod.DeepCopy()
 	if !w.record.allocated.applyTo(w.pod) {
-		w.resize.pending = nil
-		w.deferred.Store(false)
+		if w.resize.pending != nil {
+			w.resize.pending = nil
+			w.m.notWaiting(w.uid)
+			w.claim(w.pod) // it may have been given the room that it wants no more
+		}
 		return time.Time{}, nil
 	}
 	if w.holds() == nil {
 		w.claim(w.pod) // what it had before the agent restarted
 	}
+	now, generation := w.m.cfg.Now(), w.pod.Generation
+	if p := w.m.cfg.Processors; p != nil {
+		if text := p.Infeasible(w.pod, wanted); text != "" {
+			w.m.notWaiting(w.uid)
+			w.claim(w.pod)
+			w.pend(v1.PodReasonInfeasible, "ResizeInfeasible", text, wanted, now)
+			return time.Time{}, nil
+		}
+	}
+	turn := newWaitingResize(w, wanted, now)
+	if w.resize.pending != nil {
+		turn.since = w.resize.pending.LastTransitionTime.Time
+	}
 	w.m.admission.Lock()
-	short := w.m.shortages(w, wanted)
-	short = slices.DeleteFunc(short, func(s shortage) bool {
-		// Only what grows can be refused: the pod is here, and keeps what it has.
-		return s.requested <= amount(requests(w.pod), s.name) || s.name == v1.ResourcePods
-	})
+	w.m.grantBefore(turn)
+	short := w.m.resizeShortages(turn)
 	if len(short) == 0 {
 		w.claim(wanted)
+		delete(w.m.resizes, w.uid)
+	} else {
+		w.claim(w.pod)
+		w.m.resizes[w.uid] = turn
 	}
 	w.m.admission.Unlock()
-	now, generation := w.m.cfg.Now(), w.pod.Generation
 	if len(short) > 0 {
 		s := short[0]
 		text := fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", s.name, s.requested, s.used, s.capacity)
-		before := w.resize.pending
-		w.resize.pending = resizeCondition(before, v1.PodResizePending, v1.PodReasonDeferred, text, generation, now)
-		if before == nil || before.Reason != v1.PodReasonDeferred || before.ObservedGeneration != generation {
-			w.event("", v1.EventTypeWarning, "ResizeDeferred", resizeMessage("Pod resize "+v1.PodReasonDeferred, wanted, generation, text))
-		}
-		w.deferred.Store(true)
+		w.pend(v1.PodReasonDeferred, "ResizeDeferred", text, wanted, now)
 		return time.Now().Add(resizeRetry), nil
 	}
 	shrinks := slices.ContainsFunc(resizable(), func(n v1.ResourceName) bool { return amount(requests(wanted), n) < amount(requests(w.pod), n) })
@@ -149,7 +160,6 @@ func (w *worker) allocate() (time.Time, error) {
 		return time.Time{}, err
 	}
 	w.resize.pending = nil
-	w.deferred.Store(false)
 	w.resize.inProgress = resizeCondition(nil, v1.PodResizeInProgress, "", "", generation, now)
 	w.event("", v1.EventTypeNormal, "ResizeStarted", resizeMessage("Pod resize started", wanted, generation, ""))
 	w.pod = wanted
@@ -157,6 +167,15 @@ func (w *worker) allocate() (time.Time, error) {
 		w.m.retryDeferred()
 	}
 	return time.Time{}, nil
+}
+
+// pend says why the pod isn't given what it asks for.
+func (w *worker) pend(reason, event, text string, wanted *v1.Pod, now time.Time) {
+	before, generation := w.resize.pending, w.pod.Generation
+	w.resize.pending = resizeCondition(before, v1.PodResizePending, reason, text, generation, now)
+	if before == nil || before.Reason != reason || before.ObservedGeneration != generation {
+		w.event("", v1.EventTypeWarning, event, resizeMessage("Pod resize "+reason, wanted, generation, text))
+	}
 }
 
 // asAllocated has w.pod be what is promised, whatever it asks for now.
@@ -188,17 +207,6 @@ func (w *worker) claimAsRecorded(o *Object) {
 	w.claim(pod)
 }
 
-// retryDeferred wakes the pods whose resize waits for room.
-func (m *Manager) retryDeferred() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, w := range m.workers {
-		if w.deferred.Load() {
-			w.signal()
-		}
-	}
-}
-
 // resizeMessage is an event's text, with the resources as upstream lists them.
 func resizeMessage(prefix string, pod *v1.Pod, generation int64, failure string) string {
 	type container struct {
@@ -226,8 +234,8 @@ func resizeMessage(prefix string, pod *v1.Pod, generation int64, failure string)
 
 // actuated is what the runtime was last told of a running container's resources.
 func (w *worker) actuated(c *v1.Container, id string) v1.ResourceRequirements {
-	if r, ok := w.told[id]; ok {
-		return r
+	if r := w.runOf(id); r != nil {
+		return r.told
 	}
 	if s := w.lastReported(c.Name, id); s != nil && s.Resources != nil {
 		return *s.Resources
@@ -253,8 +261,8 @@ func (w *worker) resizesOf(c *v1.Container, id string) (update, restart bool) {
 }
 
 func (w *worker) podLimitOf(c *v1.Container, id string) bool {
-	told, ok := w.toldPod[id]
-	return ok && !sameResources(told, deref(w.pod.Spec.Resources, v1.ResourceRequirements{}))
+	r := w.runOf(id)
+	return r != nil && !sameResources(r.toldPod, deref(w.pod.Spec.Resources, v1.ResourceRequirements{}))
 }
 
 // resizeContainers tells the runtime of changed resources: the pod's own bounds
@@ -293,8 +301,8 @@ func (w *worker) before(names []string, seen *observation) *v1.Pod {
 	for _, name := range names {
 		c := containerSpec(pod, name)
 		c.Resources = w.actuated(c, seen.find(name).id)
-		if r, ok := w.toldPod[seen.find(name).id]; ok && pod.Spec.Resources != nil {
-			pod.Spec.Resources = r.DeepCopy()
+		if r := w.runOf(seen.find(name).id); r != nil && pod.Spec.Resources != nil {
+			pod.Spec.Resources = r.toldPod.DeepCopy()
 		}
 	}
 	return pod
@@ -303,7 +311,7 @@ func (w *worker) before(names []string, seen *observation) *v1.Pod {
 func (w *worker) resizeContainer(ctx context.Context, seen *observation, got *observedContainer, c *v1.Container) error {
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	now, next := w.actuated(c, got.id), containerResources(w.pod, c, w.m.memoryCapacity(), w.m.cfg.Node.Allocatable())
+	now, next := w.actuated(c, got.id), w.m.containerResources(w.pod, c)
 	limit := c.Resources.Limits.Memory().Value()
 	if old := now.Limits.Memory().Value(); limit > 0 && (old == 0 || limit < old) {
 		if err := w.belowUsage(call, got, limit); err != nil {
@@ -314,11 +322,13 @@ func (w *worker) resizeContainer(ctx context.Context, seen *observation, got *ob
 	if err != nil {
 		return fmt.Errorf("container %q: %s", c.Name, message(err))
 	}
-	w.told[got.id] = *c.Resources.DeepCopy()
-	w.toldPod[got.id] = deref(w.pod.Spec.Resources.DeepCopy(), v1.ResourceRequirements{})
+	w.tell(got.id, c)
+	if w.m.cfg.Processors != nil {
+		put(&w.placed, got.id, next.CpusetCpus)
+	}
 	// For the runtime's own book-keeping; many have none.
 	_, err = w.m.cfg.Runtime.UpdatePodSandboxResources(call, &runtimeapi.UpdatePodSandboxResourcesRequest{
-		PodSandboxId: got.sandbox, Resources: podResources(w.pod), Overhead: overhead(w.pod)})
+		PodSandboxId: got.sandbox, Resources: w.m.podResources(w.pod), Overhead: overhead(w.pod)})
 	if err != nil && status.Code(err) != codes.Unimplemented {
 		return fmt.Errorf("failed to notify runtime for UpdatePodSandboxResources: %s", message(err))
 	}

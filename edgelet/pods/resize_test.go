@@ -105,6 +105,57 @@ func TestResizeThatDoesNotFitWaits(t *testing.T) {
 	})
 }
 
+// Room goes to the more important, then to the guaranteed, then to who waits the
+// longest, whoever looks first.
+func TestResizesWaitInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBoard(t)
+		b.boot()
+		burstable := func(p *v1.Pod) {
+			p.Spec.Containers[0].Resources.Limits = nil
+			p.Status.QOSClass = v1.PodQOSBurstable
+		}
+		important := func(p *v1.Pod) { p.Spec.Priority = new(int32(1000)) }
+		pods := map[string]*v1.Pod{
+			"long":       testPod("long", asking("100m", "8Mi"), burstable),
+			"short":      testPod("short", asking("100m", "8Mi"), burstable),
+			"guaranteed": testPod("guaranteed", asking("100m", "8Mi")),
+			"important":  testPod("important", asking("100m", "8Mi"), burstable, important),
+		}
+		for _, p := range pods {
+			b.store.put(p)
+		}
+		filler := testPod("filler", asking("1600m", "8Mi"))
+		b.store.put(filler)
+		b.settle(time.Second)
+		for _, name := range []string{"long", "short", "guaranteed", "important"} {
+			p := resized(pods[name], "400m", "8Mi")
+			if name != "guaranteed" {
+				p.Spec.Containers[0].Resources.Limits = nil
+			}
+			b.store.put(p)
+			b.settle(2 * time.Second) // time stamps have seconds
+		}
+		for name := range pods {
+			if s := b.store.status("uid-" + name); condition(s, v1.PodResizePending).Reason != v1.PodReasonDeferred {
+				t.Fatalf("%s: %+v", name, s)
+			}
+		}
+		for i, next := range []string{"important", "guaranteed", "long", "short"} {
+			filler = resized(filler, []string{"1300m", "1", "700m", "400m"}[i], "8Mi")
+			b.store.put(filler)
+			b.settle(time.Second)
+			for name := range pods {
+				c := condition(b.store.status("uid-"+name), v1.PodResizePending)
+				if name == next && (c.Status != "" || b.cpuOf("uid-"+name) != "400m") {
+					t.Errorf("room %d: %s has %s, %+v", i, name, b.cpuOf("uid-"+name), c)
+				}
+			}
+		}
+		b.stop()
+	})
+}
+
 func TestResizeByRestart(t *testing.T) {
 	on(t, func(b *board) {
 		pod := testPod("a", asking("500m", "64Mi"))

@@ -15,6 +15,8 @@ const (
 	maxShares   = 262144
 	quotaPeriod = 100000 // microseconds
 	minQuota    = 1000
+	// noQuota is for who has processors of its own (DisableCPUQuotaWithExclusiveCPUs).
+	noQuota = -1
 
 	oomGuaranteed = -997
 	oomBestEffort = 1000
@@ -36,6 +38,24 @@ func linuxResources(cpuRequest, cpuLimit, memoryLimit *resource.Quantity) *runti
 	}
 	if milli := cpuLimit.MilliValue(); milli > 0 {
 		r.CpuQuota = max(milli*quotaPeriod/1000, minQuota)
+	}
+	return r
+}
+
+// containerResources are a container's limits on this node.
+func (m *Manager) containerResources(pod *v1.Pod, c *v1.Container) *runtimeapi.LinuxContainerResources {
+	r := containerResources(pod, c, m.memoryCapacity(), m.cfg.Node.Allocatable())
+	if m.cgroups.v2() {
+		// All processes of a container end when one needs too much, as with a kubelet
+		// (pkg/kubelet/kuberuntime/kuberuntime_container_linux.go, singleProcessOOMKill).
+		r.Unified = map[string]string{"memory.oom.group": "1"}
+	}
+	if p := m.cfg.Processors; p != nil {
+		at := p.Place(string(pod.UID), c.Name)
+		r.CpusetCpus, r.CpusetMems = at.CPUs, at.Memory
+		if at.Exclusive {
+			r.CpuQuota = noQuota
+		}
 	}
 	return r
 }
@@ -113,6 +133,15 @@ func oomScore(pod *v1.Pod, c *v1.Container, capacity int64) int64 {
 
 // systemNodeCritical is scheduling.SystemNodeCritical.
 const systemNodeCritical = "system-node-critical"
+
+// podResources are a pod's on this node, for its sandbox.
+func (m *Manager) podResources(pod *v1.Pod) *runtimeapi.LinuxContainerResources {
+	r := podResources(pod)
+	if p := m.cfg.Processors; p != nil && p.Exclusive(string(pod.UID)) {
+		r.CpuQuota = noQuota
+	}
+	return r
+}
 
 // podResources is what a pod asks for as a whole, without its overhead, for its
 // sandbox.

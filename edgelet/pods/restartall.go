@@ -21,6 +21,21 @@ const (
 	messageRestartingAll = "The container is removed because RestartAllContainers in place"
 )
 
+// couldRestartAll reports whether a container of the pod has such a rule: then the
+// condition AllContainersRestarting says whether it comes to that.
+func couldRestartAll(pod *v1.Pod) bool {
+	for _, list := range [][]v1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			if slices.ContainsFunc(list[i].RestartPolicyRules, func(r v1.ContainerRestartRule) bool {
+				return r.Action == v1.ContainerRestartRuleActionRestartAllContainers
+			}) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // restartTrigger is a container that has ended and asks for all to restart, nil if
 // none does.
 func restartTrigger(pod *v1.Pod, o *observation) *observedContainer {
@@ -53,12 +68,15 @@ func (w *worker) restartAll(ctx, wait context.Context, seen *observation) (did b
 	// A pod that does so again and again is slowed down as a container is.
 	until, message := w.backOff(by.name, w.exits[by.id])
 	if !until.IsZero() {
-		w.waiting[by.name] = waiting{reasonCrashLoop, message}
+		put(&w.waiting, by.name, waiting{reasonCrashLoop, message})
 		return false, until, nil
 	}
 	w.noteRestart(by.name, w.exits[by.id])
 	delete(w.waiting, by.name)
 	w.event("", v1.EventTypeNormal, reasonRestartingAll, fmt.Sprintf("Container %s exited with %d: all containers are restarted", by.name, by.exitCode))
+	// From now on what ends is not the pod's end, whatever its restart policy: without
+	// this a pod that never restarts would be over once its app containers are.
+	w.record.anew = map[string]bool{by.name: true}
 	if err := w.stopContainers(ctx, wait, seen); err != nil {
 		return false, time.Time{}, err
 	}
@@ -76,6 +94,8 @@ func (w *worker) restartAll(ctx, wait context.Context, seen *observation) (did b
 		}
 	}
 	w.record.status = told
+	w.restarting = true
+	defer func() { w.restarting = false }()
 	if err := w.report(w.status(new(observation), false), false); err != nil {
 		return false, time.Time{}, err
 	}

@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -42,6 +43,15 @@ func TestRestartAllContainers(t *testing.T) {
 				b.stop()
 				b.boot()
 				b.settle(10 * time.Second)
+			}
+			var restarting []v1.ConditionStatus
+			for _, r := range b.store.told() {
+				if c := condition(r.Status, v1.AllContainersRestarting); r.UID == "uid-a" && (len(restarting) == 0 || c.Status != restarting[len(restarting)-1]) {
+					restarting = append(restarting, c.Status)
+				}
+			}
+			if !slices.Equal(restarting, []v1.ConditionStatus{v1.ConditionFalse, v1.ConditionTrue, v1.ConditionFalse}) {
+				t.Errorf("cut %t: AllContainersRestarting was %v", cut, restarting)
 			}
 			s := b.store.status("uid-a")
 			calls := strings.Join(b.rt.Calls(), "\n")
@@ -91,6 +101,37 @@ func TestRestartAllBacksOff(t *testing.T) {
 		b.settle(5 * time.Minute)
 		if n := b.store.status("uid-a").ContainerStatuses[0].RestartCount; n < 3 || n > 6 {
 			t.Errorf("%d restarts in five minutes", n)
+		}
+		b.stop()
+	})
+}
+
+// A sidecar asks for it, in a pod that never restarts: that its only app container is
+// stopped for it isn't the pod's end.
+func TestASidecarRestartsAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBoard(t)
+		b.more = func(c *Config) { c.Node = ableNode{} }
+		b.boot()
+		b.rt.Plan("init", fakecri.Exit(0))
+		source := sidecar("source")
+		source.RestartPolicyRules = restartingAll(42).RestartPolicyRules
+		b.store.put(testPod("a", restart(v1.RestartPolicyNever), withInit(ctr("init"), sidecar("side"), source), withContainers(ctr("main"))))
+		b.settle(time.Minute)
+		if !b.rt.Kill("uid-a", "source", 42) {
+			t.Fatal("the sidecar doesn't run")
+		}
+		b.settle(time.Minute)
+		s := b.store.status("uid-a")
+		if s.Phase != v1.PodRunning {
+			t.Fatalf("phase %s: %+v", s.Phase, s.ContainerStatuses)
+		}
+		for _, list := range [][]v1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
+			for _, c := range list {
+				if c.RestartCount != 1 || c.Name != "init" && c.State.Running == nil {
+					t.Errorf("%s: %+v", c.Name, c)
+				}
+			}
 		}
 		b.stop()
 	})

@@ -16,6 +16,7 @@ import (
 // for lists instead, once a second.
 type Runtime interface {
 	Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error)
+	Status(context.Context, *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error)
 	RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error)
 
 	RunPodSandbox(context.Context, *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error)

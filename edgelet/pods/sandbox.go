@@ -1,14 +1,12 @@
 package pods
 
 import (
-	"bufio"
-	"errors"
+	"context"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
+	"strconv"
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
@@ -26,10 +24,15 @@ func (m *Manager) logDir(namespace, name, uid string) string {
 	return filepath.Join(m.cfg.LogsDir, namespace+"_"+name+"_"+uid)
 }
 
+// logFile is the log of one run of a container.
+func (m *Manager) logFile(namespace, name, uid, container string, run int32) string {
+	return filepath.Join(m.logDir(namespace, name, uid), container, strconv.Itoa(int(run))+logLinkSuffix)
+}
+
 // sandboxConfig translates a pod into CRI. kind may be empty: then the runtime
-// handler alone decides.
-func (m *Manager) sandboxConfig(pod *v1.Pod, attempt uint32, kind string) (*runtimeapi.PodSandboxConfig, error) {
-	c := &runtimeapi.PodSandboxConfig{
+// handler alone decides. cut is what of the pod's resolver configuration was left out.
+func (m *Manager) sandboxConfig(ctx context.Context, pod *v1.Pod, attempt uint32, kind string) (c *runtimeapi.PodSandboxConfig, cut []string, err error) {
+	c = &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: pod.Name, Namespace: pod.Namespace,
 			Uid: string(pod.UID), Attempt: attempt},
 		Labels:       sandboxLabels(pod),
@@ -42,18 +45,16 @@ func (m *Manager) sandboxConfig(pod *v1.Pod, attempt uint32, kind string) (*runt
 		}
 		c.Annotations[AnnotationSandbox] = kind
 	}
-	dns, err := m.dns(pod)
-	if err != nil {
-		return nil, err
+	if c.DnsConfig, cut, err = m.dns(pod); err != nil {
+		return nil, nil, err
 	}
-	c.DnsConfig = dns
 	if !pod.Spec.HostNetwork {
 		hostname, domain := m.hostname(pod)
 		if pod.Spec.SetHostnameAsFQDN != nil && *pod.Spec.SetHostnameAsFQDN && domain != "" {
 			hostname += "." + domain
 		}
 		if len(hostname) > 64 {
-			return nil, fmt.Errorf("hostname %q of pod %s/%s is longer than the kernel's 64 bytes", hostname, pod.Namespace, pod.Name)
+			return nil, nil, fmt.Errorf("hostname %q of pod %s/%s is longer than the kernel's 64 bytes", hostname, pod.Namespace, pod.Name)
 		}
 		c.Hostname = hostname
 	}
@@ -68,16 +69,15 @@ func (m *Manager) sandboxConfig(pod *v1.Pod, attempt uint32, kind string) (*runt
 			}
 		}
 	}
-	if !deref(pod.Spec.HostUsers, true) {
-		// Without this the pod would run as the node's users, which is what it must not.
-		return nil, errUserNamespace
+	if err := m.strictGroups(ctx, pod, kind); err != nil {
+		return nil, nil, err
 	}
 	c.Linux = m.linuxSandbox(pod)
-	return c, nil
+	if c.Linux.SecurityContext.NamespaceOptions.UsernsOptions, err = m.userNamespace(ctx, pod, kind); err != nil {
+		return nil, nil, err
+	}
+	return c, cut, nil
 }
-
-// errUserNamespace refuses what would otherwise be ignored.
-var errUserNamespace = errors.New("hostUsers: false: this node gives pods no user namespaces; leave hostUsers out, or use another node")
 
 func protocol(p v1.Protocol) runtimeapi.Protocol {
 	switch p {
@@ -118,7 +118,7 @@ func (m *Manager) linuxSandbox(pod *v1.Pod) *runtimeapi.LinuxPodSandboxConfig {
 			l.Sysctls[strings.ReplaceAll(s.Name, "/", ".")] = s.Value
 		}
 	}
-	l.Resources = podResources(pod)
+	l.Resources = m.podResources(pod)
 	l.Overhead = overhead(pod)
 	return l
 }
@@ -169,108 +169,6 @@ func (m *Manager) hostname(pod *v1.Pod) (hostname, domain string) {
 		domain = fmt.Sprintf("%s.%s.svc.%s", pod.Spec.Subdomain, pod.Namespace, m.cfg.ClusterDomain)
 	}
 	return hostname, domain
-}
-
-// Limits that libc sets to a resolv.conf, as a kubelet applies them.
-const (
-	maxNameservers = 3
-	maxSearches    = 32
-	maxSearchChars = 2048
-)
-
-// dns is the pod's resolver configuration: the node's, or the cluster's if
-// there is one on this node, with what the pod adds.
-func (m *Manager) dns(pod *v1.Pod) (*runtimeapi.DNSConfig, error) {
-	policy := pod.Spec.DNSPolicy
-	if policy == v1.DNSClusterFirst && pod.Spec.HostNetwork {
-		policy = v1.DNSDefault
-	}
-	if policy == v1.DNSClusterFirstWithHostNet {
-		policy = v1.DNSClusterFirst
-	}
-	node, err := readResolvConf(m.cfg.ResolvConf)
-	if err != nil {
-		return nil, fmt.Errorf("reading the node's resolver configuration: %w", err)
-	}
-	c := &runtimeapi.DNSConfig{}
-	switch {
-	case policy == v1.DNSNone:
-	case policy == v1.DNSClusterFirst && len(m.cfg.ClusterDNS) > 0:
-		domain := m.cfg.ClusterDomain
-		c.Servers = slices.Clone(m.cfg.ClusterDNS)
-		c.Searches = append([]string{pod.Namespace + ".svc." + domain, "svc." + domain, domain}, node.Searches...)
-		c.Options = []string{"ndots:5"}
-	default:
-		c = node
-	}
-	if d := pod.Spec.DNSConfig; d != nil {
-		c.Servers = unique(append(c.Servers, d.Nameservers...))
-		c.Searches = unique(append(c.Searches, d.Searches...))
-		for _, o := range d.Options {
-			c.Options = slices.DeleteFunc(c.Options, func(have string) bool {
-				name, _, _ := strings.Cut(have, ":")
-				return name == o.Name
-			})
-			if o.Value != nil && *o.Value != "" {
-				c.Options = append(c.Options, o.Name+":"+*o.Value)
-			} else {
-				c.Options = append(c.Options, o.Name)
-			}
-		}
-	}
-	c.Servers = c.Servers[:min(len(c.Servers), maxNameservers)]
-	c.Searches = c.Searches[:min(len(c.Searches), maxSearches)]
-	for len(strings.Join(c.Searches, " ")) > maxSearchChars {
-		c.Searches = c.Searches[:len(c.Searches)-1]
-	}
-	return c, nil
-}
-
-func unique(in []string) []string {
-	var out []string
-	for _, s := range in {
-		if !slices.Contains(out, s) {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
-func readResolvConf(path string) (*runtimeapi.DNSConfig, error) {
-	f, err := os.Open(path)
-	if os.IsNotExist(err) {
-		return &runtimeapi.DNSConfig{}, nil // a board without names still runs pods
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return parseResolvConf(f)
-}
-
-func parseResolvConf(r io.Reader) (*runtimeapi.DNSConfig, error) {
-	c := &runtimeapi.DNSConfig{}
-	s := bufio.NewScanner(io.LimitReader(r, 1<<20))
-	for s.Scan() {
-		fields := strings.Fields(s.Text())
-		if len(fields) < 2 {
-			continue
-		}
-		switch fields[0] {
-		case "nameserver":
-			c.Servers = append(c.Servers, fields[1])
-		case "search": // the last one counts
-			c.Searches = nil
-			for _, d := range fields[1:] {
-				if d = strings.TrimSuffix(d, "."); d != "" {
-					c.Searches = append(c.Searches, d)
-				}
-			}
-		case "options":
-			c.Options = append(c.Options, fields[1:]...)
-		}
-	}
-	return c, s.Err()
 }
 
 const hostsHeader = "# Kubernetes-managed hosts file.\n"

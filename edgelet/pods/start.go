@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
+	"github.com/coracle-edge/coracle/edgelet/claims"
 	"github.com/coracle-edge/coracle/edgelet/images"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 )
@@ -31,6 +34,8 @@ const (
 	reasonFailedSand   = "FailedCreatePodSandBox"
 	handlerWasm        = "wasm"
 	eventBackOff       = "BackOff"
+	eventFailed        = "Failed"
+	eventPulled        = "Pulled"
 	messageSandboxGone = "Pod sandbox changed, it will be killed and re-created."
 )
 
@@ -40,6 +45,9 @@ const showPullError = 2 * time.Second
 // errWaiting ends a start whose reason is in worker.waiting and which is tried
 // again at a known time or on an event: nothing to log as an error.
 var errWaiting = errors.New("waiting")
+
+// volumeRetry is when volumes that stay as they were are tried again.
+const volumeRetry = time.Minute
 
 // perform carries out actions. It reports whether anything was done, and when to
 // look again at the latest.
@@ -66,6 +74,9 @@ func (w *worker) perform(ctx, wait context.Context, seen *observation, a actions
 	if err := w.resizeContainers(ctx, seen, a); err != nil {
 		return true, time.Time{}, err
 	}
+	if err := w.m.cgroups.follow(w.pod); err != nil {
+		return true, time.Time{}, err
+	}
 	started, next, err := w.startContainers(ctx, wait, seen, a)
 	if errors.Is(err, errWaiting) {
 		err = nil
@@ -83,7 +94,8 @@ func (o *observation) byID(id string) *observedContainer {
 }
 
 // refreshVolumes brings a running pod's volumes up to date when what they are
-// made of changed, or a token grew old.
+// made of changed, or a token grew old. That it can't keeps nothing else of the pod
+// from being done.
 func (w *worker) refreshVolumes(ctx context.Context, a actions) error {
 	due := !w.mounted.Refresh.IsZero() && !w.m.cfg.Now().Before(w.mounted.Refresh)
 	adopted := !w.isMounted && !a.createSandbox
@@ -95,10 +107,24 @@ func (w *worker) refreshVolumes(ctx context.Context, a actions) error {
 
 func (w *worker) setUpVolumes(ctx context.Context) error {
 	mounted, err := w.m.cfg.Volumes.SetUp(ctx, w.withAddresses(nil))
+	if err != nil && w.isMounted && ctx.Err() == nil {
+		// What is mounted stays so, and the pod's containers live and restart with it
+		// (upstream: a volume that can't be mounted again is still a mounted one).
+		w.eventOnce("", v1.EventTypeWarning, reasonFailedMount, err.Error())
+		w.mounted.Refresh = w.m.cfg.Now().Add(volumeRetry)
+		return nil
+	}
+	if err == nil && mounted.Stale != nil {
+		w.eventOnce("", v1.EventTypeWarning, reasonFailedMount, mounted.Stale.Error())
+	}
 	if err != nil {
 		w.dirty.Store(true)
 		if ctx.Err() == nil {
-			w.eventOnce(v1.EventTypeWarning, reasonFailedMount, err.Error())
+			reason := reasonFailedMount
+			if volume := new(volumes.Error); errors.As(err, &volume) && volume.Block {
+				reason = reasonFailedMap
+			}
+			w.eventOnce("", v1.EventTypeWarning, reason, err.Error())
 		}
 		return err
 	}
@@ -109,7 +135,10 @@ func (w *worker) setUpVolumes(ctx context.Context) error {
 // withAddresses is the pod with the addresses the downward API asks for.
 func (w *worker) withAddresses(ips []string) *v1.Pod {
 	pod := *w.pod
-	pod.Status = v1.PodStatus{}
+	pod.Status = v1.PodStatus{ResourceClaimStatuses: w.pod.Status.ResourceClaimStatuses, ExtendedResourceClaimStatus: w.pod.Status.ExtendedResourceClaimStatus}
+	if pod.Spec.HostNetwork {
+		ips = w.m.cfg.Node.HostIPs() // its sandbox has none of its own
+	}
 	if ips == nil {
 		if s := w.reported.Load(); s != nil {
 			pod.Status.PodIP, pod.Status.PodIPs = s.PodIP, s.PodIPs
@@ -126,18 +155,6 @@ func (w *worker) withAddresses(ips []string) *v1.Pod {
 		pod.Status.HostIPs = append(pod.Status.HostIPs, v1.HostIP{IP: ip})
 	}
 	return &pod
-}
-
-// eventOnce drops an event that says what the last one of its reason said.
-func (w *worker) eventOnce(eventType, reason, message string) {
-	if w.said == nil {
-		w.said = map[string]string{}
-	}
-	if w.said[reason] == message {
-		return
-	}
-	w.said[reason] = message
-	w.event("", eventType, reason, message)
 }
 
 // startContainers does what is needed for a.init and a.containers: images, then
@@ -157,11 +174,12 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 	kind := ""
 	if a.createSandbox {
 		var retry time.Time
-		if kind, retry, err = w.classify(wait, handler, pulls); err != nil {
-			return false, earliest(next, retry), err
+		if kind, retry, err = w.classify(wait, handler, pulls); err == nil {
+			// Without any image there is nothing to make a sandbox for.
+			retry, err = w.anyImage(wait, todo, handler, pulls)
 		}
-		// Without any image there is nothing to make a sandbox for.
-		if retry, err = w.anyImage(wait, todo, handler, pulls); err != nil {
+		if err != nil {
+			w.nameVolumes(wait)
 			return false, earliest(next, retry), err
 		}
 		w.mark(trace.ImageReady)
@@ -169,18 +187,42 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 	if !a.createSandbox {
 		kind = seen.sandboxes[0].Annotations[AnnotationSandbox]
 	}
-	release, err := w.m.slot(wait, kind)
-	if err != nil {
-		return false, next, err
-	}
+	release := func() {}
 	defer func() { release() }()
+	// A driver that hangs must not keep other pods from starting.
+	driven := claims.Has(w.pod) || volumes.Driven(w.pod)
+	if !driven {
+		if release, err = w.m.slot(wait, kind); err != nil {
+			return false, next, err
+		}
+	}
 	if err := w.setUpVolumes(wait); err != nil {
 		w.waitForVolumes(err)
 		return false, next, err
 	}
+	if claims.Has(w.pod) {
+		if err := w.prepareClaims(wait, a.createSandbox); err != nil {
+			return false, next, err
+		}
+	}
+	if driven {
+		if release, err = w.m.slot(wait, kind); err != nil {
+			return false, next, err
+		}
+	}
 	w.warnMemoryLimits(todo)
+	failed := false
+	if a.createSandbox && !deref(w.pod.Spec.HostUsers, true) {
+		w.m.ownUsers.started.Add(1)
+		defer func() {
+			if failed {
+				w.m.ownUsers.failed.Add(1)
+			}
+		}()
+	}
 	id, config, ips, err := w.sandbox(ctx, seen, a, kind, handler)
 	if err != nil {
+		failed = true
 		return false, next, err
 	}
 	did = a.createSandbox
@@ -194,10 +236,12 @@ func (w *worker) startContainers(ctx, wait context.Context, seen *observation, a
 		}
 		if err == nil {
 			if release, err = w.m.slot(wait, kind); err != nil {
-				release = func() {}
 				return did, next, err
 			}
-			if err = w.startContainer(ctx, wait, release, seen, c, img, id, config, ips); err != nil {
+			err = w.startContainer(ctx, wait, release, seen, c, img, id, config, ips)
+			w.m.counters.started(containerType(w.pod, c.Name), err)
+			if err != nil {
+				failed = true
 				retry = w.holdOff(c.Name)
 				w.m.log.Warn("a container can't be started yet", "pod", w.namespace+"/"+w.name, "container", c.Name, "err", err)
 				err = errWaiting
@@ -219,7 +263,7 @@ func (w *worker) holdOff(name string) time.Time {
 	h := w.held[name]
 	h.until = time.Now().Add(min(retryMin<<min(h.attempts, 10), crashBackOffMax))
 	h.attempts++
-	w.held[name] = h
+	put(&w.held, name, h)
 	return h.until
 }
 
@@ -235,7 +279,7 @@ func (m *Manager) slot(ctx context.Context, kind string) (func(), error) {
 	case slots <- struct{}{}:
 		return sync.OnceFunc(func() { <-slots }), nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return func() {}, ctx.Err()
 	}
 }
 
@@ -245,20 +289,21 @@ func (w *worker) dueContainers(seen *observation, a actions) ([]*v1.Container, t
 	var due []*v1.Container
 	var next time.Time
 	held := func(c *v1.Container) bool {
-		if h := w.held[c.Name]; time.Now().Before(h.until) {
-			next = earliest(next, h.until)
+		// Of one that was just killed, the run before it counts, as upstream has it.
+		var until time.Time
+		var message string
+		if got := seen.ended(c.Name); got != nil && !got.lost {
+			until, message = w.backOff(c.Name, w.exits[got.id])
+		}
+		if until.IsZero() {
+			until = w.held[c.Name].until
+			if !time.Now().Before(until) {
+				return false
+			}
+			next = earliest(next, until)
 			return true
 		}
-		// Of one that was just killed, the run before it counts, as upstream has it.
-		got := seen.ended(c.Name)
-		if got == nil || got.lost {
-			return false
-		}
-		until, message := w.backOff(c.Name, w.exits[got.id])
-		if until.IsZero() {
-			return false
-		}
-		w.waiting[c.Name] = waiting{reasonCrashLoop, message}
+		put(&w.waiting, c.Name, waiting{reasonCrashLoop, message})
 		next = earliest(next, until)
 		if crash := w.crashes[c.Name]; !crash.said {
 			crash.said = true
@@ -307,6 +352,30 @@ func (w *worker) waitForVolumes(err error) {
 	w.allWait(reason, err.Error())
 }
 
+// nameVolumes says what is wrong with the volumes of a pod that waits for an image,
+// too: who mends one shouldn't have to wait to hear of the other.
+func (w *worker) nameVolumes(ctx context.Context) {
+	for name, why := range w.waiting {
+		why.message = strings.TrimPrefix(why.message, w.volumeSaid)
+		w.waiting[name] = why
+	}
+	w.volumeSaid = ""
+	if ctx.Err() != nil || w.isMounted {
+		return
+	}
+	err := w.setUpVolumes(ctx)
+	if err == nil || ctx.Err() != nil {
+		return
+	}
+	images := maps.Clone(w.waiting)
+	w.waitForVolumes(err)
+	w.volumeSaid = err.Error() + "; and "
+	for name, why := range images { // the image last, by which it is known again
+		why.message = w.volumeSaid + why.message
+		put(&w.waiting, name, why)
+	}
+}
+
 func (w *worker) allWait(reason, message string) {
 	for _, list := range [][]v1.Container{w.pod.Spec.InitContainers, w.pod.Spec.Containers} {
 		for i := range list {
@@ -314,7 +383,7 @@ func (w *worker) allWait(reason, message string) {
 			if r == reasonCreating && len(w.pod.Spec.InitContainers) > 0 {
 				r = reasonInitializing
 			}
-			w.waiting[list[i].Name] = waiting{r, message}
+			put(&w.waiting, list[i].Name, waiting{r, message})
 		}
 	}
 }
@@ -323,13 +392,16 @@ func (w *worker) allWait(reason, message string) {
 func (w *worker) sandbox(ctx context.Context, seen *observation, a actions, kind, handler string) (string, *runtimeapi.PodSandboxConfig, []string, error) {
 	if !a.createSandbox {
 		newest := seen.sandboxes[0]
-		config, err := w.m.sandboxConfig(w.pod, a.attempt, newest.Annotations[AnnotationSandbox])
+		config, _, err := w.m.sandboxConfig(ctx, w.pod, a.attempt, newest.Annotations[AnnotationSandbox])
 		return a.sandboxID, config, sandboxIPs(newest), err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout) // as a kubelet: networks take their time
 	defer cancel()
-	config, err := w.m.sandboxConfig(w.pod, a.attempt, kind)
+	config, cut, err := w.m.sandboxConfig(ctx, w.pod, a.attempt, kind)
 	if err == nil {
+		for _, message := range cut {
+			w.eventOnce("", v1.EventTypeWarning, reasonDNS, message)
+		}
 		err = os.MkdirAll(config.LogDirectory, 0o755)
 	}
 	if err != nil {
@@ -340,8 +412,14 @@ func (w *worker) sandbox(ctx context.Context, seen *observation, a actions, kind
 		resp, err = w.m.cfg.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	})
 	if err != nil {
+		if why := w.networkMissing(ctx); why != "" {
+			w.eventOnce("", v1.EventTypeWarning, reasonNetwork, why)
+			w.allWait(reasonCreating, why+": "+message(err))
+			return "", nil, nil, errors.New(why)
+		}
 		return "", nil, nil, w.sandboxFailed(err)
 	}
+	w.m.counters.sandbox()
 	w.mark(trace.SandboxCreated)
 	w.allWaitNoMore()
 	st, err := w.m.cfg.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: resp.PodSandboxId})
@@ -379,8 +457,8 @@ func (w *worker) patiently(call func()) {
 }
 
 func (w *worker) sandboxFailed(err error) error {
-	text := "Failed to create pod sandbox: " + message(err)
-	w.eventOnce(v1.EventTypeWarning, reasonFailedSand, text)
+	text := "Failed to create pod sandbox: " + w.explained(err)
+	w.eventOnce("", v1.EventTypeWarning, reasonFailedSand, text)
 	w.allWait(reasonCreating, text)
 	return errors.New(text)
 }
@@ -392,8 +470,7 @@ func (w *worker) allWaitNoMore() {
 			delete(w.waiting, name)
 		}
 	}
-	delete(w.said, reasonFailedSand)
-	delete(w.said, reasonFailedMount)
+	w.forgetSaid("", reasonFailedSand, reasonNetwork, reasonFailedMount, reasonFailedMap, reasonClaims)
 }
 
 // removeSandboxes removes the sandboxes that another one replaced, with what is
@@ -413,8 +490,9 @@ func (w *worker) removeSandboxes(ctx context.Context, seen *observation, keep st
 // that fails.
 func (w *worker) startContainer(ctx, wait context.Context, release func(), seen *observation, c *v1.Container, img images.Image, sandbox string, sc *runtimeapi.PodSandboxConfig, ips []string) error {
 	fail := func(reason string, err error) error {
-		w.waiting[c.Name] = waiting{reason, message(err)}
-		w.eventOnce(v1.EventTypeWarning, "Failed", "Error: "+message(err))
+		text := w.explained(err)
+		put(&w.waiting, c.Name, waiting{reason, text})
+		w.eventOnce(c.Name, v1.EventTypeWarning, eventFailed, "Error: "+text)
 		return fmt.Errorf("container %s: %s: %w", c.Name, reason, err)
 	}
 	call, cancel := context.WithTimeout(ctx, callTimeout)
@@ -433,6 +511,9 @@ func (w *worker) startContainer(ctx, wait context.Context, release func(), seen 
 	if err == nil {
 		err = joinTarget(w.pod, seen, c.Name, config, sc, img)
 	}
+	if err == nil {
+		err = joinUserNamespace(config, sc, img)
+	}
 	if err != nil {
 		return fail(reasonConfig, err)
 	}
@@ -440,24 +521,27 @@ func (w *worker) startContainer(ctx, wait context.Context, release func(), seen 
 	if err != nil {
 		return fail(reasonCreate, err)
 	}
+	if w.m.cfg.Processors != nil {
+		put(&w.placed, created.ContainerId, config.Linux.Resources.CpusetCpus)
+	}
 	w.mark(trace.ContainerCreated)
 	w.event(c.Name, v1.EventTypeNormal, "Created", "Container created")
 	w.removeOldRuns(ctx, seen, c.Name)
 	if _, err := w.m.cfg.Runtime.StartContainer(call, &runtimeapi.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
+		// One that the runtime couldn't start has ended, for a kubelet, and backs off as
+		// one that crashes.
+		w.countRestart(seen, c.Name)
 		return fail(reasonRun, err)
 	}
 	delete(w.record.anew, c.Name)
-	w.startedHere[created.ContainerId] = time.Now()
-	w.told[created.ContainerId] = *c.Resources.DeepCopy()
-	w.toldPod[created.ContainerId] = deref(w.pod.Spec.Resources.DeepCopy(), v1.ResourceRequirements{})
+	w.tell(created.ContainerId, c).started = time.Now()
 	w.mark(trace.ContainerStarted)
 	w.event(c.Name, v1.EventTypeNormal, "Started", "Container started")
+	w.m.linkLog(w.namespace, w.name, w.uid, c.Name, created.ContainerId, run)
 	delete(w.waiting, c.Name)
-	delete(w.said, "Failed")
+	w.forgetSaid(c.Name, eventFailed, eventPulled, eventBackOff)
 	delete(w.held, c.Name)
-	if before := seen.ended(c.Name); before != nil && !before.lost {
-		w.noteRestart(c.Name, w.exits[before.id])
-	}
+	w.countRestart(seen, c.Name)
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
 		// It may take as long as it likes, but not longer than the pod is wanted, and
 		// keep no other from starting.
@@ -474,6 +558,14 @@ func (w *worker) startContainer(ctx, wait context.Context, release func(), seen 
 	return nil
 }
 
+// countRestart makes the back-off of a container longer that ended before and was
+// started again.
+func (w *worker) countRestart(seen *observation, name string) {
+	if before := seen.ended(name); before != nil && !before.lost {
+		w.noteRestart(name, w.exits[before.id])
+	}
+}
+
 // nextRun is the number of the run about to begin. The runtime, the record and
 // the log files each may know of the last one.
 func (w *worker) nextRun(previous *observedContainer, name string) int32 {
@@ -487,12 +579,20 @@ func (w *worker) nextRun(previous *observedContainer, name string) int32 {
 		return n
 	}
 	for _, e := range entries {
-		run, _, _ := strings.Cut(e.Name(), ".")
-		if i, err := strconv.Atoi(run); err == nil && int32(i)+1 > n {
-			n = int32(i) + 1
-		}
+		n = max(n, runAfter(e.Name()))
 	}
 	return n
+}
+
+// runAfter is the number of the run that follows the one that a log file is of, 0
+// if it is none's.
+func runAfter(file string) int32 {
+	run, _, _ := strings.Cut(file, ".")
+	i, err := strconv.ParseInt(run, 10, 32)
+	if err != nil || i < 0 || i == math.MaxInt32 {
+		return 0
+	}
+	return int32(i) + 1
 }
 
 // removeOldRuns keeps the run that ended last beside the one just started, and

@@ -24,7 +24,9 @@ type statusInput struct {
 	waiting map[string]waiting
 	// over: the pod's containers have ended and will not be started again, whatever
 	// its restart policy.
-	over        bool
+	over bool
+	// restarting: all containers are being removed to begin again.
+	restarting  bool
 	runtimeName string
 	hostIPs     []string
 	now         time.Time
@@ -36,6 +38,8 @@ type statusInput struct {
 	resize   resizing
 	// health is of the devices that a container has; nil: there are none.
 	health func(container string) []v1.ResourceStatus
+	// recursive says whether the runtime makes mounts read-only with all below them.
+	recursive func() bool
 }
 
 // podStatus words what a client sees of the pod, as a kubelet does.
@@ -117,7 +121,7 @@ func containerStatuses(in statusInput, specs []v1.Container, previous []v1.Conta
 }
 
 func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, init bool) v1.ContainerStatus {
-	s := v1.ContainerStatus{Name: c.Name, Image: c.Image, VolumeMounts: mountStatuses(c)}
+	s := v1.ContainerStatus{Name: c.Name, Image: c.Image, VolumeMounts: mountStatuses(c, in.recursive)}
 	var current, before *observedContainer
 	for _, got := range in.seen.containers {
 		switch {
@@ -177,18 +181,30 @@ func containerStatus(in statusInput, c *v1.Container, old *v1.ContainerStatus, i
 }
 
 // mountStatuses are what a kubelet says of mounts; the runtime knows no names of
-// volumes.
-func mountStatuses(c *v1.Container) []v1.VolumeMountStatus {
+// volumes. recursive says whether the runtime can keep all below a mount from being
+// written to; it is asked only where that matters, and nil says no.
+func mountStatuses(c *v1.Container, recursive func() bool) []v1.VolumeMountStatus {
 	var out []v1.VolumeMountStatus
-	for _, m := range c.VolumeMounts {
+	for i := range c.VolumeMounts {
+		m := &c.VolumeMounts[i]
 		st := v1.VolumeMountStatus{Name: m.Name, MountPath: m.MountPath, ReadOnly: m.ReadOnly}
 		if m.ReadOnly {
-			no := v1.RecursiveReadOnlyDisabled
-			st.RecursiveReadOnly = &no
+			mode := v1.RecursiveReadOnlyDisabled
+			if mayBeRecursive(m) && recursive != nil && recursive() {
+				mode = v1.RecursiveReadOnlyEnabled
+			}
+			st.RecursiveReadOnly = &mode
 		}
 		out = append(out, st)
 	}
 	return out
+}
+
+// mayBeRecursive says whether a mount asks to be read-only with all below it, and
+// may.
+func mayBeRecursive(m *v1.VolumeMount) bool {
+	return m.ReadOnly && deref(m.RecursiveReadOnly, v1.RecursiveReadOnlyDisabled) != v1.RecursiveReadOnlyDisabled &&
+		deref(m.MountPropagation, v1.MountPropagationNone) == v1.MountPropagationNone
 }
 
 func anyRegularSeen(in statusInput) bool {
@@ -369,7 +385,7 @@ func conditions(in statusInput, s *v1.PodStatus) []v1.PodCondition {
 	var out []v1.PodCondition
 	for _, c := range in.pod.Status.Conditions {
 		switch c.Type {
-		case v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled, v1.PodResizePending, v1.PodResizeInProgress:
+		case v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled, v1.PodResizePending, v1.PodResizeInProgress, v1.AllContainersRestarting:
 		default:
 			out = append(out, c)
 		}
@@ -403,6 +419,16 @@ func conditions(in statusInput, s *v1.PodStatus) []v1.PodCondition {
 	}
 	set(v1.ContainersReady, cok, creason, cmessage)
 	set(v1.PodScheduled, true, "", "")
+	if couldRestartAll(in.pod) {
+		restarting, reason := in.restarting || restartTrigger(in.pod, in.seen) != nil, ""
+		switch s.Phase {
+		case v1.PodSucceeded:
+			restarting, reason = false, "PodCompleted"
+		case v1.PodFailed:
+			restarting, reason = false, "PodFailed"
+		}
+		set(v1.AllContainersRestarting, restarting, reason, "")
+	}
 	for _, c := range []*v1.PodCondition{in.resize.pending, in.resize.inProgress} {
 		if c != nil {
 			out = append(out, *c)

@@ -38,6 +38,8 @@ type Event struct {
 	FieldPath             string
 	Type, Reason, Message string
 	Time                  time.Time
+	// Count is how often it was so since it was last told; 0 is 1.
+	Count uint32
 }
 
 // Store is the node's durable state, as far as pods are concerned.

@@ -138,6 +138,25 @@ func TestReboot(t *testing.T) {
 	}
 }
 
+// The file of a static pod went while the agent was down: it ends though no hub has
+// ever spoken, as on a node without a control plane, and others don't.
+func TestAStaticPodWhoseFileWentMeanwhileEnds(t *testing.T) {
+	on(t, func(b *board) {
+		b.store.complete = false
+		b.store.put(testPod("ordered"))
+		b.m.SetStatic([]Object{b.store.putStatic(testPod("own", func(p *v1.Pod) { p.Annotations = map[string]string{annotationSource: "file"} }))})
+		b.settle(time.Minute)
+		b.stop()
+		b.store = newStore()
+		b.store.complete = false
+		b.boot()
+		b.settle(2 * time.Minute)
+		if own, ordered := b.rt.Running("uid-own"), b.rt.Running("uid-ordered"); len(own) != 0 || len(ordered) != 1 {
+			t.Errorf("the static pod runs %q, the ordered one %q", own, ordered)
+		}
+	})
+}
+
 // Orders are what stops pods, not their lack.
 func TestNothingIsStoppedForWhatNobodySaid(t *testing.T) {
 	on(t, func(b *board) {
@@ -352,6 +371,8 @@ func TestRecordRoundTrip(t *testing.T) {
 
 func FuzzRecord(f *testing.F) {
 	raw, _ := (&record{admitted: true, status: v1.PodStatus{Phase: v1.PodRunning}}).encode()
+	f.Add(raw)
+	raw, _ = (&record{active: &activity{boot: "b", since: -1, spent: 1}}).encode()
 	f.Add(raw)
 	f.Fuzz(func(t *testing.T, raw []byte) { _, _ = decodeRecord(raw) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,6 +81,12 @@ func TestAVerdictEndsAPodForGood(t *testing.T) {
 
 func TestAPodThatResumes(t *testing.T) {
 	on(t, func(b *board) {
+		unmounted := &notedMounts{below: map[string]int{}}
+		b.stop()
+		b.more = func(c *Config) {
+			c.Volumes = volumes.New(volumes.Config{Dir: b.dir + "/pods", Objects: b.store, Mounts: unmounted})
+		}
+		b.boot()
 		b.store.put(testPod("p"))
 		b.m.SetStatic([]Object{b.store.putStatic(testPod("s"))})
 		synctest.Wait()
@@ -96,12 +103,38 @@ func TestAPodThatResumes(t *testing.T) {
 		if n := len(b.rt.Running("uid-p")) + len(b.rt.Running("uid-s")); n > 0 || len(b.store.told()) != reports {
 			t.Fatalf("%d run, %d reports", n, len(b.store.told())-reports)
 		}
+		// What has power no longer shouldn't have anything mounted.
+		for _, uid := range []string{"uid-p", "uid-s"} {
+			if unmounted.count(filepath.Join(b.dir, "pods", uid)) == 0 {
+				t.Errorf("the volumes of %s are mounted: %v", uid, unmounted.below)
+			}
+		}
 		b.m.Resume()
 		b.settle(time.Minute)
 		if s := b.store.status("uid-p"); s.Phase != v1.PodRunning || s.ContainerStatuses[0].RestartCount != 1 || len(b.rt.Running("uid-s")) != 1 {
 			t.Errorf("%+v", s)
 		}
 	})
+}
+
+// notedMounts counts what is unmounted.
+type notedMounts struct {
+	noMounts
+	mu    sync.Mutex
+	below map[string]int
+}
+
+func (n *notedMounts) UnmountBelow(path string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.below[path]++
+	return nil
+}
+
+func (n *notedMounts) count(path string) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.below[path]
 }
 
 // A deletion that comes while a verdict is carried out ends both.
@@ -271,6 +304,8 @@ type hand struct {
 	given devices.Given
 	err   error
 }
+
+func (h *hand) Begin(*v1.Pod) *devices.Allocation { return nil }
 
 func (h *hand) Allocate(_ context.Context, pod *v1.Pod) error {
 	h.mu.Lock()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/coracle-edge/coracle/edgelet/claims"
 	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
 	"github.com/coracle-edge/coracle/edgelet/volumes"
 )
@@ -26,14 +26,17 @@ const (
 	maxSteps = 16
 )
 
-// worker owns one pod UID. Only its goroutine, in run, touches the runtime for
-// that pod. The others leave the latest word and wake it.
+// worker owns one pod UID. Only its turn, of which there is one at a time, touches
+// the runtime for that pod. The others leave the latest word and wake it. Between
+// turns a worker has no goroutine: see turns.go.
 type worker struct {
 	m                    *Manager
 	namespace, name, uid string
-	orphanGrace          int64 // set before run looks at it, with remove
+	orphanGrace          int64 // set before a turn looks at it, with remove
 	wake                 chan struct{}
+	seat                 seat
 	dirty                atomic.Bool // what the pod refers to changed
+	unclaimed            atomic.Bool // it waits for its claims, or for their end
 	reported             atomic.Pointer[v1.PodStatus]
 	// pending: nothing was done for this pod yet, so it may wait for its name.
 	pending atomic.Bool
@@ -44,13 +47,13 @@ type worker struct {
 	terminating bool
 	graceSecs   int64              // of the latest word, if terminating
 	interrupt   context.CancelFunc // ends what waits, when the pod is to end or to end sooner
-	refs        map[ref]uint64
+	refs        []hashedRef
 	claims      *claimed
 	ending      *ending         // a verdict that is being carried out
 	stopped     map[string]bool // containers whose end was told
 	sweeps      []chan struct{} // asked for, see sweep; closed when done
 
-	// Below: the goroutine's own.
+	// Below: the turn's own.
 	fresh     bool // the runtime has nothing of this pod
 	record    *record
 	pod       *v1.Pod // decoded during a sync only
@@ -60,18 +63,67 @@ type worker struct {
 	mounted   volumes.Mounted
 	isMounted bool
 	failures  int
-	deadline  time.Time          // when a terminating pod's grace is over
-	finished  bool               // everything is gone and reported so
-	said      map[string]string  // the last event of a reason
-	held      map[string]heldOff // containers that could not be created
-	ran       map[string]bool    // containers that ran before this agent started
-	probed    bool               // the probes know of containers of this pod
-	// startedHere is when this agent started a container, by ID.
-	startedHere map[string]time.Time
-	resize      resizing
-	told        map[string]v1.ResourceRequirements // resources the runtime was told, by container ID
-	toldPod     map[string]v1.ResourceRequirements // those of the pod as a whole then
-	deferred    atomic.Bool                        // a resize waits for room
+	deadline  time.Time // when a terminating pod's grace is over
+	finished  bool      // everything is gone and reported so
+	said      map[sayingKey]saying
+	// volumeSaid begins what containers say that wait for an image, and for volumes.
+	volumeSaid string
+	held       map[string]heldOff // containers that could not be created
+	ran        map[string]bool    // containers that ran before this agent started
+	// born is when this agent first heard of the pod; takenOver says that there is a
+	// record of a time before that.
+	born      time.Time
+	takenOver bool
+	timed     timed
+	// restarting says that all containers are being removed to begin again.
+	restarting bool
+	probed     bool  // the probes know of containers of this pod
+	runs       []run // containers that run, as far as this agent had to do with them
+	resize     resizing
+	recursive  *bool // see readsRecursively
+	// placed are the processors that the runtime was told of, by ID of containers that
+	// run; nil where all share all.
+	placed map[string]string
+}
+
+// run is what this agent did with a container that runs. There are few in a pod: a
+// list of them is a third of a map.
+type run struct {
+	id      string
+	started time.Time // here; zero: by another agent
+	// told is what the runtime was told of its resources, toldPod those of the pod as a
+	// whole then.
+	told, toldPod v1.ResourceRequirements
+}
+
+// runOf returns what was done with a container, nil if nothing was. It is good until
+// another one is noted.
+func (w *worker) runOf(id string) *run {
+	for i := range w.runs {
+		if w.runs[i].id == id {
+			return &w.runs[i]
+		}
+	}
+	return nil
+}
+
+// tell notes what the runtime was told of a container's resources.
+func (w *worker) tell(id string, c *v1.Container) *run {
+	r := w.runOf(id)
+	if r == nil {
+		w.runs = append(w.runs, run{id: id})
+		r = &w.runs[len(w.runs)-1]
+	}
+	r.told, r.toldPod = *c.Resources.DeepCopy(), deref(w.pod.Spec.Resources.DeepCopy(), v1.ResourceRequirements{})
+	return r
+}
+
+// put sets what most pods have nothing of.
+func put[V any](m *map[string]V, key string, value V) {
+	if *m == nil {
+		*m = map[string]V{}
+	}
+	(*m)[key] = value
 }
 
 // heldOff is until when a container that could not be created is left alone.
@@ -81,19 +133,9 @@ type heldOff struct {
 }
 
 func newWorker(m *Manager, namespace, name, uid string) *worker {
-	w := &worker{m: m, namespace: namespace, name: name, uid: uid, wake: make(chan struct{}, 1),
-		waiting: map[string]waiting{}, crashes: map[string]*crash{}, exits: map[string]time.Time{},
-		ran: map[string]bool{}, held: map[string]heldOff{}, startedHere: map[string]time.Time{},
-		told: map[string]v1.ResourceRequirements{}, toldPod: map[string]v1.ResourceRequirements{}}
+	w := &worker{m: m, namespace: namespace, name: name, uid: uid, born: time.Now(), wake: make(chan struct{}, 1)}
 	w.pending.Store(true)
 	return w
-}
-
-func (w *worker) signal() {
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
 }
 
 // update leaves the latest word about the pod.
@@ -107,7 +149,8 @@ func (w *worker) update(o *Object) {
 	if w.object != nil {
 		w.dirty.Store(true) // its labels and annotations may be files in it
 	}
-	w.object, w.removed = o, false
+	own := *o // o is one of a list, which would stay with all others in it
+	w.object, w.removed = &own, false
 	w.mu.Unlock()
 	w.dirty.Store(true) // labels and annotations are in volumes of the downward API
 	if pod, err := kubeobj.Pod(o.Raw); err == nil {
@@ -119,7 +162,10 @@ func (w *worker) update(o *Object) {
 	w.signal()
 }
 
-// remove says that the pod is not to be here any more.
+// remove says that the pod is not to be here any more. The API keeps a pod until its
+// node says that it is over, so one that is gone from it was deleted by force: it has
+// the least grace, whether or not that word came before (Kubernetes' documentation,
+// Pod Lifecycle, "Forced Pod termination"). A static pod has what its file gave it.
 func (w *worker) remove() {
 	w.mu.Lock()
 	already := w.removed
@@ -129,14 +175,16 @@ func (w *worker) remove() {
 	if already {
 		return
 	}
-	secs := w.orphanGrace
-	if o != nil {
+	secs := int64(minGrace)
+	switch {
+	case o == nil && w.orphanGrace > 0:
+		secs = w.orphanGrace
+	case o == nil:
+		secs = defaultGrace
+	case o.Static:
 		if pod, err := kubeobj.Pod(o.Raw); err == nil {
 			secs = grace(pod)
 		}
-	}
-	if secs == 0 {
-		secs = defaultGrace
 	}
 	w.end(secs)
 	w.signal()
@@ -169,9 +217,11 @@ func (w *worker) isStatic() bool {
 }
 
 func (w *worker) noteRefs(pod *v1.Pod) {
-	refs := map[ref]uint64{}
+	var refs []hashedRef
 	for _, r := range references(pod) {
-		refs[r] = w.m.hashRef(r)
+		if !slices.ContainsFunc(refs, func(h hashedRef) bool { return h.ref == r }) {
+			refs = append(refs, hashedRef{r, w.m.hashRef(r)})
+		}
 	}
 	w.mu.Lock()
 	w.refs = refs
@@ -182,44 +232,18 @@ func (w *worker) refsChanged(hashes map[ref]uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	changed := false
-	for r, old := range w.refs {
-		now, ok := hashes[r]
+	for i := range w.refs {
+		r := &w.refs[i]
+		now, ok := hashes[r.ref]
 		if !ok {
-			now = w.m.hashRef(r)
-			hashes[r] = now
+			now = w.m.hashRef(r.ref)
+			hashes[r.ref] = now
 		}
-		if now != old {
-			w.refs[r], changed = now, true
+		if now != r.hash {
+			r.hash, changed = now, true
 		}
 	}
 	return changed
-}
-
-// run is the worker's life.
-func (w *worker) run(ctx context.Context) {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	for {
-		select {
-		case <-w.wake: // what it says is read now
-		default:
-		}
-		next := w.sync(ctx)
-		w.pod = nil
-		if w.finished {
-			return
-		}
-		timer.Stop()
-		if !next.IsZero() {
-			timer.Reset(max(time.Until(next), time.Millisecond))
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.wake:
-		case <-timer.C:
-		}
-	}
 }
 
 // sync looks and acts once, and returns when to look again although nothing
@@ -237,7 +261,9 @@ func (w *worker) sync(ctx context.Context) time.Time {
 		w.mu.Unlock()
 	}()
 
+	began := time.Now()
 	next, err := w.syncOnce(ctx, wait, o, removed || terminating)
+	w.look(o, began)
 	switch {
 	case ctx.Err() != nil:
 		return time.Time{}
@@ -261,6 +287,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 		return time.Time{}, err
 	}
 	if !ending && w.m.nameTaken(w) {
+		w.sayBlocked()
 		return time.Time{}, nil // woken when the other one is gone
 	}
 	w.pending.Store(false)
@@ -305,12 +332,15 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 		if w.holds() == nil {
 			w.claim(w.pod)
 		}
-		if over, at := w.overdue(); over {
+		next = earliest(next, w.place(ctx, seen))
+		if over, at, err := w.overdue(); err != nil {
+			return next, err
+		} else if over {
 			w.record.reason, w.record.message = reasonDeadline, messageDeadline
 			w.event("", v1.EventTypeNormal, reasonDeadline, messageDeadline)
 			return time.Time{}, w.settle(ctx, wait, seen)
-		} else if !at.IsZero() {
-			next = at
+		} else {
+			next = earliest(next, at)
 		}
 		if did, at, err := w.restartAll(ctx, wait, seen); did || err != nil {
 			if err != nil {
@@ -324,7 +354,7 @@ func (w *worker) syncOnce(ctx, wait context.Context, o *Object, ending bool) (ti
 			return time.Time{}, w.settle(ctx, wait, seen)
 		}
 		if err := w.m.cgroups.ensure(w.pod); err != nil {
-			w.eventOnce(v1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
+			w.eventOnce("", v1.EventTypeWarning, "FailedCreatePodContainer", fmt.Sprintf("unable to ensure pod container exists: %v", err))
 			return next, err
 		}
 		if w.dirty.Load() {
@@ -365,15 +395,15 @@ func (w *worker) load(o *Object) error {
 			w.record = new(record)
 		}
 		if len(raw) > 0 {
-			w.fresh = false
+			w.fresh, w.takenOver = false, true
 			s := w.record.status
 			w.reported.Store(&s)
 			w.resize.backfill(&s)
 			for _, c := range s.ContainerStatuses {
-				w.ran[c.Name] = c.ContainerID != "" || c.RestartCount > 0
+				put(&w.ran, c.Name, c.ContainerID != "" || c.RestartCount > 0)
 			}
 			for _, c := range slices.Concat(s.InitContainerStatuses, s.EphemeralContainerStatuses) {
-				w.ran[c.Name] = c.ContainerID != "" || c.RestartCount > 0
+				put(&w.ran, c.Name, c.ContainerID != "" || c.RestartCount > 0)
 			}
 		}
 	}
@@ -389,9 +419,17 @@ func (w *worker) load(o *Object) error {
 	if err != nil {
 		return fmt.Errorf("pod %s/%s: %w", w.namespace, w.name, err)
 	}
+	if _, says := pod.Annotations[annotationSource]; says && !o.Static {
+		// Whoever made it may have written that it is this node's own; only the node
+		// knows (kubelet: config.go).
+		pod.Annotations[annotationSource] = "api"
+	}
 	w.pod = pod
 	return nil
 }
+
+// annotationSource says whether a pod is the node's own: file, not api.
+const annotationSource = "kubernetes.io/config.source"
 
 // observe looks at the runtime, adds what the record knows beyond it, and notes
 // when ends were first seen.
@@ -406,7 +444,7 @@ func (w *worker) observe(ctx context.Context, ending bool) (*observation, error)
 		}
 	}
 	now := time.Now()
-	ended := map[string]time.Time{}
+	var ended map[string]time.Time
 	for _, c := range seen.containers {
 		if c.state != stateExited {
 			continue
@@ -414,48 +452,52 @@ func (w *worker) observe(ctx context.Context, ending bool) (*observation, error)
 		at, known := w.exits[c.id]
 		if !known {
 			at = now
+			w.m.counters.ended(Termination{Type: containerType(w.pod, c.name), ExitCode: c.exitCode, Reason: c.reason})
 		}
-		ended[c.id] = at
+		put(&ended, c.id, at)
 		w.addTerminationMessage(c)
 	}
 	w.exits = ended
 	over := func(id string) bool { got := seen.byID(id); return got == nil || got.state == stateExited }
-	maps.DeleteFunc(w.startedHere, func(id string, _ time.Time) bool { return over(id) })
-	maps.DeleteFunc(w.told, func(id string, _ v1.ResourceRequirements) bool { return over(id) })
-	maps.DeleteFunc(w.toldPod, func(id string, _ v1.ResourceRequirements) bool { return over(id) })
+	w.runs = slices.DeleteFunc(w.runs, func(r run) bool { return over(r.id) })
 	addLost(seen, w.record)
 	w.watchProbes(seen, ending)
 	return seen, nil
 }
 
-// overdue reports whether the pod's activeDeadlineSeconds are over, or when they
-// will be. The board's clock may have been wrong when the pod started, so the
-// deadline is measured on the wall clock that time stamps are made of.
-func (w *worker) overdue() (bool, time.Time) {
-	limit, start := w.pod.Spec.ActiveDeadlineSeconds, w.record.status.StartTime
-	if limit == nil || start == nil {
-		return false, time.Time{}
-	}
-	left := time.Duration(*limit)*time.Second - w.m.cfg.Now().Sub(start.Time)
-	if left <= 0 {
-		return true, time.Time{}
-	}
-	return false, time.Now().Add(left)
-}
-
 func (w *worker) status(seen *observation, over bool) v1.PodStatus {
 	in := statusInput{pod: w.pod, seen: seen, record: w.record, waiting: w.waiting, over: over,
 		runtimeName: w.m.runtimeName, hostIPs: w.m.cfg.Node.HostIPs(), now: w.m.cfg.Now()}
+	in.restarting = w.restarting
 	in.started, in.ready = w.m.probes.Started, w.m.probes.Ready
 	in.actuated = w.actuated
+	in.recursive = func() bool { return onlyWasm(seen) || w.readsRecursively() }
 	if !over {
 		w.concludeResize(seen)
 		in.resize = w.resize
 	}
-	if d := w.m.cfg.Devices; d != nil {
-		in.health = func(c string) []v1.ResourceStatus { return d.Health(w.uid, c) }
-	}
+	in.health = w.deviceHealth
 	return podStatus(in)
+}
+
+// onlyWasm says whether the pod's sandbox has Wasm containers alone, whose mounts are
+// read-only with all below them.
+func onlyWasm(seen *observation) bool {
+	return len(seen.sandboxes) > 0 && seen.sandboxes[0].Annotations[AnnotationSandbox] == kindWasm
+}
+
+// readsRecursively asks the runtime once what its mounts for this pod can. An answer
+// that doesn't come is no, for now.
+func (w *worker) readsRecursively() bool {
+	if w.recursive == nil {
+		able, err := w.m.readsRecursively(context.Background(), w.pod)
+		if err != nil {
+			w.m.log.Info("whether mounts are read-only with all below them isn't known", "pod", w.namespace+"/"+w.name, "err", err)
+			return false
+		}
+		w.recursive = &able
+	}
+	return *w.recursive
 }
 
 // references are the objects a pod's containers and volumes are made of.
@@ -514,6 +556,10 @@ func references(pod *v1.Pod) []ref {
 	}
 	for _, s := range pod.Spec.ImagePullSecrets {
 		add("Secret", s.Name)
+	}
+	list, _ := claims.Of(pod)
+	for _, c := range list {
+		add(claims.Kind, c.Name)
 	}
 	return out
 }

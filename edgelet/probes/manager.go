@@ -115,9 +115,10 @@ type Manager struct {
 	pods     map[string]*pod
 	byID     map[string]*container
 	queue    queue
-	parked   []*probe // due, slow, and without a slot
+	parked   []*probe // due, and without a slot
 	inFlight int
 	slow     int // of inFlight
+	unproven int // of inFlight, with the slow ones
 }
 
 // New returns a Manager that does nothing before [Manager.Run].

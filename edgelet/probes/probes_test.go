@@ -248,8 +248,11 @@ func newBoard(parallel int) *board {
 	return b
 }
 
-func (b *board) watch(n int) {
-	for i := range n {
+func (b *board) watch(n int) { b.watchFrom(0, n) }
+
+// watchFrom watches the pods of these numbers.
+func (b *board) watchFrom(first, end int) {
+	for i := first; i < end; i++ {
 		id := fmt.Sprint("c", i)
 		b.m.Watch(Pod{UID: fmt.Sprint("p", i), Containers: []Container{{Name: "main", ID: id, Spec: &v1.Container{Name: "main",
 			ReadinessProbe: &v1.Probe{ProbeHandler: v1.ProbeHandler{Exec: &v1.ExecAction{Command: []string{"x"}}},
@@ -283,8 +286,15 @@ func TestHangingProbesDontHoldUpOthers(t *testing.T) {
 				t.Errorf("c%d ran %d times in 20 minutes, once in 10 s was due", n, got)
 			}
 		}
+		// A pod that comes now finds slots that those which hang may not have.
+		b.watchFrom(60, 61)
+		time.Sleep(20 * time.Second) // its first run may be spread over a period
+		synctest.Wait()
+		if b.runs["c60"] == 0 {
+			t.Error("a new pod's probe waits for those that are known to hang")
+		}
 		before := runtime.NumGoroutine()
-		for i := range 60 {
+		for i := range 61 {
 			b.m.Forget(fmt.Sprint("p", i))
 		}
 		time.Sleep(time.Minute)

@@ -31,7 +31,8 @@ type probe struct {
 	index   int       // in the queue, -1 if it isn't there
 	running bool
 	stopped bool // it is not to run again
-	isSlow  bool
+	isSlow  bool // its last run was
+	proven  bool // it has run, and was not slow
 
 	result Result // thresholds applied
 	last   Result // of the last run
@@ -161,15 +162,21 @@ func (m *Manager) startDue(ctx context.Context, wg *sync.WaitGroup) time.Time {
 		if p.stopped {
 			continue
 		}
-		if p.isSlow && m.slow >= max(m.cfg.Parallel/2, 1) {
+		// Of the slots those that are known to be slow have half, and with those of
+		// which nothing is known yet three quarters: thousands that hang, all at once,
+		// delay no probe that was quick the last time.
+		if p.isSlow && m.slow >= max(m.cfg.Parallel/2, 1) || !p.proven && m.unproven >= max(m.cfg.Parallel*3/4, 1) {
 			m.parked = append(m.parked, p)
 			continue
 		}
 		p.running = true
 		m.inFlight++
-		slot := p.isSlow
-		if slot {
+		slot := slot{slow: p.isSlow, unproven: !p.proven}
+		if slot.slow {
 			m.slow++
+		}
+		if slot.unproven {
+			m.unproven++
 		}
 		target := target{podUID: p.of.pod.uid, host: p.of.pod.ip, c: p.of, probe: p}
 		wg.Go(func() { m.runOne(ctx, target, slot) })
@@ -183,7 +190,10 @@ type target struct {
 	probe        *probe
 }
 
-func (m *Manager) runOne(ctx context.Context, t target, slot bool) {
+// slot is as what a run was counted when it began.
+type slot struct{ slow, unproven bool }
+
+func (m *Manager) runOne(ctx context.Context, t target, slot slot) {
 	started := time.Now()
 	verdict, output, err := m.check.retrying(ctx, t)
 	took := time.Since(started)
@@ -198,17 +208,21 @@ func (m *Manager) runOne(ctx context.Context, t target, slot bool) {
 }
 
 // ended takes in one run, and schedules the next.
-func (m *Manager) ended(ctx context.Context, t target, slot bool, started time.Time, took time.Duration, v verdict, output string, err error) (event *Event, changed bool) {
+func (m *Manager) ended(ctx context.Context, t target, slot slot, started time.Time, took time.Duration, v verdict, output string, err error) (event *Event, changed bool) {
 	m.mu.Lock()
 	defer m.wake()
 	defer m.mu.Unlock()
 	m.inFlight--
-	if slot {
+	if slot.slow {
 		m.slow--
+	}
+	if slot.unproven {
+		m.unproven--
 	}
 	p := t.probe
 	p.running = false
 	p.isSlow = took >= slowAfter
+	p.proven = !p.isSlow
 	if p.stopped || ctx.Err() != nil {
 		return nil, false
 	}

@@ -132,11 +132,15 @@ func (p *Proxy) reconcile(ctx context.Context) error {
 	return nil
 }
 
-// want is nil without a Service, or without an address that a pod can reach.
+// want is nil without an address that a pod can reach. A Service that this node
+// doesn't have any more is one that no pod here uses now: the rules stay for the next
+// pod, so that one which comes and goes doesn't have them written twice.
 func (p *Proxy) want(ctx context.Context) ([]forward, error) {
 	raw := p.c.Service()
 	if len(raw) == 0 {
-		return nil, nil
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.has, nil
 	}
 	service, err := kubeobj.Service(raw)
 	if err != nil {

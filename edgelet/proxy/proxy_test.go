@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 )
 
-func service(t *testing.T, ip string) []byte {
+func service(t testing.TB, ip string) []byte {
 	t.Helper()
 	s := &v1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes"},
 		Spec: v1.ServiceSpec{ClusterIP: ip, Ports: []v1.ServicePort{{Name: "https", Protocol: v1.ProtocolTCP, Port: 443}}}}
@@ -96,6 +96,10 @@ func TestRulesFollowServiceAndAddresses(t *testing.T) {
 			want: "-d 10.43.0.1/32 -p tcp --dport 443 -j DNAT --to-destination 192.0.2.1:6443", fails: true},
 		{name: "the second has a name, and no port", service: service(t, "10.43.0.1"), api: []string{"https://nowhere.example:6443", "https://plane.example"},
 			want: "-d 10.43.0.1/32 -p tcp --dport 443 -j DNAT --to-destination 192.0.2.7:443"},
+		{name: "no pod refers to it any more", api: []string{"https://192.0.2.9"},
+			want: "-d 10.43.0.1/32 -p tcp --dport 443 -j DNAT --to-destination 192.0.2.7:443"},
+		{name: "one does again", service: service(t, "10.43.0.1"), api: []string{"https://192.0.2.9"},
+			want: "-d 10.43.0.1/32 -p tcp --dport 443 -j DNAT --to-destination 192.0.2.9:443"},
 		{name: "headless", service: service(t, "None"), api: []string{"https://192.0.2.1:6443"}},
 	} {
 		raw, api = step.service, step.api

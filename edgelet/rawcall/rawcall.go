@@ -2,7 +2,8 @@
 // messages of plugin registration and of CSI are written by hand with protowire,
 // because generated code costs a board memory whether or not it has a plugin.
 //
-// edgelet/pluginwatch and edgelet/csi call it. It imports grpc only.
+// edgelet/pluginwatch, edgelet/csi and edgelet/claims call it, edgelet/podresources and
+// edgelet/devices serve with it. It imports grpc only.
 package rawcall
 
 import (
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/status"
 )
 
@@ -25,6 +27,11 @@ const maxReply = 1 << 20
 // ErrMalformed is returned by decoders when a reply is not the message it should be.
 var ErrMalformed = errors.New("malformed message")
 
+// reconnect is how often a socket that isn't served is tried.
+func reconnect() grpc.ConnectParams {
+	return grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second}, MinConnectTimeout: time.Second}
+}
+
 // Call calls a method, such as /csi.v1.Node/NodeGetInfo, at a Unix socket and
 // closes the connection again: a plugin that isn't called costs nothing. It
 // waits for the socket to be served until ctx ends. An error keeps its gRPC
@@ -32,8 +39,7 @@ var ErrMalformed = errors.New("malformed message")
 func Call(ctx context.Context, socket, method string, in []byte) ([]byte, error) {
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.ForceCodec(codec{}), grpc.MaxCallRecvMsgSize(maxReply), grpc.WaitForReady(true)),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second},
-			MinConnectTimeout: time.Second}))
+		grpc.WithConnectParams(reconnect()))
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", socket, err)
 	}
@@ -55,6 +61,10 @@ func Final(err error) bool {
 	}
 	return true
 }
+
+// Codec is for a server whose messages are bytes: what it reads and answers is a
+// *[]byte.
+func Codec() encoding.Codec { return codec{} }
 
 type codec struct{}
 

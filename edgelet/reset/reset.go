@@ -45,13 +45,14 @@ var goes = []part{
 	{[]string{"identity"}, "identity: keys, certificate, what it trusts"},
 	{[]string{"pods"}, "pods: volumes and the Secrets in them"},
 	{[]string{"csi", "local-devices"}, "what is known of volumes of drivers and disks"},
-	{[]string{"pods-logs"}, "logs of pods"},
+	{[]string{"pods-logs", "images.json"}, "logs of pods, and of which images were good"},
 	{[]string{"crishim/wasm", "crishim/oci-last.json", "crishim/lock"}, "containers and sandboxes"},
-	{[]string{"run", "device-plugins"}, "sockets"},
+	{[]string{"run", "device-plugins", "pod-resources"}, "sockets"},
 	{[]string{"state.db.corrupt-*", "state.db"}, "state: orders, sealed Secrets, reports, journal, time floor"},
 }
 
-var images = part{[]string{"crishim/images", "crishim/compiled"}, "images and their compiled modules"}
+// With images goes what says whose they are: those that stay must not become anybody's.
+var images = part{[]string{"crishim/images", "crishim/compiled", "image-pulls.json"}, "images and their compiled modules"}
 
 // Run does it all. If it returns an error, some of it may be done, and Run again does the rest.
 func Run(ctx context.Context, c Config) error {
@@ -101,11 +102,11 @@ func Run(ctx context.Context, c Config) error {
 // kept says what is left in the folder.
 func (c Config) kept() error {
 	// Empty now, unless images stay.
+	found, err := images.find(c.Dir)
+	if err != nil {
+		return err
+	}
 	if err := os.Remove(filepath.Join(c.Dir, "crishim")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		found, err := images.find(c.Dir)
-		if err != nil {
-			return err
-		}
 		if len(found) > 0 {
 			size := int64(0)
 			for _, path := range found {
@@ -120,7 +121,7 @@ func (c Config) kept() error {
 	}
 	var others []string
 	for _, e := range entries {
-		if e.Name() != "crishim" {
+		if e.Name() != "crishim" && !slices.Contains(found, filepath.Join(c.Dir, e.Name())) {
 			others = append(others, e.Name())
 		}
 	}

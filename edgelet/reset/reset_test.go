@@ -19,7 +19,7 @@ func board(t *testing.T) string {
 	for _, f := range []string{
 		"identity/keys.pem", "identity/identity.json", "state.db", "state.db.corrupt-1", "pods/uid/volumes/secret/password", "csi/uid/pv.json",
 		"pods-logs/default_a_uid/main/0.log", "run/edgelet.sock", "crishim/wasm/sandboxes/x", "crishim/oci-last.json", "crishim/lock",
-		"crishim/images/index.json", "crishim/compiled/m", "static-pods/mine.yaml",
+		"crishim/images/index.json", "crishim/compiled/m", "images.json", "image-pulls.json", "static-pods/mine.yaml",
 	} {
 		path := filepath.Join(dir, f)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -61,7 +61,7 @@ func TestResetLeavesNothingOfTheClusters(t *testing.T) {
 	if err := Run(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := files(t, dir), []string{"crishim/compiled/m", "crishim/images/index.json", "static-pods/mine.yaml"}; !slices.Equal(got, want) {
+	if got, want := files(t, dir), []string{"crishim/compiled/m", "crishim/images/index.json", "image-pulls.json", "static-pods/mine.yaml"}; !slices.Equal(got, want) {
 		t.Errorf("left %q, want %q", got, want)
 	}
 	for _, words := range []string{"Stopped pod default/a", "Removed identity", "Removed state", "state.db.corrupt-1", "Removed pods: volumes and the Secrets", "Kept images", "--images", "Kept what edgelet didn't make: static-pods"} {
@@ -109,7 +109,7 @@ func TestNothingIsRemovedThatRunsOrIsMounted(t *testing.T) {
 	if err := Run(t.Context(), c); err != nil || !strings.Contains(out.String(), "Left running, because of --force: containerd doesn't answer") {
 		t.Errorf("%v; it says:\n%s", err, out)
 	}
-	if len(files(t, dir)) != 3 {
+	if len(files(t, dir)) != 4 {
 		t.Errorf("left %q", files(t, dir))
 	}
 }
@@ -137,7 +137,7 @@ func TestTheStateFileGoesLast(t *testing.T) {
 			os.RemoveAll(path)
 		}
 	}
-	if err := Run(t.Context(), c); err != nil || len(files(t, dir)) != 3 {
+	if err := Run(t.Context(), c); err != nil || len(files(t, dir)) != 4 {
 		t.Errorf("%v, left %q", err, files(t, dir))
 	}
 }

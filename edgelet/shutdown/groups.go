@@ -3,6 +3,7 @@ package shutdown
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,6 +58,9 @@ func ParsePeriods(list string) ([]Period, error) {
 		}
 		if slices.ContainsFunc(out, func(o Period) bool { return o.Priority == int32(priority) }) {
 			return nil, fmt.Errorf("%w: priority %d has two", ErrPeriods, priority)
+		}
+		if grace > math.MaxInt64-total(out) {
+			return nil, fmt.Errorf("%w: together they are longer than %s", ErrPeriods, time.Duration(math.MaxInt64))
 		}
 		out = append(out, Period{int32(priority), grace})
 	}

@@ -21,6 +21,9 @@ const (
 	messageTerminated = "Pod was terminated in response to imminent node shutdown."
 	reasonRefused     = "NodeShutdown"
 	messageRefused    = "Pod was rejected as the node is shutting down."
+	reasonShutdown    = "Shutdown"
+	messageShutdown   = "Shutdown manager detected shutdown event"
+	messageCancelled  = "Shutdown manager detected shutdown cancellation"
 )
 
 // reconnect is the pause before the bus is dialed again.
@@ -44,6 +47,8 @@ type Config struct {
 	// Changed is called when the node begins to go down, or doesn't after all; may
 	// be nil.
 	Changed func()
+	// Event is told what a kubelet tells of its node; may be nil.
+	Event func(eventType, reason, message string)
 	// Flush is called before the machine may go, to tell the control plane what is
 	// left to tell; may be nil. It has FlushTimeout.
 	Flush func(context.Context)
@@ -73,6 +78,9 @@ func New(c Config) (*Manager, error) {
 	}
 	if c.Changed == nil {
 		c.Changed = func() {}
+	}
+	if c.Event == nil {
+		c.Event = func(string, string, string) {}
 	}
 	if c.Flush == nil {
 		c.Flush = func(context.Context) {}
@@ -149,6 +157,7 @@ func (m *Manager) session(ctx context.Context) error {
 		m.down.Store(true)
 		m.cfg.Changed()
 		m.log.Warn("the machine goes down: ending the pods")
+		m.cfg.Event(v1.EventTypeNormal, reasonShutdown, messageShutdown)
 		var ending context.Context
 		// A bus that breaks now ends nothing: the machine goes down all the same.
 		ending, cancel = context.WithCancel(ctx)
@@ -159,6 +168,7 @@ func (m *Manager) session(ctx context.Context) error {
 	}
 	goOn := func() {
 		m.log.Info("the machine doesn't go down after all")
+		m.cfg.Event(v1.EventTypeNormal, reasonShutdown, messageCancelled)
 		m.down.Store(false)
 		m.cfg.Changed()
 		m.cfg.Pods().Resume()

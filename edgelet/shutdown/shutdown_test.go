@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -121,7 +122,16 @@ func TestAShutdownThatIsCancelled(t *testing.T) {
 	b := logindlab.Start(t)
 	p := &somePods{active: []pods.Active{pod("web", 0, 30), func() pods.Active { p := pod("job", 0, 30); p.RestartPolicy = v1.RestartPolicyNever; return p }()},
 		hang: map[string]bool{"web": true}}
-	m := run(t, b, p, func(c *Config) { c.Periods = []Period{{0, time.Hour}}; c.Resume = true })
+	var mu sync.Mutex
+	var events []string
+	m := run(t, b, p, func(c *Config) {
+		c.Periods, c.Resume = []Period{{0, time.Hour}}, true
+		c.Event = func(kind, reason, message string) {
+			mu.Lock()
+			defer mu.Unlock()
+			events = append(events, kind+" "+reason+": "+message)
+		}
+	})
 	b.Lock(0)
 	b.Prepare(true)
 	await(t, "the pods to be told", func() bool { return len(p.said()) == 2 })
@@ -140,13 +150,21 @@ func TestAShutdownThatIsCancelled(t *testing.T) {
 	// And it is noticed again.
 	b.Prepare(true)
 	await(t, "the second shutdown", m.ShuttingDown)
+	await(t, "the node's events", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		const down, cancelled = "Normal Shutdown: Shutdown manager detected shutdown event", "Normal Shutdown: Shutdown manager detected shutdown cancellation"
+		return slices.Equal(events, []string{down, cancelled, down})
+	})
 }
 
 // Anybody may send a signal to a name on the bus.
 func TestASignalThatIsNotLogindsIsIgnored(t *testing.T) {
 	b := logindlab.Start(t)
 	p := &somePods{active: []pods.Active{pod("web", 0, 1)}}
-	m := run(t, b, p, nil)
+	var said strings.Builder
+	var mu sync.Mutex
+	m := run(t, b, p, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&locked{&mu, &said}, nil)) })
 	b.Lock(0)
 	b.Forge()
 	// The bus keeps the order: once logind's own signal is here, the strangers' are.
@@ -154,8 +172,25 @@ func TestASignalThatIsNotLogindsIsIgnored(t *testing.T) {
 	if m.ShuttingDown() || len(p.said()) > 0 {
 		t.Fatal("a stranger shut the node down")
 	}
+	mu.Lock()
+	if log := said.String(); !strings.Contains(log, "somebody who isn't logind says that the machine goes down") || !strings.Contains(log, "sender=:") {
+		t.Errorf("the log doesn't say who it was: %s", log)
+	}
+	mu.Unlock()
 	b.Prepare(true)
 	await(t, "logind's own signal", m.ShuttingDown)
+}
+
+// locked is a log that is read while it is written.
+type locked struct {
+	mu *sync.Mutex
+	to *strings.Builder
+}
+
+func (l *locked) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.to.Write(b)
 }
 
 // The agent starts, or finds the bus again, while the machine goes down already.
@@ -245,4 +280,23 @@ func await(t testing.TB, what string, ok func() bool) {
 			t.Fatal("timed out waiting for " + what)
 		}
 	}
+}
+
+func FuzzPeriods(f *testing.F) {
+	f.Add("0=20s,2000000000=10s")
+	f.Add("0=9223372036854775807ns,1=9223372036854775807ns")
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := ParsePeriods(text)
+		if err != nil {
+			return
+		}
+		for i, p := range list {
+			if p.Grace < 0 || i > 0 && list[i-1].Priority >= p.Priority {
+				t.Errorf("%q became %v", text, list)
+			}
+		}
+		if total(list) < 0 {
+			t.Errorf("%q takes %s", text, total(list))
+		}
+	})
 }

@@ -314,6 +314,7 @@ type dirtySet struct {
 	boot    uint64
 	usage   *Usage
 	journal dirtyJournal
+	claims  map[string][]byte // nil: delete
 }
 
 // takeDirty moves out what is buffered, nil if there is nothing but what may
@@ -321,10 +322,11 @@ type dirtySet struct {
 func (s *Store) takeDirty() *dirtySet {
 	r := &s.reports
 	j := s.journal.take()
-	if len(r.dirtyPods) == 0 && len(r.dirtyAcks) == 0 && !r.dirtyNode && !r.bootDirty && !s.usageDirty && j.empty() {
+	if len(r.dirtyPods) == 0 && len(r.dirtyAcks) == 0 && !r.dirtyNode && !r.bootDirty && !s.usageDirty && len(s.dirtyClaims) == 0 && j.empty() {
 		return nil
 	}
-	d := &dirtySet{pods: map[string]*fleet.PodReport{}, acks: map[string]*fleet.Stamp{}, journal: j}
+	d := &dirtySet{pods: map[string]*fleet.PodReport{}, acks: map[string]*fleet.Stamp{}, journal: j, claims: s.dirtyClaims}
+	s.dirtyClaims = nil
 	for uid := range r.dirtyPods {
 		if st, ok := r.pods[uid]; ok {
 			d.pods[uid] = st.msg
@@ -375,9 +377,20 @@ func (s *Store) putBack(d *dirtySet) {
 	s.reports.bootDirty = s.reports.bootDirty || d.boot != 0
 	s.usageDirty = s.usageDirty || d.usage != nil
 	s.journal.putBack(d.journal)
+	for key, record := range d.claims {
+		if s.dirtyClaims == nil {
+			s.dirtyClaims = map[string][]byte{}
+		}
+		if _, newer := s.dirtyClaims[key]; !newer {
+			s.dirtyClaims[key] = record
+		}
+	}
 }
 
 func (d *dirtySet) write(tx *bolt.Tx) error {
+	if err := putClaims(tx, d.claims); err != nil {
+		return err
+	}
 	for uid, msg := range d.pods {
 		if err := putOrDelete(tx.Bucket(bucketReports), []byte(uid), msg); err != nil {
 			return err

@@ -95,6 +95,8 @@ type Store struct {
 	health    error
 
 	usageDirty bool
+	// dirtyClaims are records of claims that aren't on disk yet; nil: delete.
+	dirtyClaims map[string][]byte
 
 	commits, bytes, syncs atomic.Int64
 }

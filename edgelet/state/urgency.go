@@ -32,11 +32,19 @@ func podUrgency(r *fleet.PodReport) string {
 }
 
 // nodeUrgency is, of a core/v1 Node, the status of each condition (status 3,
-// conditions 4: type 1, status 2). Labels, images, addresses and figures can
-// wait.
+// conditions 4: type 1, status 2), and which DRA drivers are gone (metadata 1,
+// annotations 12: key 1, value 2), because what they offer is still allocated.
+// Labels, images, addresses and figures can wait.
 func nodeUrgency(r *fleet.NodeReport) string {
 	var out []string
 	fields(r.GetNode(), func(number protowire.Number, value []byte) {
+		if number == 1 {
+			fields(value, func(number protowire.Number, value []byte) {
+				if key, names := typeAndStatus(value); number == 12 && key == fleet.AnnotationGoneDrivers {
+					out = append(out, fmt.Sprintf("gone=%q", names))
+				}
+			})
+		}
 		if number != 3 {
 			return
 		}
@@ -50,8 +58,9 @@ func nodeUrgency(r *fleet.NodeReport) string {
 	return strings.Join(out, " ")
 }
 
-func typeAndStatus(condition []byte) (kind, status string) {
-	fields(condition, func(number protowire.Number, value []byte) {
+// typeAndStatus reads the first two fields, as text.
+func typeAndStatus(message []byte) (kind, status string) {
+	fields(message, func(number protowire.Number, value []byte) {
 		switch number {
 		case 1:
 			kind = string(value)

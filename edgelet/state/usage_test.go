@@ -143,10 +143,17 @@ func TestWhatOfAReportIsUrgent(t *testing.T) {
 		}
 		return raw
 	}
+	without := v1.Node{}
+	without.Annotations = map[string]string{fleet.AnnotationGoneDrivers: `["d"]`}
+	gone, err := without.ObjectMeta.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone = append([]byte{0x0a, byte(len(gone))}, gone...) // metadata (1), once more
 	for _, x := range []struct {
 		raw  []byte
 		want bool
-	}{{node(v1.ConditionTrue, "b"), false}, {node(v1.ConditionFalse, "a"), true}} {
+	}{{node(v1.ConditionTrue, "b"), false}, {node(v1.ConditionFalse, "a"), true}, {append(node(v1.ConditionTrue, "a"), gone...), true}} {
 		if err := s.PutNodeReport(node(v1.ConditionTrue, "a")); err != nil {
 			t.Fatal(err)
 		}

@@ -24,6 +24,9 @@ const MaxFile = 10 << 20
 const (
 	AnnotationHash   = "kubernetes.io/config.hash"
 	AnnotationSource = "kubernetes.io/config.source"
+	AnnotationSeen   = "kubernetes.io/config.seen"
+	// AnnotationMirror is on mirrors in the API, which a file is none of.
+	AnnotationMirror = v1.MirrorPodAnnotationKey
 )
 
 // Decode reads one pod from a file's content and completes it as a kubelet
@@ -61,6 +64,7 @@ func Decode(data []byte, path, nodeName string) (*v1.Pod, error) {
 	}
 	pod.Annotations[AnnotationHash] = string(pod.UID)
 	pod.Annotations[AnnotationSource] = "file"
+	delete(pod.Annotations, AnnotationMirror)
 	pod.Spec.Tolerations = append(pod.Spec.Tolerations, v1.Toleration{Operator: v1.TolerationOpExists, Effect: v1.TaintEffectNoExecute})
 	pod.Status = v1.PodStatus{Phase: v1.PodPending}
 	setDefaults(pod)
@@ -96,6 +100,9 @@ func validate(pod *v1.Pod) error {
 			}
 			seen[c.Name] = true
 		}
+	}
+	if err := references(pod); err != nil {
+		return err
 	}
 	volumes := map[string]bool{}
 	for i := range pod.Spec.Volumes {

@@ -26,7 +26,7 @@ const DefaultReread = 20 * time.Second
 // copies write in several steps.
 const quiet = 100 * time.Millisecond
 
-// Folder is a folder of static pods.
+// Folder is a folder of static pods, or one file that holds one.
 type Folder struct {
 	Path, NodeName string
 	// Set is called with all pods whenever they changed, and once at the start.
@@ -34,6 +34,8 @@ type Folder struct {
 	Log *slog.Logger
 	// Reread is [DefaultReread] if 0.
 	Reread time.Duration
+	// Now dates what is seen; time.Now if nil.
+	Now func() time.Time
 }
 
 // Run watches the folder until ctx ends. It makes the folder, so that it can be
@@ -44,6 +46,9 @@ func (f *Folder) Run(ctx context.Context) error {
 	}
 	if f.Reread == 0 {
 		f.Reread = DefaultReread
+	}
+	if f.Now == nil {
+		f.Now = time.Now
 	}
 	_ = os.MkdirAll(f.Path, 0o755)
 	last := &state{complaints: map[string]string{}, pods: map[string]pods.Object{}}
@@ -87,7 +92,7 @@ type state struct {
 // read hands over the pods if they changed. A file that can't be read or is no
 // pod keeps the pod it was, if any: a slip of the editor stops nothing.
 func (f *Folder) read(last *state, first bool) {
-	entries, err := os.ReadDir(f.Path)
+	files, err := f.files()
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		f.Log.Error("the folder of static pods can't be read; its pods stay as they are", "folder", f.Path, "err", err)
 		if !first {
@@ -96,12 +101,8 @@ func (f *Folder) read(last *state, first bool) {
 	}
 	now := map[string]pods.Object{}
 	names := map[string]string{}
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") || e.IsDir() {
-			continue
-		}
-		path := filepath.Join(f.Path, e.Name())
-		o, err := f.load(path)
+	for _, path := range files {
+		o, err := f.load(path, last)
 		if err == nil {
 			if other, twice := names[o.Namespace+"/"+o.Name]; twice {
 				err = errors.New("the same pod as in " + other)
@@ -138,7 +139,35 @@ func (f *Folder) read(last *state, first bool) {
 	}
 }
 
-func (f *Folder) load(path string) (pods.Object, error) {
+// files are those of the folder that may hold pods.
+func (f *Folder) files() ([]string, error) {
+	if info, err := os.Stat(f.Path); err == nil && info.Mode().IsRegular() {
+		return []string{f.Path}, nil
+	}
+	entries, err := os.ReadDir(f.Path)
+	var out []string
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), ".") && !e.IsDir() {
+			out = append(out, filepath.Join(f.Path, e.Name()))
+		}
+	}
+	return out, err
+}
+
+// firstSeen is when a pod was first read by this agent.
+func (f *Folder) firstSeen(uid string, last *state) string {
+	for _, o := range last.pods {
+		if o.UID != uid {
+			continue
+		}
+		if pod, err := kubeobj.Pod(o.Raw); err == nil && pod.Annotations[AnnotationSeen] != "" {
+			return pod.Annotations[AnnotationSeen]
+		}
+	}
+	return f.Now().Format(time.RFC3339Nano)
+}
+
+func (f *Folder) load(path string, last *state) (pods.Object, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return pods.Object{}, err
@@ -154,6 +183,7 @@ func (f *Folder) load(path string) (pods.Object, error) {
 	if err != nil {
 		return pods.Object{}, err
 	}
+	pod.Annotations[AnnotationSeen] = f.firstSeen(string(pod.UID), last)
 	raw, err := kubeobj.EncodePod(pod)
 	if err != nil {
 		return pods.Object{}, err
@@ -166,6 +196,9 @@ func (f *Folder) load(path string) (pods.Object, error) {
 // watch signals changes in a folder. It returns nil if the folder isn't there or
 // the kernel has no watch left. The channel is closed when the folder goes.
 func watch(dir string) (<-chan struct{}, func()) {
+	if info, err := os.Stat(dir); err == nil && info.Mode().IsRegular() {
+		dir = filepath.Dir(dir) // an editor puts another file in its place
+	}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, func() {}

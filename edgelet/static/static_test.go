@@ -60,6 +60,13 @@ func TestWhatIsNoPodIsNamed(t *testing.T) {
 		"mount":    {hello + "    volumeMounts: [{name: v, mountPath: /x}]\n", `volume "v"`},
 		"yaml":     {"{", "yaml"},
 		"twice":    {"kind: Pod\nkind: Pod\n", "kind"},
+		"account":  {strings.Replace(hello, "spec:", "spec:\n  serviceAccountName: robot", 1), "static pods may not reference serviceaccounts"},
+		"pull":     {strings.Replace(hello, "spec:", "spec:\n  imagePullSecrets: [{name: a}]", 1), "static pods may not reference secrets"},
+		"env":      {hello + "    env: [{name: A, valueFrom: {configMapKeyRef: {name: a, key: b}}}]\n", "static pods may not reference configmaps"},
+		"env from": {hello + "    envFrom: [{secretRef: {name: a}}]\n", "static pods may not reference secrets"},
+		"volume":   {strings.Replace(hello, "spec:", "spec:\n  volumes: [{name: v, secret: {secretName: a}}]", 1), "static pods may not reference secrets (via secret volumes)"},
+		"token":    {strings.Replace(hello, "spec:", "spec:\n  volumes: [{name: v, projected: {sources: [{serviceAccountToken: {path: t}}]}}]", 1), "static pods may not reference serviceaccounts (via projected volumes)"},
+		"claim":    {strings.Replace(hello, "spec:", "spec:\n  volumes: [{name: v, persistentVolumeClaim: {claimName: a}}]", 1), "static pods may not reference persistentvolumeclaims"},
 		"quantity": {strings.Replace(hello, "16Mi", "lots", 1), "quantit"},
 	} {
 		if _, err := Decode([]byte(c.in), "f", "n"); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), c.says) {
@@ -113,6 +120,61 @@ func TestFolderIsFollowed(t *testing.T) {
 	os.Remove(path)
 	if p := next(); len(p) != 0 {
 		t.Errorf("%+v", p)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// When a pod was seen is dated once, and a file in place of a folder is one pod.
+func TestOneFileIsAFolderOfOne(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pod.yaml")
+	if err := os.WriteFile(path, []byte(hello), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sets := make(chan []pods.Object, 8)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	clock := time.Unix(1e9, 0).UTC()
+	f := &Folder{Path: path, NodeName: "n", Set: func(p []pods.Object) { sets <- p }, Reread: 10 * time.Millisecond,
+		Now: func() time.Time { clock = clock.Add(time.Hour); return clock }}
+	go func() { done <- f.Run(ctx) }()
+	next := func() *v1.Pod {
+		t.Helper()
+		select {
+		case p := <-sets:
+			if len(p) != 1 {
+				t.Fatalf("%d pods", len(p))
+			}
+			pod, err := kubeobj.Pod(p[0].Raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pod
+		case <-time.After(10 * time.Second):
+			t.Fatal("nothing seen")
+			return nil
+		}
+	}
+	first := next()
+	if first.Annotations[AnnotationSeen] != "2001-09-09T02:46:40Z" {
+		t.Errorf("%v", first.Annotations)
+	}
+	// It is read again and again, which changes nothing; another one in its place does.
+	select {
+	case p := <-sets:
+		t.Errorf("set again: %v", p)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := os.WriteFile(path+".new", []byte(strings.Replace(hello, "hello:1", "hello:2", 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+	if second := next(); second.UID == first.UID || second.Annotations[AnnotationSeen] == first.Annotations[AnnotationSeen] {
+		t.Errorf("%v", second.Annotations)
 	}
 	cancel()
 	if err := <-done; err != nil {

@@ -48,6 +48,15 @@ type Pod struct {
 	Dir, LogDir string
 	// Spec decodes the pod; it is called only where a field is needed.
 	Spec func() (*v1.Pod, error)
+	// Driven asks the drivers of volumes that lie elsewhere; may be nil.
+	Driven func(context.Context) []DrivenVolume
+}
+
+// DrivenVolume is a volume whose driver says how full it is.
+type DrivenVolume struct {
+	// Name is the pod's; empty if only the PersistentVolume's name is known.
+	Name, PersistentVolume string
+	Space
 }
 
 // Config of a [Collector]. Pods and Runtime are required.

@@ -78,7 +78,7 @@ func proc() map[string]string {
 func world(t *testing.T, files map[string]string) (*Collector, *cri, string) {
 	t.Helper()
 	cgroups := tree(t, files)
-	data := tree(t, map[string]string{"pods/1/volumes/kubernetes.io~empty-dir/cache/file": strings.Repeat("x", 100_000), "pods/1/etc-hosts": "127.0.0.1 localhost\n",
+	data := tree(t, map[string]string{"pods/1/volumes/kubernetes.io~empty-dir/cache/file": strings.Repeat("x", 100_000), "pods/1/volumes/kubernetes.io~csi/driven/mount/file": "its driver counts it", "pods/1/etc-hosts": "127.0.0.1 localhost\n",
 		"logs/main/0.log": strings.Repeat("y", 50_000)})
 	rt := &cri{dir: data}
 	status := v1.PodStatus{Phase: v1.PodRunning, QOSClass: v1.PodQOSBurstable, PodIP: "10.0.0.2", HostIP: "192.0.2.1", StartTime: &metav1.Time{Time: time.Unix(1700000100, 0)},

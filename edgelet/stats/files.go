@@ -1,6 +1,7 @@
 package stats
 
 import (
+	"cmp"
 	"context"
 	"maps"
 	"os"
@@ -218,7 +219,7 @@ func (c *Collector) podFiles(ctx context.Context, pod *Pod, told map[string]*run
 			out.Containers[list[i].Name] = one
 		}
 	}
-	out.Volumes = c.volumes(pod, tree)
+	out.Volumes = c.volumes(ctx, pod, tree)
 	for _, v := range out.Volumes {
 		if v.Local {
 			out.Ephemeral.add(TreeUsage{v.Used, v.InodesUse})
@@ -235,28 +236,36 @@ func (c *Collector) podFiles(ctx context.Context, pod *Pod, told map[string]*run
 }
 
 // volumes looks at what is below volumes/PLUGIN/NAME, where a kubelet has them.
-func (c *Collector) volumes(pod *Pod, tree func(string) TreeUsage) []VolumeFiles {
-	base := filepath.Join(pod.Dir, "volumes")
-	plugins, err := os.ReadDir(base)
-	if err != nil {
-		return nil
-	}
+// Drivers' volumes are the drivers' to count, wherever they lie.
+func (c *Collector) volumes(ctx context.Context, pod *Pod, tree func(string) TreeUsage) []VolumeFiles {
 	var spec *v1.Pod
 	if pod.Spec != nil {
 		spec, _ = pod.Spec()
 	}
-	home, _ := FileSystem(pod.Dir)
 	var out []VolumeFiles
+	if pod.Driven != nil {
+		for _, v := range pod.Driven(ctx) {
+			one := VolumeFiles{Space: v.Space}
+			one.Name, one.Claim = claimOf(spec, cmp.Or(v.Name, v.PersistentVolume))
+			out = append(out, one)
+		}
+	}
+	base := filepath.Join(pod.Dir, "volumes")
+	plugins, err := os.ReadDir(base)
+	if err != nil {
+		return out
+	}
+	home, _ := FileSystem(pod.Dir)
 	for _, plugin := range plugins {
+		if plugin.Name() == "kubernetes.io~csi" {
+			continue
+		}
 		names, _ := os.ReadDir(filepath.Join(base, plugin.Name()))
 		for _, name := range names {
 			path := filepath.Join(base, plugin.Name(), name.Name())
 			one := VolumeFiles{Name: name.Name()}
-			claimed := plugin.Name() == "kubernetes.io~csi" || plugin.Name() == "kubernetes.io~local-volume"
+			claimed := plugin.Name() == "kubernetes.io~local-volume"
 			if claimed {
-				if plugin.Name() == "kubernetes.io~csi" {
-					path = filepath.Join(path, "mount")
-				}
 				one.Name, one.Claim = claimOf(spec, name.Name())
 			}
 			space, err := FileSystem(path)

@@ -48,10 +48,7 @@ func newBoard(t testing.TB) *board {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	b := &board{t: t, port: freePort(t), pod: &v1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "guest", UID: "uid-guest"},
-		Spec: v1.PodSpec{HostNetwork: true, Containers: []v1.Container{{Name: "server"}, {Name: "copy"}, {Name: "tools"}},
-			EphemeralContainers: []v1.EphemeralContainer{{EphemeralContainerCommon: v1.EphemeralContainerCommon{Name: "debugger", TTY: true}}}}}}
+	b := &board{t: t, port: freePort(t), pod: guest()}
 	b.shim, err = crishim.New(t.Context(), crishim.Config{StateDir: filepath.Join(dir, "state"), RunnerPath: lab.Program(t, "wasmrunner"),
 		CgroupParent: "/coracle-test-" + filepath.Base(dir)})
 	if err != nil {
@@ -88,6 +85,14 @@ func newBoard(t testing.TB) *board {
 	}
 	b.sandbox = resp.GetPodSandboxId()
 	return b
+}
+
+// guest is the pod of a board.
+func guest() *v1.Pod {
+	return &v1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "guest", UID: "uid-guest"},
+		Spec: v1.PodSpec{HostNetwork: true, Containers: []v1.Container{{Name: "server"}, {Name: "copy"}, {Name: "tools"}},
+			EphemeralContainers: []v1.EphemeralContainer{{EphemeralContainerCommon: v1.EphemeralContainerCommon{Name: "debugger", TTY: true}}}}}
 }
 
 func labels(container string) map[string]string {

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 )
 
 const (
@@ -72,14 +74,14 @@ func (s *Server) ask(r *http.Request, target string) (net.Conn, *http.Response, 
 	}
 	deadline, _ := ctx.Deadline()
 	out := &http.Request{Method: r.Method, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: r.Header.Clone()}
-	reader := bufio.NewReaderSize(conn, 4096)
+	var reader *bufio.Reader
 	err = conn.SetDeadline(deadline)
 	if err == nil {
 		err = out.Write(conn)
 	}
 	var answer *http.Response
 	if err == nil {
-		answer, err = http.ReadResponse(reader, out)
+		answer, reader, err = enrollment.ReadAnswer(conn, out.Method)
 	}
 	if err == nil && answer.StatusCode == http.StatusSwitchingProtocols {
 		err = conn.SetDeadline(time.Time{})

@@ -29,7 +29,8 @@ func testAPI(t testing.TB, healthy *error) http.Handler {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(os.Symlink("../secret", filepath.Join(logs, "out")), unix.Mkfifo(filepath.Join(logs, "pipe"), 0o644)); err != nil {
+	if err := errors.Join(os.Symlink("../secret", filepath.Join(logs, "out")),
+		os.Symlink(filepath.Join(logs, "syslog"), filepath.Join(logs, "link")), os.Symlink(logs+"/../secret", filepath.Join(logs, "away")), unix.Mkfifo(filepath.Join(logs, "pipe"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "hello"}, Spec: v1.PodSpec{Containers: []v1.Container{{Name: "main"}}}}
@@ -56,7 +57,7 @@ func TestAPIShowsTheNode(t *testing.T) {
 		{"POST", "/pods", 405, ""}, {"GET", "/configz", 200, `{"kubeletconfig":{"maxPods":110}}`},
 		{"GET", "/logs/", 200, "syslog"}, {"GET", "/logs/syslog", 200, "a line"},
 		// Links lead no further than the folder, and what could block isn't opened.
-		{"GET", "/logs/out", 500, ""}, {"GET", "/logs/pipe", 403, ""}, {"GET", "/logs/none", 404, ""},
+		{"GET", "/logs/link", 200, "a line"}, {"GET", "/logs/away", 500, ""}, {"GET", "/logs/out", 500, ""}, {"GET", "/logs/pipe", 403, ""}, {"GET", "/logs/none", 404, ""},
 		{"POST", "/checkpoint/default/hello/main", 404, "checkpointing of default/hello/main failed"},
 		{"POST", "/checkpoint/default/hello/none", 404, "container none does not exist"},
 		{"POST", "/checkpoint/default/none/main", 404, "pod does not exist"},

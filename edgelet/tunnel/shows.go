@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -119,14 +120,23 @@ func (a *api) hostLogs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer root.Close()
-	http.StripPrefix("/logs/", http.FileServerFS(regular{root.FS()})).ServeHTTP(w, r)
+	http.StripPrefix("/logs/", http.FileServerFS(regular{root.FS(), a.cfg.LogsDir})).ServeHTTP(w, r)
 }
 
 // regular shows folders and files; to open a pipe or a device could wait for ever.
-type regular struct{ fs.FS }
+type regular struct {
+	fs.FS
+	dir string
+}
 
 // Open implements fs.FS.
 func (f regular) Open(name string) (fs.File, error) {
+	// A container's log has a link by its full path.
+	if link, err := fs.ReadLink(f.FS, name); err == nil {
+		if within, err := filepath.Rel(f.dir, link); err == nil && filepath.IsAbs(link) && filepath.IsLocal(within) {
+			name = filepath.ToSlash(within)
+		}
+	}
 	info, err := fs.Stat(f.FS, name)
 	if err != nil {
 		return nil, err

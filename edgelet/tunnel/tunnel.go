@@ -29,7 +29,7 @@ const (
 // Defaults of [Config].
 const (
 	// DefaultStreams costs about 100 KiB each while open: TLS within TLS.
-	DefaultStreams = 64
+	DefaultStreams = 256
 	defaultWaiting = 256
 	// defaultWait leaves the control plane, which waits 15 s, time for the answer
 	// that there are too many.
@@ -292,8 +292,7 @@ func handshake(ctx context.Context, conn net.Conn, u *url.URL) (net.Conn, error)
 		return nil, err
 	}
 	// The answer's head is read from the connection's own buffer; what follows it belongs to the stream.
-	reader := bufio.NewReaderSize(conn, 4096)
-	response, err := http.ReadResponse(reader, &http.Request{Method: http.MethodGet})
+	response, reader, err := enrollment.ReadAnswer(conn, http.MethodGet)
 	if err != nil {
 		return nil, fmt.Errorf("read the answer: %w", err)
 	}

@@ -134,13 +134,14 @@ func (m *Manager) claimed(ctx context.Context, pod *v1.Pod, name, claimName stri
 	}
 	s := &pv.Spec
 	var path string
+	had := true // the pod, before
 	switch {
 	case s.CSI != nil:
 		return m.persistentCSI(ctx, pod, name, claim, pv, readOnly, out)
 	case s.Local != nil && block:
 		path, err = localDevice(s.Local.Path)
 	case s.Local != nil:
-		path, err = m.local(ctx, pod, pv, readOnly)
+		path, had, err = m.local(ctx, pod, pv, readOnly)
 	case block:
 		return fmt.Errorf("%w: a block device of a %s volume", ErrUnsupported, persistentSourceName(&s.PersistentVolumeSource))
 	case s.HostPath != nil:
@@ -160,7 +161,18 @@ func (m *Manager) claimed(ctx context.Context, pod *v1.Pod, name, claimName stri
 	} else {
 		out.Paths[name] = path
 	}
-	return nil
+	if s.Local == nil {
+		return nil
+	}
+	return m.grow(pod, claim, pv, readOnly, had, out, func(int64) error { return growLocal(ctx, s.Local, block, path) })
+}
+
+// Driven reports whether the pod has volumes that a driver or a server makes, which may
+// not answer.
+func Driven(pod *v1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.Volumes, func(v v1.Volume) bool {
+		return v.PersistentVolumeClaim != nil || v.Ephemeral != nil || v.CSI != nil || v.NFS != nil
+	})
 }
 
 // used says how the containers of a pod use a volume.
@@ -170,6 +182,9 @@ func used(pod *v1.Pod, volume string) (mounts, devices bool) {
 			mounts = mounts || slices.ContainsFunc(list[i].VolumeMounts, func(m v1.VolumeMount) bool { return m.Name == volume })
 			devices = devices || slices.ContainsFunc(list[i].VolumeDevices, func(d v1.VolumeDevice) bool { return d.Name == volume })
 		}
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		mounts = mounts || slices.ContainsFunc(pod.Spec.EphemeralContainers[i].VolumeMounts, func(m v1.VolumeMount) bool { return m.Name == volume })
 	}
 	return mounts, devices
 }

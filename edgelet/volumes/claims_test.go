@@ -170,16 +170,14 @@ func TestLocalVolumesAreBound(t *testing.T) {
 	}
 }
 
-// A local volume that is a disk gets a file system the first time, one that has
-// one is left alone; two pods share its mount.
-func TestLocalVolumesOnDevices(t *testing.T) {
-	dir := needMounts(t)
-	image := filepath.Join(dir, "disk")
+// loopDevice makes a device of so many bytes out of a file.
+func loopDevice(t *testing.T, image string, bytes int64) string {
+	t.Helper()
 	f, err := os.Create(image)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(f.Truncate(16<<20), f.Close()); err != nil {
+	if err := errors.Join(f.Truncate(bytes), f.Close()); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.Command("losetup", "--find", "--show", image).CombinedOutput()
@@ -188,6 +186,14 @@ func TestLocalVolumesOnDevices(t *testing.T) {
 	}
 	device := strings.TrimSpace(string(out))
 	t.Cleanup(func() { _ = exec.Command("losetup", "--detach", device).Run() })
+	return device
+}
+
+// A local volume that is a disk gets a file system the first time, one that has
+// one is left alone; two pods share its mount.
+func TestLocalVolumesOnDevices(t *testing.T) {
+	dir := needMounts(t)
+	device := loopDevice(t, filepath.Join(dir, "disk"), 16<<20)
 	o := objects{}
 	bound(t, o, func(_ *v1.PersistentVolumeClaim, pv *v1.PersistentVolume) {
 		pv.Spec.Local = &v1.LocalVolumeSource{Path: device}
@@ -231,7 +237,7 @@ func TestLocalVolumesOnDevices(t *testing.T) {
 	bound(t, o, func(_ *v1.PersistentVolumeClaim, pv *v1.PersistentVolume) {
 		pv.Spec.Local, pv.Spec.VolumeMode = &v1.LocalVolumeSource{Path: device}, &mode
 	})
-	if got, err = m.SetUp(t.Context(), a); err != nil || got.Devices["v"] != device {
+	if got, err = m.SetUp(t.Context(), withDevice(a)); err != nil || got.Devices["v"] != device {
 		t.Errorf("as a device: %v, %v", got.Devices, err)
 	}
 }
@@ -312,7 +318,7 @@ func TestCSIVolumesOfPods(t *testing.T) {
 	if expand.CapacityRange.RequiredBytes != 2<<30 {
 		t.Errorf("%v", expand)
 	}
-	if e := m.Expanded(); len(e) != 1 || e[0] != (Expanded{"n", "c", "claim-uid", 2 << 30}) {
+	if e := m.Expanded(); len(e) != 1 || e[0] != (Expanded{Namespace: "n", Claim: "c", UID: "claim-uid", Bytes: 2 << 30}) {
 		t.Errorf("%+v", e)
 	}
 	var st unix.Stat_t
@@ -356,7 +362,11 @@ func TestInlineVolumesNeedADriverThatSaysSo(t *testing.T) {
 	m := newManager(t, o)
 	m.CSI = csi.New(csi.Config{})
 	_, err := m.SetUp(t.Context(), podWith(v1.Volume{Name: "v", VolumeSource: v1.VolumeSource{CSI: &v1.CSIVolumeSource{Driver: "d"}}}))
-	if err == nil || !strings.Contains(err.Error(), `volume mode "Ephemeral" not supported by driver d`) {
+	if err == nil || !strings.Contains(err.Error(), `volume mode "Ephemeral" not supported by driver d (only supports ["Persistent"])`) {
+		t.Error(err)
+	}
+	_, err = m.SetUp(t.Context(), podWith(v1.Volume{Name: "v", VolumeSource: v1.VolumeSource{CSI: &v1.CSIVolumeSource{Driver: "isn't there"}}}))
+	if err == nil || !strings.Contains(err.Error(), `volume mode "Ephemeral" not supported by driver isn't there (no CSIDriver object)`) {
 		t.Error(err)
 	}
 }

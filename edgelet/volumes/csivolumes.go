@@ -31,7 +31,7 @@ func (m *Manager) persistentCSI(ctx context.Context, pod *v1.Pod, name string, c
 	if err != nil {
 		return err
 	}
-	v := &csi.Volume{PodUID: string(pod.UID), Name: pv.Name, Driver: s.Driver, Handle: s.VolumeHandle,
+	v := &csi.Volume{PodUID: string(pod.UID), Name: pv.Name, PodVolume: name, Driver: s.Driver, Handle: s.VolumeHandle,
 		Block:    pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == v1.PersistentVolumeBlock,
 		ReadOnly: readOnly || s.ReadOnly, Attach: driver.AttachRequired, FSType: s.FSType, MountOptions: pv.Spec.MountOptions,
 		AccessMode: string(v1.ReadWriteOnce), StageAttributes: s.VolumeAttributes, FSGroup: fsGroup(pod)}
@@ -56,10 +56,11 @@ func (m *Manager) persistentCSI(ctx context.Context, pod *v1.Pod, name string, c
 		}
 	}
 	groups := fsGroupByKubelet(driver.FSGroupPolicy, s.FSType, pv.Spec.AccessModes, v.ReadOnly || readOnly)
-	if err := m.publish(ctx, pod, name, v, driver, s.VolumeAttributes, lifecyclePersistent, groups, out); err != nil {
+	fresh, err := m.publish(ctx, pod, name, v, driver, s.VolumeAttributes, lifecyclePersistent, groups, out)
+	if err != nil {
 		return err
 	}
-	return m.expand(ctx, v, claim, pv)
+	return m.grow(pod, claim, pv, v.ReadOnly, !fresh, out, func(bytes int64) error { return m.CSI.Expand(ctx, v, bytes) })
 }
 
 // inlineCSI makes a volume of a CSI driver that lives as long as the pod.
@@ -68,7 +69,7 @@ func (m *Manager) inlineCSI(ctx context.Context, pod *v1.Pod, name string, s *v1
 	if err != nil {
 		return err
 	}
-	v := &csi.Volume{PodUID: string(pod.UID), Name: name, Driver: s.Driver, Ephemeral: true,
+	v := &csi.Volume{PodUID: string(pod.UID), Name: name, PodVolume: name, Driver: s.Driver, Ephemeral: true,
 		Handle:   fmt.Sprintf("csi-%x", sha256.Sum256([]byte(string(pod.UID)+name))), // csi_plugin.go: makeVolumeHandle
 		ReadOnly: deref(s.ReadOnly), FSType: deref(s.FSType), AccessMode: string(v1.ReadWriteOnce), FSGroup: fsGroup(pod)}
 	if ref := s.NodePublishSecretRef; ref != nil {
@@ -77,7 +78,8 @@ func (m *Manager) inlineCSI(ctx context.Context, pod *v1.Pod, name string, s *v1
 		}
 	}
 	groups := fsGroupByKubelet(driver.FSGroupPolicy, v.FSType, []v1.PersistentVolumeAccessMode{v1.ReadWriteOnce}, v.ReadOnly)
-	return m.publish(ctx, pod, name, v, driver, s.VolumeAttributes, lifecycleEphemeral, groups, out)
+	_, err = m.publish(ctx, pod, name, v, driver, s.VolumeAttributes, lifecycleEphemeral, groups, out)
+	return err
 }
 
 func deref[T any](p *T) (v T) {
@@ -99,6 +101,9 @@ func (m *Manager) csiDriver(name, lifecycle string) (kubeobj.CSIDriver, error) {
 	}
 	if err != nil {
 		return driver, err
+	}
+	if !found && lifecycle != lifecyclePersistent {
+		return driver, fmt.Errorf("volume mode %q not supported by driver %s (no CSIDriver object)", lifecycle, name)
 	}
 	modes := driver.LifecycleModes
 	if len(modes) == 0 {
@@ -173,8 +178,8 @@ func fsGroupByKubelet(policy, fstype string, modes []v1.PersistentVolumeAccessMo
 }
 
 // publish adds what the driver wants to know of the pod and has the volume
-// published.
-func (m *Manager) publish(ctx context.Context, pod *v1.Pod, name string, v *csi.Volume, driver kubeobj.CSIDriver, attributes map[string]string, lifecycle string, groups bool, out *Mounted) error {
+// published. fresh says that it wasn't before.
+func (m *Manager) publish(ctx context.Context, pod *v1.Pod, name string, v *csi.Volume, driver kubeobj.CSIDriver, attributes map[string]string, lifecycle string, groups bool, out *Mounted) (fresh bool, err error) {
 	v.Attributes = maps.Clone(attributes)
 	if v.Attributes == nil {
 		v.Attributes = map[string]string{}
@@ -192,7 +197,7 @@ func (m *Manager) publish(ctx context.Context, pod *v1.Pod, name string, v *csi.
 	if len(driver.TokenRequests) > 0 {
 		tokens, err := m.driverTokens(ctx, pod, driver.TokenRequests)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if driver.TokenInSecrets {
 			v.PublishSecrets = maps.Clone(v.PublishSecrets)
@@ -206,22 +211,20 @@ func (m *Manager) publish(ctx context.Context, pod *v1.Pod, name string, v *csi.
 	}
 	done, err := m.CSI.SetUp(ctx, v)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if done.Fresh {
 		if groups && !v.Block && !done.GroupDone {
-			if err := ownershipOf(pod).apply(done.Path); err != nil {
-				return err
+			if err := m.ownershipOf(pod, done.Path).apply(done.Path); err != nil {
+				return false, err
 			}
 		}
 		if err := m.CSI.Ready(v); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if v.Republish {
-		if at := m.Now().Add(republishEvery); out.Refresh.IsZero() || at.Before(out.Refresh) {
-			out.Refresh = at
-		}
+		out.refreshBy(m.Now().Add(republishEvery))
 	}
 	out.ReadOnly[name] = v.ReadOnly
 	if v.Block {
@@ -229,7 +232,7 @@ func (m *Manager) publish(ctx context.Context, pod *v1.Pod, name string, v *csi.
 	} else {
 		out.Paths[name] = done.Path
 	}
-	return nil
+	return done.Fresh, nil
 }
 
 // driverTokens are the pod's tokens that a driver asks for, as upstream encodes
@@ -257,51 +260,4 @@ func (m *Manager) driverTokens(ctx context.Context, pod *v1.Pod, requests []kube
 	}
 	raw, err := json.Marshal(out)
 	return string(raw), err
-}
-
-// expand has the driver grow the file system of a volume that a controller has
-// made larger. The claim's status says how large it was.
-func (m *Manager) expand(ctx context.Context, v *csi.Volume, claim *v1.PersistentVolumeClaim, pv *v1.PersistentVolume) error {
-	want, have := pv.Spec.Capacity[v1.ResourceStorage], claim.Status.Capacity[v1.ResourceStorage]
-	if v.ReadOnly || have.IsZero() || want.Cmp(have) <= 0 || m.expandedTo(pv.Name, want.Value()) {
-		return nil
-	}
-	grown, err := m.CSI.Expand(ctx, v, want.Value())
-	if err != nil {
-		return fmt.Errorf("NodeExpandVolume.NodeExpandVolume failed: %w", err)
-	}
-	m.mu.Lock()
-	m.expanded[pv.Name] = Expanded{Namespace: claim.Namespace, Claim: claim.Name, UID: string(claim.UID), Bytes: want.Value()}
-	m.mu.Unlock()
-	m.Log.Info("a volume's file system was grown", "volume", pv.Name, "bytes", want.Value(), "byDriver", grown)
-	if m.Changed != nil {
-		m.Changed()
-	}
-	return nil
-}
-
-// Expanded is a claim whose volume this node has grown; the cluster is to note it
-// in the claim's status.
-type Expanded struct {
-	Namespace string `json:"namespace"`
-	Claim     string `json:"claim"`
-	UID       string `json:"uid"`
-	Bytes     int64  `json:"bytes"`
-}
-
-func (m *Manager) expandedTo(volume string, bytes int64) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.expanded[volume].Bytes >= bytes
-}
-
-// Expanded are the volumes grown since the agent started.
-func (m *Manager) Expanded() []Expanded {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var out []Expanded
-	for _, name := range slices.Sorted(maps.Keys(m.expanded)) {
-		out = append(out, m.expanded[name])
-	}
-	return out
 }

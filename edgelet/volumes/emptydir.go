@@ -63,12 +63,19 @@ func (m *Manager) newFolder(pod *v1.Pod, dir string) error {
 	return nil
 }
 
-// everybodys opens the root of an emptyDir to all, whatever the umask.
+// everybodys opens the root of an emptyDir to all, whatever the umask. A root that is
+// open keeps its other bits (upstream: setupDir in emptydir/empty_dir.go).
 func (m *Manager) everybodys(pod *v1.Pod, dir string) error {
-	if err := os.Chmod(dir, 0o777); err != nil {
+	st, err := os.Lstat(dir)
+	if err != nil {
 		return err
 	}
-	return ownershipOf(pod).apply(dir)
+	if st.Mode().Perm() != 0o777 {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			return err
+		}
+	}
+	return m.ownershipOf(pod, dir).apply(dir)
 }
 
 // memorySize is the bound of a volume in memory in bytes: the smallest of what

@@ -37,6 +37,8 @@ var (
 type Error struct {
 	Volume string
 	Err    error
+	// Block says that it was to be a device in a container.
+	Block bool
 }
 
 func (e *Error) Error() string {
@@ -45,6 +47,9 @@ func (e *Error) Error() string {
 	}
 	if errors.Is(e.Err, ErrNotAttached) {
 		return fmt.Sprintf("AttachVolume.Attach failed for volume %q : %v", e.Volume, e.Err)
+	}
+	if e.Block {
+		return fmt.Sprintf("MapVolume.SetUpDevice failed for volume %q : %v", e.Volume, e.Err)
 	}
 	return fmt.Sprintf("MountVolume.SetUp failed for volume %q : %v", e.Volume, e.Err)
 }

@@ -8,45 +8,47 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 )
 
 const (
 	defaultFSType = "ext4" // of a local volume that is a device (upstream: local.go)
-	// devicesDir is where file systems of local devices are mounted: beside the pods,
-	// because pods share them.
-	devicesDir = "local-devices"
+	devicesDir    = "local-devices"
 )
 
 // local binds a local volume's folder into the pod, or mounts the file system of
 // its device, made if the device is empty, and binds that.
-func (m *Manager) local(ctx context.Context, pod *v1.Pod, pv *v1.PersistentVolume, readOnly bool) (string, error) {
-	dir := m.path(pod, "local-volume", pv.Name)
+func (m *Manager) local(ctx context.Context, pod *v1.Pod, pv *v1.PersistentVolume, readOnly bool) (dir string, used bool, err error) {
+	dir = m.path(pod, "local-volume", pv.Name)
 	if mounted, err := m.Mounts.IsMountPoint(dir); mounted || err != nil {
-		return dir, err
+		return dir, mounted, err
 	}
 	source := pv.Spec.Local.Path
 	if err := cleanHostPath(source); err != nil {
-		return "", err
+		return "", false, err
 	}
 	info, err := os.Stat(source)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return "", fmt.Errorf("path %q does not exist", source)
+		return "", false, fmt.Errorf("path %q does not exist", source)
 	case err != nil:
-		return "", err
+		return "", false, err
 	case isBlockDevice(info):
 		// Held until it is bound: without a pod it would be unmounted.
 		m.devices.Lock()
 		defer m.devices.Unlock()
 		if source, err = m.localFileSystem(ctx, pv, readOnly); err != nil {
-			return "", err
+			return "", false, err
 		}
 	case !info.IsDir():
-		return "", fmt.Errorf("%w: local volume %s: only directory and block device are supported", ErrInvalid, source)
+		return "", false, fmt.Errorf("%w: local volume %s: only directory and block device are supported", ErrInvalid, source)
+	}
+	if err := m.tellShared(pod, pv.Name, source); err != nil {
+		return "", false, err
 	}
 	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return "", err
+		return "", false, err
 	}
 	var options []string
 	if info.IsDir() {
@@ -56,20 +58,48 @@ func (m *Manager) local(ctx context.Context, pod *v1.Pod, pv *v1.PersistentVolum
 		options = append([]string{"ro"}, options...)
 	}
 	if err := m.Mounts.Mount(source, dir, "", options); err != nil {
-		return "", errors.Join(fmt.Errorf("binding %s: %w", source, err), os.Remove(dir))
+		return "", false, errors.Join(fmt.Errorf("binding %s: %w", source, err), os.Remove(dir))
 	}
 	if !readOnly {
-		if err := ownershipOf(pod).apply(dir); err != nil {
-			return "", errors.Join(err, m.Mounts.UnmountBelow(dir))
+		if err := m.ownershipOf(pod, dir).apply(dir); err != nil {
+			return "", false, errors.Join(err, m.Mounts.UnmountBelow(dir))
 		}
 	}
-	return dir, nil
+	return dir, false, nil
+}
+
+// tellShared tells that a volume which other pods have is about to be given to
+// another group than theirs (upstream: local.go, SetUpAt).
+func (m *Manager) tellShared(pod *v1.Pod, volume, source string) error {
+	group := fsGroup(pod)
+	if group == nil {
+		return nil
+	}
+	bound, err := filepath.Glob(filepath.Join(m.Dir, "*", "volumes", "kubernetes.io~local-volume", volume))
+	if err != nil {
+		return err
+	}
+	for _, b := range bound {
+		if mounted, err := m.Mounts.IsMountPoint(b); err != nil || !mounted {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(source, &st); err != nil {
+			return fmt.Errorf("failed to check fsGroup for %s (%w)", source, err)
+		}
+		if int64(st.Gid) != *group {
+			m.notice(Notice{PodUID: string(pod.UID), Type: v1.EventTypeWarning, Reason: "AlreadyMountedVolume",
+				Message: fmt.Sprintf("The requested fsGroup is %d, but the volume %s has GID %d. The volume may not be shareable.", *group, volume, st.Gid)})
+		}
+		return nil
+	}
+	return nil
 }
 
 // localFileSystem mounts a local device once for all pods, below the agent's data.
 // It needs m.devices.
 func (m *Manager) localFileSystem(ctx context.Context, pv *v1.PersistentVolume, readOnly bool) (string, error) {
-	dir := filepath.Join(filepath.Dir(m.Dir), devicesDir, pv.Name)
+	dir := filepath.Join(m.DevicesDir, pv.Name)
 	if mounted, err := m.Mounts.IsMountPoint(dir); mounted || err != nil {
 		return dir, err
 	}
@@ -85,15 +115,25 @@ func (m *Manager) localFileSystem(ctx context.Context, pv *v1.PersistentVolume, 
 		return "", err
 	}
 	if err := m.Mounts.Mount(device, dir, fstype, pv.Spec.MountOptions); err != nil {
-		return "", errors.Join(fmt.Errorf("local: failed to mount device %s at %s (fstype: %s), error %w", device, dir, fstype, err), os.Remove(dir))
+		err = errors.Join(fmt.Errorf("local: failed to mount device %s at %s (fstype: %s), error %w", device, dir, fstype, err), os.Remove(dir))
+		if has, failed := fileSystemOn(ctx, device); failed == nil && has != fstype {
+			err = fmt.Errorf("%w; the device has a file system of the type %q: name that in the volume's local.fsType, or use another device", err, has)
+			message := fmt.Sprintf("MountVolume failed for volume %q %v", pv.Name, err)
+			if m.mismatch[pv.Name] != message {
+				m.mismatch[pv.Name] = message
+				m.notice(Notice{Volume: pv.Name, VolumeUID: string(pv.UID), Type: v1.EventTypeWarning, Reason: "FailedMountOnFilesystemMismatch", Message: message})
+			}
+		}
+		return "", err
 	}
+	delete(m.mismatch, pv.Name)
 	return dir, nil
 }
 
 // unmountDevices unmounts the file systems of local devices that no pod has bound
 // any more: those that are mounted in one place only.
 func (m *Manager) unmountDevices() error {
-	root := filepath.Join(filepath.Dir(m.Dir), devicesDir)
+	root := m.DevicesDir
 	if _, err := os.Lstat(root); errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

@@ -33,11 +33,42 @@ type Kernel struct{}
 
 // Tmpfs implements [Mounts].
 func (Kernel) Tmpfs(dir string, size int64) error {
-	options := "mode=0777"
+	// What the kernel gives a tmpfs, and so a kubelet: everybody writes, and nobody
+	// removes what is another's. Folders made for subPaths take after it.
+	options := "mode=1777"
 	if size > 0 {
 		options += fmt.Sprintf(",size=%d", size)
 	}
-	return unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options)
+	const flags = unix.MS_NOSUID | unix.MS_NODEV
+	if !noSwap() {
+		return unix.Mount("tmpfs", dir, "tmpfs", flags, options)
+	}
+	err := unix.Mount("tmpfs", dir, "tmpfs", flags, options+",noswap")
+	if errors.Is(err, unix.EINVAL) { // a kernel without swap, or not the first user namespace
+		return unix.Mount("tmpfs", dir, "tmpfs", flags, options)
+	}
+	return err
+}
+
+// noSwap says whether the kernel can be asked to keep a tmpfs out of swap: Linux 6.4
+// and later.
+func noSwap() bool {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > 6 || major == 6 && minor >= 4
+}
+
+// MaySwapSecrets says whether what is on a tmpfs, secrets among it, may be written to
+// a disk: swap is on and the kernel can't leave a tmpfs out of it.
+func MaySwapSecrets() bool {
+	swaps, err := os.ReadFile("/proc/swaps")
+	return err == nil && strings.Count(strings.TrimSpace(string(swaps)), "\n") > 0 && !noSwap() // the first line is a heading
 }
 
 // BindFD implements [Mounts].
@@ -234,7 +265,7 @@ func MountsBelow(dir string) ([]string, error) {
 }
 
 func currentMountsBelow(dir string) ([]string, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	f, err := os.Open("/proc/thread-self/mountinfo") // of the mount namespace that this call mounts in
 	if err != nil {
 		return nil, err
 	}

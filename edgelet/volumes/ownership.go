@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
@@ -23,11 +26,35 @@ type ownership struct {
 	group        *int64
 	readOnly     bool
 	rootMismatch bool // only if the root isn't as it should be
+	// slow is told how many files are done, the first time 0, while it takes long; may
+	// be nil.
+	slow func(files int64)
+	// after is when it takes long.
+	after time.Duration
+	// files counts, for slow; not nil if that isn't.
+	files *atomic.Int64
 }
 
-// ownershipOf is that of a volume that a pod may write, following its policy.
-func ownershipOf(pod *v1.Pod) ownership {
-	o := ownership{group: fsGroup(pod)}
+// When to tell that giving a volume to a group takes long, and how often.
+const (
+	slowAfter = 30 * time.Second
+	slowAgain = time.Minute
+)
+
+// ownershipOf is that of a volume at dir that a pod may write, following its policy.
+// That it takes long is told in upstream's words (pkg/volume/volume_linux.go).
+func (m *Manager) ownershipOf(pod *v1.Pod, dir string) ownership {
+	o := ownership{group: fsGroup(pod), after: slowAfter, files: new(atomic.Int64)}
+	if _, below, ok := strings.Cut(dir, string(pod.UID)); ok {
+		dir = string(pod.UID) + below
+	}
+	o.slow = func(files int64) {
+		message := fmt.Sprintf("Setting volume ownership for %s is taking longer than expected, consider using OnRootMismatch - https://kubernetes.io/docs/tasks/configure-pod-container/security-context/#configure-volume-permission-and-ownership-change-policy-for-pods", dir)
+		if files > 0 {
+			message = fmt.Sprintf("Setting volume ownership for %s, processed %d files.", dir, files)
+		}
+		m.notice(Notice{PodUID: string(pod.UID), Type: v1.EventTypeWarning, Reason: "VolumePermissionChangeInProgress", Message: message})
+	}
 	if sc := pod.Spec.SecurityContext; sc != nil && sc.FSGroupChangePolicy != nil {
 		o.rootMismatch = *sc.FSGroupChangePolicy == v1.FSGroupChangeOnRootMismatch
 	}
@@ -49,6 +76,12 @@ func (o ownership) apply(root string) error {
 		if o.rootMismatch && o.right(fd) {
 			return nil
 		}
+		if o.slow != nil {
+			stop := make(chan struct{})
+			timer := time.AfterFunc(o.after, func() { o.watch(stop) })
+			defer timer.Stop()
+			defer close(stop)
+		}
 		err = o.applyAt(fd, root)
 	}
 	if errors.Is(err, os.ErrPermission) && os.Geteuid() != 0 {
@@ -58,6 +91,20 @@ func (o ownership) apply(root string) error {
 		return fmt.Errorf("applying fsGroup %d: %w", *o.group, err)
 	}
 	return nil
+}
+
+// watch tells how far it is until stop is closed.
+func (o ownership) watch(stop <-chan struct{}) {
+	ticker := time.NewTicker(slowAgain)
+	defer ticker.Stop()
+	for files := int64(0); ; files = max(o.files.Load(), 1) {
+		o.slow(files)
+		select {
+		case <-stop:
+			return
+		case <-ticker.C:
+		}
+	}
 }
 
 func (o ownership) mask(dir bool) uint32 {
@@ -83,6 +130,9 @@ func (o ownership) right(fd int) bool {
 // applyAt works on what fd has open.
 func (o ownership) applyAt(fd int, path string) error {
 	fail := func(op string, err error) error { return &os.PathError{Op: op, Path: path, Err: err} }
+	if o.files != nil {
+		o.files.Add(1)
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return fail("stat", err)

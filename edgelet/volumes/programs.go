@@ -68,6 +68,42 @@ func formatIfEmpty(ctx context.Context, device, fstype string, readOnly bool) er
 	return nil
 }
 
+// fileSystemOn is the type of the file system that a device has.
+func fileSystemOn(ctx context.Context, device string) (string, error) {
+	fstype, err := run(ctx, "blkid", "-p", "-s", "TYPE", "-o", "value", device)
+	if err != nil {
+		return "", fmt.Errorf("which file system is on device %s: %w", device, err)
+	}
+	return strings.TrimSpace(fstype), nil
+}
+
+// growFileSystem makes the file system of a device, mounted at dir, as large as the
+// device (upstream: k8s.io/mount-utils/resizefs_linux.go).
+func growFileSystem(ctx context.Context, device, dir string) error {
+	fstype, err := fileSystemOn(ctx, device)
+	if err != nil {
+		return err
+	}
+	var program, from string
+	var args []string
+	switch fstype {
+	case "ext3", "ext4":
+		program, from, args = "resize2fs", "e2fsprogs", []string{device}
+	case "xfs":
+		program, from, args = "xfs_growfs", "xfsprogs", []string{"-d", dir}
+	case "btrfs":
+		program, from, args = "btrfs", "btrfs-progs", []string{"filesystem", "resize", "max", dir}
+	default:
+		return fmt.Errorf("%w: growing a file system of the type %q, on device %s mounted at %s", ErrUnsupported, fstype, device, dir)
+	}
+	if _, err := run(ctx, program, args...); errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("%w: %s is not on this node to grow the %s on device %s (install %s)", ErrUnsupported, program, fstype, device, from)
+	} else if err != nil {
+		return fmt.Errorf("resize of device %s failed: %w", device, err)
+	}
+	return nil
+}
+
 // nfs mounts an NFS export with the node's own mount.nfs, which negotiates what
 // the kernel does not.
 func (m *Manager) nfs(ctx context.Context, pod *v1.Pod, name string, s *v1.NFSVolumeSource, options []string) (string, error) {
@@ -77,7 +113,7 @@ func (m *Manager) nfs(ctx context.Context, pod *v1.Pod, name string, s *v1.NFSVo
 	}
 	program, err := exec.LookPath("mount.nfs")
 	if err != nil {
-		return "", fmt.Errorf("%w: nfs (mount.nfs is not on this node: install nfs-common or nfs-utils)", ErrUnsupported)
+		return "", fmt.Errorf("%w: nfs %s:%s (mount.nfs is not on this node: install nfs-common or nfs-utils)", ErrUnsupported, s.Server, s.Path)
 	}
 	if strings.HasPrefix(s.Server, "-") || !strings.HasPrefix(s.Path, "/") {
 		return "", fmt.Errorf("%w: nfs server %q, path %q", ErrInvalid, s.Server, s.Path)
@@ -97,7 +133,26 @@ func (m *Manager) nfs(ctx context.Context, pod *v1.Pod, name string, s *v1.NFSVo
 		args = append(args, "-o", strings.Join(options, ","))
 	}
 	if _, err := run(ctx, program, args...); err != nil {
-		return "", errors.Join(fmt.Errorf("mounting %s: %w", args[0], err), os.Remove(dir))
+		err = errors.Join(fmt.Errorf("mounting %s: %w", args[0], err), os.Remove(dir))
+		// Looked for only now: a kernel with modules loads its client when it is asked
+		// to mount, and what mount.nfs says of one without is "No such device".
+		if known, failed := os.ReadFile(kernelFileSystems); failed == nil && !knowsNFS(known) {
+			err = fmt.Errorf("%w: nfs (this node's kernel has no NFS client: load its module with `modprobe nfs`, and have it loaded at each boot by a line \"nfs\" in /etc/modules-load.d/nfs.conf, or install a kernel with CONFIG_NFS_FS): %w", ErrUnsupported, err)
+		}
+		return "", err
 	}
 	return dir, nil
+}
+
+// kernelFileSystems lists what the kernel can mount now (proc(5)).
+const kernelFileSystems = "/proc/filesystems"
+
+// knowsNFS reports whether a kernel with these file systems mounts NFS of any version.
+func knowsNFS(fileSystems []byte) bool {
+	for line := range strings.Lines(string(fileSystems)) {
+		if f := strings.Fields(line); len(f) > 0 && (f[len(f)-1] == "nfs" || f[len(f)-1] == "nfs4") {
+			return true
+		}
+	}
+	return false
 }

@@ -200,17 +200,21 @@ func (m *Manager) tokenFile(ctx context.Context, pod *v1.Pod, volume string, s *
 	refresh := issued.Add(expires.Sub(issued) * 8 / 10)
 	// A token from the future is one that a wrong clock dated.
 	if !ok || !now.Before(refresh) || now.Before(issued.Add(-minTokenRefresh)) {
-		var err error
-		token, expires, err = m.Token(ctx, TokenRequest{Namespace: pod.Namespace, Pod: pod.Name, PodUID: string(pod.UID),
+		fresh, until, err := m.Token(ctx, TokenRequest{Namespace: pod.Namespace, Pod: pod.Name, PodUID: string(pod.UID),
 			ServiceAccount: pod.Spec.ServiceAccountName, Node: pod.Spec.NodeName, Audience: s.Audience, Lifetime: lifetime})
-		if err != nil {
+		switch {
+		case err == nil:
+			token, refresh = fresh, now.Add(max(until.Sub(now)*8/10, minTokenRefresh))
+		case ok && ctx.Err() == nil && now.Before(expires) && !now.Before(issued):
+			// It is good for a while yet (upstream: token_manager.go), and so is the rest
+			// of the volume.
+			m.Log.Warn("a token can't be renewed yet", "pod", pod.Namespace+"/"+pod.Name, "volume", volume, "expires", expires, "err", err)
+			refresh = now.Add(minTokenRefresh)
+		default:
 			return nil, fmt.Errorf("failed to fetch token: %w", err)
 		}
-		refresh = now.Add(max(expires.Sub(now)*8/10, minTokenRefresh))
 	}
-	if out.Refresh.IsZero() || refresh.Before(out.Refresh) {
-		out.Refresh = refresh
-	}
+	out.refreshBy(refresh)
 	f := file{data: []byte(token), mode: fileMode(nil, mode), user: fsUser(pod)}
 	if f.user != nil || fsGroup(pod) != nil {
 		f.mode = 0o600 // whoever it is for can read it (upstream: projected.go)

@@ -37,8 +37,11 @@ type TokenFunc func(context.Context, TokenRequest) (string, time.Time, error)
 // Config configures a [Manager].
 type Config struct {
 	// Dir holds one directory per pod UID.
-	Dir     string
-	Objects Objects
+	Dir string
+	// DevicesDir is where file systems of local devices are mounted, which pods share;
+	// local-devices beside Dir if empty.
+	DevicesDir string
+	Objects    Objects
 	// Token may be nil: then service account tokens are [ErrUnsupported].
 	Token TokenFunc
 	// Allocatable is the node's, for resourceFieldRef; may be nil.
@@ -52,6 +55,8 @@ type Config struct {
 	CSI *csi.Manager
 	// Changed is called when [Manager.Expanded] changed; may be nil.
 	Changed func()
+	// Notice is told what events are to be made; may be nil.
+	Notice func(Notice)
 }
 
 // Manager makes and removes volumes. Calls for different pods may run at the
@@ -61,12 +66,18 @@ type Manager struct {
 	tmpfsRefused sync.Once
 
 	devices sync.Mutex // file systems of local devices are mounted one at a time
+	// mismatch is what was told of those of another type than their volume's; of who
+	// holds devices.
+	mismatch map[string]string
 
 	mu sync.Mutex
 	// alone says which pod has a volume that only one may use, by the volume's name.
 	alone map[string]string
-	// expanded are volumes that this agent has grown, by name.
+	// expanded are volumes that this agent has grown or failed to, by name, until the
+	// claim says so.
 	expanded map[string]Expanded
+	// growing are those that can't be grown yet.
+	growing map[growKey]growing
 }
 
 // New returns a Manager.
@@ -80,7 +91,10 @@ func New(c Config) *Manager {
 	if c.Mounts == nil {
 		c.Mounts = Kernel{}
 	}
-	return &Manager{Config: c, alone: map[string]string{}, expanded: map[string]Expanded{}}
+	if c.DevicesDir == "" {
+		c.DevicesDir = filepath.Join(filepath.Dir(c.Dir), devicesDir)
+	}
+	return &Manager{Config: c, alone: map[string]string{}, expanded: map[string]Expanded{}, growing: map[growKey]growing{}, mismatch: map[string]string{}}
 }
 
 // Mounted is what a pod's volumes are on the node.
@@ -98,14 +112,34 @@ type Mounted struct {
 	// Groups are to be added to every container's: the owners of volumes.
 	Groups []int64
 	// Refresh is when SetUp should be called again although nothing changed,
-	// because a token grows old; zero if never.
+	// because a token grows old or Stale says something; zero if never.
 	Refresh time.Time
+	// Stale is why a volume, the first such, shows what it showed before: what it is
+	// made of is gone or can't be had, and containers go on with what there is, as a
+	// kubelet leaves a volume that is mounted.
+	Stale error
+}
+
+// keep notes that a volume stays as it is, for now.
+func (o *Mounted) keep(why error, again time.Time) {
+	if o.Stale == nil {
+		o.Stale = why
+	}
+	o.refreshBy(again)
+}
+
+// refreshBy has SetUp called again at that time at the latest.
+func (o *Mounted) refreshBy(at time.Time) {
+	if o.Refresh.IsZero() || at.Before(o.Refresh) {
+		o.Refresh = at
+	}
 }
 
 // PodDir returns the directory of a pod.
 func (m *Manager) PodDir(uid string) string { return filepath.Join(m.Dir, uid) }
 
-// SetUp makes all volumes of the pod, or brings them up to date. It is
+// SetUp makes the volumes that containers of the pod use, or brings them up to date:
+// others need not even exist (upstream: desired_state_of_world_populator.go). It is
 // idempotent and cheap when nothing changed. Addresses of the pod, for the
 // downward API, are taken from pod.Status. On failure it returns an [*Error].
 func (m *Manager) SetUp(ctx context.Context, pod *v1.Pod) (Mounted, error) {
@@ -118,11 +152,43 @@ func (m *Manager) SetUp(ctx context.Context, pod *v1.Pod) (Mounted, error) {
 	}
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
-		if err := m.setUp(ctx, pod, v, &out); err != nil {
-			return out, &Error{Volume: v.Name, Err: full(err, m.PodDir(string(pod.UID)))}
+		mounts, block := used(pod, v.Name)
+		if !mounts && !block && v.Image == nil { // pulled all the same (upstream: getImageVolumes)
+			continue
 		}
+		err := m.setUp(ctx, pod, v, &out)
+		if err == nil {
+			continue
+		}
+		err = &Error{Volume: v.Name, Err: full(err, m.PodDir(string(pod.UID))), Block: block}
+		path, shows := m.shown(pod, v)
+		if !shows || ctx.Err() != nil {
+			return out, err
+		}
+		out.Paths[v.Name], out.ReadOnly[v.Name] = path, true
+		out.keep(err, m.Now().Add(minTokenRefresh))
 	}
 	return out, nil
+}
+
+// shown is where a volume of files lies that was written whole before.
+func (m *Manager) shown(pod *v1.Pod, v *v1.Volume) (path string, ok bool) {
+	plugin := ""
+	switch s := v.VolumeSource; {
+	case s.ConfigMap != nil:
+		plugin = "configmap"
+	case s.Secret != nil:
+		plugin = "secret"
+	case s.DownwardAPI != nil:
+		plugin = "downward-api"
+	case s.Projected != nil:
+		plugin = "projected"
+	default:
+		return "", false
+	}
+	path = m.path(pod, plugin, v.Name)
+	info, err := os.Stat(filepath.Join(path, dataLink))
+	return path, err == nil && info.IsDir()
 }
 
 // TearDown unmounts and removes everything of the pod, in the order in which one
@@ -145,6 +211,7 @@ func (m *Manager) TearDown(podUID string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	maps.DeleteFunc(m.alone, func(_, uid string) bool { return uid == podUID })
+	m.forgetGrowing(podUID)
 	return nil
 }
 

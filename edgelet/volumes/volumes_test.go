@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,9 +40,47 @@ func newManager(t *testing.T, o objects) *Manager {
 	return New(Config{Dir: t.TempDir(), Objects: o, Mounts: noMounts{}})
 }
 
+// podWith is a pod with a container that mounts all of the volumes.
 func podWith(volumes ...v1.Volume) *v1.Pod {
+	c := v1.Container{Name: "c"}
+	for _, v := range volumes {
+		c.VolumeMounts = append(c.VolumeMounts, v1.VolumeMount{Name: v.Name, MountPath: "/" + v.Name})
+	}
 	return &v1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "n", UID: "uid-1", Labels: map[string]string{"a": "b"}},
-		Spec: v1.PodSpec{NodeName: "board", ServiceAccountName: "sa", Volumes: volumes, Containers: []v1.Container{{Name: "c"}}}}
+		Spec: v1.PodSpec{NodeName: "board", ServiceAccountName: "sa", Volumes: volumes, Containers: []v1.Container{c}}}
+}
+
+// withDevice has the pod use its first volume as a device.
+func withDevice(pod *v1.Pod) *v1.Pod {
+	c := &pod.Spec.Containers[0]
+	c.VolumeMounts, c.VolumeDevices = nil, []v1.VolumeDevice{{Name: pod.Spec.Volumes[0].Name, DevicePath: "/dev/x"}}
+	return pod
+}
+
+// A volume that no container uses is not made, and doesn't keep the pod from starting;
+// an ephemeral container may be the first to use it.
+func TestUnusedVolumesAreLeftAlone(t *testing.T) {
+	m := newManager(t, objects{})
+	pod := podWith(v1.Volume{Name: "missing", VolumeSource: v1.VolumeSource{Secret: &v1.SecretVolumeSource{SecretName: "none"}}},
+		v1.Volume{Name: "scratch", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}},
+		v1.Volume{Name: "image", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{Reference: "example.org/x:1"}}})
+	mounts := pod.Spec.Containers[0].VolumeMounts
+	pod.Spec.Containers[0].VolumeMounts = nil
+	got, err := m.SetUp(t.Context(), pod)
+	if err != nil || len(got.Paths) != 1 || got.Images["image"] == nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := os.Stat(m.path(pod, "empty-dir", "scratch")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the emptyDir was made: %v", err)
+	}
+	pod.Spec.EphemeralContainers = []v1.EphemeralContainer{{EphemeralContainerCommon: v1.EphemeralContainerCommon{Name: "debug", VolumeMounts: mounts[1:2]}}}
+	if got, err = m.SetUp(t.Context(), pod); err != nil || got.Paths["scratch"] == "" {
+		t.Errorf("used by an ephemeral container: %+v, %v", got, err)
+	}
+	pod.Spec.InitContainers = []v1.Container{{Name: "i", VolumeMounts: mounts[:1]}}
+	if _, err = m.SetUp(t.Context(), pod); err == nil {
+		t.Error("a missing secret that is used by an init container was not missed")
+	}
 }
 
 func configMap(t *testing.T, name string, kv ...string) []byte {
@@ -173,6 +212,91 @@ func TestProjectedTokenIsRenewedInTime(t *testing.T) {
 	}
 }
 
+// A token that can't be renewed is kept as long as it is good, with nothing said, and
+// after that as it is, which is said; a volume that has none yet isn't made.
+func TestTokenThatCanNotBeRenewed(t *testing.T) {
+	now, down := time.Unix(1_700_000_000, 0), errors.New("nobody answers")
+	var refused error
+	m := newManager(t, objects{"ConfigMap/n/cm": configMap(t, "cm", "a", "first")})
+	m.Now = func() time.Time { return now }
+	m.Token = func(_ context.Context, r TokenRequest) (string, time.Time, error) {
+		exp := now.Add(r.Lifetime)
+		return "h." + base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, `{"iat":%d,"exp":%d}`, now.Unix(), exp.Unix())) + ".s", exp, refused
+	}
+	pod := podWith(v1.Volume{Name: "v", VolumeSource: v1.VolumeSource{Projected: &v1.ProjectedVolumeSource{Sources: []v1.VolumeProjection{
+		{ServiceAccountToken: &v1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: ptr(int64(1000))}},
+		{ConfigMap: &v1.ConfigMapProjection{LocalObjectReference: v1.LocalObjectReference{Name: "cm"}}},
+	}}}})
+	refused = down
+	if _, err := m.SetUp(t.Context(), pod); !errors.Is(err, down) {
+		t.Fatalf("without any token: %v", err)
+	}
+	refused = nil
+	got, err := m.SetUp(t.Context(), pod)
+	if err != nil || got.Stale != nil {
+		t.Fatal(err, got.Stale)
+	}
+	read := func(name string) string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(got.Paths["v"], name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	first := read("token")
+	refused = down
+	// While it is good, the rest of the volume follows.
+	m.Objects.(objects)["ConfigMap/n/cm"] = configMap(t, "cm", "a", "second")
+	now = now.Add(900 * time.Second)
+	if got, err = m.SetUp(t.Context(), pod); err != nil || got.Stale != nil || read("token") != first || read("a") != "second" {
+		t.Errorf("a token that is good for 100 s: %v, %v, %s", err, got.Stale, read("a"))
+	}
+	if again := got.Refresh.Sub(now); again <= 0 || again > 2*minTokenRefresh {
+		t.Errorf("tried again in %s", again)
+	}
+	now = now.Add(200 * time.Second)
+	if got, err = m.SetUp(t.Context(), pod); err != nil || !errors.Is(got.Stale, down) || read("token") != first {
+		t.Errorf("a token that is over: %v, %v", err, got.Stale)
+	}
+	refused = nil
+	if got, err = m.SetUp(t.Context(), pod); err != nil || got.Stale != nil || read("token") == first {
+		t.Errorf("when somebody answers: %v, %v, %s", err, got.Stale, read("token"))
+	}
+}
+
+// What was shown is shown on when the object goes, and said; another pod waits.
+func TestVolumesOutliveTheirObjects(t *testing.T) {
+	have := objects{"ConfigMap/n/cm": configMap(t, "cm", "a", "first"), "ConfigMap/n/other": configMap(t, "other", "b", "kept")}
+	m := newManager(t, have)
+	volume := func(name string) v1.Volume {
+		return v1.Volume{Name: name, VolumeSource: v1.VolumeSource{ConfigMap: &v1.ConfigMapVolumeSource{LocalObjectReference: v1.LocalObjectReference{Name: name}}}}
+	}
+	pod := podWith(volume("cm"), volume("other"))
+	if got, err := m.SetUp(t.Context(), pod); err != nil || got.Stale != nil || !got.Refresh.IsZero() {
+		t.Fatalf("%v %+v", err, got)
+	}
+	delete(have, "ConfigMap/n/cm")
+	have["ConfigMap/n/other"] = configMap(t, "other", "b", "changed")
+	m = New(m.Config) // as an agent that was started again
+	got, err := m.SetUp(t.Context(), pod)
+	if err != nil || !errors.Is(got.Stale, ErrNotFound) || !got.ReadOnly["cm"] || got.Refresh.IsZero() {
+		t.Fatalf("%v %+v", err, got)
+	}
+	if want := `MountVolume.SetUp failed for volume "cm" : configmap "cm" not found`; got.Stale.Error() != want {
+		t.Errorf("%v, want %s", got.Stale, want)
+	}
+	for file, want := range map[string]string{filepath.Join(got.Paths["cm"], "a"): "first", filepath.Join(got.Paths["other"], "b"): "changed"} {
+		if b, err := os.ReadFile(file); err != nil || string(b) != want {
+			t.Errorf("%s: %q %v", file, b, err)
+		}
+	}
+	pod.UID = "uid-2"
+	if _, err := m.SetUp(t.Context(), pod); !errors.Is(err, ErrNotFound) {
+		t.Errorf("another pod: %v", err)
+	}
+}
+
 func TestSubPathStaysInTheVolume(t *testing.T) {
 	m := newManager(t, nil)
 	volume, outside := t.TempDir(), t.TempDir()
@@ -269,6 +393,40 @@ func TestMemoryVolumesOnRealTmpfs(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(host, "precious")); err != nil {
 		t.Error("TearDown removed what was mounted from outside:", err)
+	}
+}
+
+// A folder that is made for a subPath has the mode of its volume's root, with all of
+// its bits, and its group (upstream: the e2e "nonexistent volume subPath should have
+// the correct mode and owner using FSGroup").
+func TestFoldersOfSubPathsTakeAfterTheirVolume(t *testing.T) {
+	needMounts(t)
+	defer unix.Umask(unix.Umask(0o027))
+	m := New(Config{Dir: t.TempDir(), Objects: objects{}})
+	pod := podWith(
+		v1.Volume{Name: "memory", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{Medium: v1.StorageMediumMemory}}},
+		v1.Volume{Name: "disk", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}})
+	group := int64(123)
+	pod.Spec.SecurityContext = &v1.PodSecurityContext{FSGroup: &group}
+	defer m.TearDown("uid-1")
+	got, err := m.SetUp(t.Context(), pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range map[int]struct{ volume, mode string }{0: {"memory", "dgtrwxrwxrwx"}, 1: {"disk", "dgrwxrwxrwx"}} {
+		sub, err := m.SubPath("uid-1", "c", i, got.Paths[want.volume], "made/for/it")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{got.Paths[want.volume], filepath.Join(got.Paths[want.volume], "made"), sub} {
+			st, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if owner := st.Sys().(*syscall.Stat_t); st.Mode().String() != want.mode || owner.Uid != 0 || int64(owner.Gid) != group {
+				t.Errorf("%s: %s of %d:%d, want %s of 0:%d", path, st.Mode(), owner.Uid, owner.Gid, want.mode, group)
+			}
+		}
 	}
 }
 

@@ -90,8 +90,8 @@ func formatMap(m map[string]string) string {
 }
 
 // Resource returns the value of a resourceFieldRef. self is the container that
-// asks, used when ref names none; a limit that isn't set is the node's
-// allocatable, as a kubelet answers.
+// asks, used when ref names none; a limit that isn't set is the pod's own, or else
+// the node's allocatable, as a kubelet answers (kubelet_resources.go).
 func Resource(pod *v1.Pod, self string, ref *v1.ResourceFieldSelector, allocatable v1.ResourceList) (string, error) {
 	name := ref.ContainerName
 	if name == "" {
@@ -108,7 +108,7 @@ func Resource(pod *v1.Pod, self string, ref *v1.ResourceFieldSelector, allocatab
 	case "limits":
 		q, found = c.Resources.Limits[v1.ResourceName(what)]
 		if !found {
-			q = allocatable[v1.ResourceName(what)]
+			q = podLimit(pod, v1.ResourceName(what), allocatable)
 		}
 	case "requests":
 		q, found = c.Resources.Requests[v1.ResourceName(what)]
@@ -129,6 +129,15 @@ func Resource(pod *v1.Pod, self string, ref *v1.ResourceFieldSelector, allocatab
 		return strconv.FormatInt(int64(math.Ceil(float64(q.Value())/float64(divisor.Value()))), 10), nil
 	}
 	return "", fmt.Errorf("%w: %q", ErrResource, ref.Resource)
+}
+
+func podLimit(pod *v1.Pod, name v1.ResourceName, allocatable v1.ResourceList) resource.Quantity {
+	if pod.Spec.Resources != nil && (name == v1.ResourceCPU || name == v1.ResourceMemory) {
+		if q := pod.Spec.Resources.Limits[name]; !q.IsZero() {
+			return q
+		}
+	}
+	return allocatable[name]
 }
 
 func container(pod *v1.Pod, name string) *v1.Container {

@@ -53,6 +53,14 @@ func TestResource(t *testing.T) {
 			t.Errorf("%s/%s = %q, %v; want %q", c.resource, c.divisor, got, err, c.want)
 		}
 	}
+	// The pod's own limit counts where a container has none, of what such limits are for.
+	pod := testPod()
+	pod.Spec.Resources = &v1.ResourceRequirements{Limits: v1.ResourceList{"cpu": resource.MustParse("2"), "memory": resource.MustParse("128Mi")}}
+	for what, want := range map[string]string{"limits.cpu": "2", "limits.memory": "67108864", "requests.cpu": "1"} {
+		if got, err := Resource(pod, "c", &v1.ResourceFieldSelector{Resource: what}, allocatable); err != nil || got != want {
+			t.Errorf("with the pod's limits: %s = %q, %v; want %q", what, got, err, want)
+		}
+	}
 	if _, err := Resource(testPod(), "x", &v1.ResourceFieldSelector{Resource: "limits.cpu"}, nil); !errors.Is(err, ErrResource) {
 		t.Error(err)
 	}

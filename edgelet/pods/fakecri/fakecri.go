@@ -27,6 +27,9 @@ type Plan struct {
 	IgnoreTerm bool
 	// TermAfter is how long it takes to end when asked.
 	TermAfter time.Duration
+	// StartError keeps it from being started, as a command that isn't there: containerd
+	// then has it as ended.
+	StartError string
 }
 
 // Forever is the plan of a service.
@@ -67,9 +70,13 @@ type Runtime struct {
 	nextIP     int
 	uses       uint64
 	slow       map[string]time.Duration
+	lag        time.Duration
 	hangIf     map[string]func(string) bool
 	now, most  map[string]int
 	execs      map[string]func(string) (*runtimeapi.ExecSyncResponse, error)
+	handled    []*runtimeapi.RuntimeHandler
+	features   *runtimeapi.RuntimeFeatures
+	conditions []*runtimeapi.RuntimeCondition
 }
 
 // New returns a runtime without images.
@@ -140,6 +147,13 @@ func (r *Runtime) Slow(method string, d time.Duration) {
 	r.slow[method] = d
 }
 
+// Lag has the state of containers say for so long that they run after they ended.
+func (r *Runtime) Lag(d time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lag = d
+}
+
 // HangIf makes RunPodSandbox hang for the pods of which which says so, by name;
 // nil ends that for calls to come.
 func (r *Runtime) HangIf(method string, which func(name string) bool) {
@@ -206,6 +220,31 @@ func (r *Runtime) Kill(podUID, name string, code int32) bool {
 		}
 	}
 	return false
+}
+
+// Handle says which handlers the runtime has and what they can do.
+func (r *Runtime) Handle(handlers ...*runtimeapi.RuntimeHandler) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.handled = handlers
+}
+
+// Say is what the runtime says of itself as a whole.
+func (r *Runtime) Say(features *runtimeapi.RuntimeFeatures, conditions ...*runtimeapi.RuntimeCondition) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.features, r.conditions = features, conditions
+}
+
+// Status has what [Runtime.Handle] and [Runtime.Say] said, nothing else.
+func (r *Runtime) Status(ctx context.Context, _ *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	if err := r.enter(ctx, "Status"); err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return &runtimeapi.StatusResponse{RuntimeHandlers: r.handled, Features: r.features,
+		Status: &runtimeapi.RuntimeStatus{Conditions: r.conditions}}, nil
 }
 
 // Subscribers returns how many streams of events there are.
@@ -484,8 +523,14 @@ func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartConta
 	if c.State != runtimeapi.ContainerState_CONTAINER_CREATED {
 		return nil, status.Errorf(codes.FailedPrecondition, "container is in state %v", c.State)
 	}
-	c.State, c.StartedAt = runtimeapi.ContainerState_CONTAINER_RUNNING, time.Now().UnixNano()
 	r.calls = append(r.calls, "StartContainer "+c.Metadata.Name)
+	c.State = runtimeapi.ContainerState_CONTAINER_RUNNING
+	if c.plan.StartError != "" {
+		c.Message = c.plan.StartError
+		r.endLocked(c, 128, "StartError")
+		return nil, status.Error(codes.Unknown, c.plan.StartError)
+	}
+	c.StartedAt = time.Now().UnixNano()
 	if c.plan.Log != "" {
 		_ = os.MkdirAll(filepath.Dir(c.LogPath), 0o755)
 		var b strings.Builder
@@ -613,8 +658,12 @@ func (r *Runtime) ContainerStatus(ctx context.Context, req *runtimeapi.Container
 	if c == nil {
 		return nil, notFound("container", req.ContainerId)
 	}
-	return &runtimeapi.ContainerStatusResponse{Status: &runtimeapi.ContainerStatus{Id: c.Id, Metadata: c.Metadata, State: c.State,
-		CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt, ExitCode: c.ExitCode, Image: c.Image, ImageRef: c.ImageRef,
+	state, finished := c.State, c.FinishedAt
+	if state == runtimeapi.ContainerState_CONTAINER_EXITED && time.Since(time.Unix(0, finished)) < r.lag {
+		state, finished = runtimeapi.ContainerState_CONTAINER_RUNNING, 0
+	}
+	return &runtimeapi.ContainerStatusResponse{Status: &runtimeapi.ContainerStatus{Id: c.Id, Metadata: c.Metadata, State: state,
+		CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: finished, ExitCode: c.ExitCode, Image: c.Image, ImageRef: c.ImageRef,
 		Reason: c.Reason, Message: c.Message, Labels: c.Labels, Annotations: maps.Clone(c.Annotations), Mounts: c.Mounts, LogPath: c.LogPath}}, nil
 }
 
@@ -723,6 +772,9 @@ func (r *Runtime) ImageStatus(ctx context.Context, req *runtimeapi.ImageStatusRe
 
 func (r *Runtime) PullImage(ctx context.Context, req *runtimeapi.PullImageRequest) (*runtimeapi.PullImageResponse, error) {
 	if err := r.enter(ctx, "PullImage"); err != nil {
+		return nil, err
+	}
+	if err := r.dawdle(ctx, "PullImage", req.Image.Image); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()

@@ -73,7 +73,7 @@ func (s *Store) Report(r pods.Report) error {
 // Event implements [pods.Store].
 func (s *Store) Event(e pods.Event) error {
 	return s.state.Journal(state.Entry{Kind: state.EntryEvent, ObjectKind: "Pod", Namespace: e.Namespace, Name: e.Name, UID: e.UID,
-		FieldPath: e.FieldPath, Type: e.Type, Reason: e.Reason, Message: e.Message, Component: component, Count: 1})
+		FieldPath: e.FieldPath, Type: e.Type, Reason: e.Reason, Message: e.Message, Component: component, Count: e.Count})
 }
 
 // Record implements [pods.Store].
