@@ -29,7 +29,7 @@ LDFLAGS := -s -w \
 COMMANDS := coracle controlplane edgelet crishim wasmrunner
 .DEFAULT_GOAL := build
 
-.PHONY: build programs boards up down test test-slow critest conformance test-link unit integration arm lint bench bench-link bench-fleet bench-runtime bench-node generate clean help
+.PHONY: build programs boards up down test test-slow fuzz critest conformance test-link unit integration arm lint bench bench-link bench-fleet bench-runtime bench-node generate clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -76,6 +76,9 @@ lint unit integration arm:
 test-slow: ## what takes longer than five minutes: the CRI's suite, programs of others, two hundred kills (test/slow.sh STEP runs one)
 	@test/slow.sh
 
+fuzz: ## every fuzz test for 20 seconds, an hour in all (FUZZTIME; test/fuzz.sh FOLDER runs those below it)
+	@test/fuzz.sh
+
 critest: ## the CRI's own validation suite against crishim, with OCI and with Wasm images, beside containerd alone (ARGS=-focus='regexp' -runs=crishim,wasm -versions=v1.37.0)
 	@test/critest.sh $(ARGS)
 
@@ -97,8 +100,8 @@ bench-fleet: programs ## a fleet (NODES=1000) that loses its broker for ten minu
 bench-runtime: programs ## a Wasm container beside one of runc: start, memory, an idle server, computing, HTTP, as root, into .coracle/bench/bench-runtime.jsonl; ARGS="-arm64 KERNEL" puts 200 into an emulated board of 512 MiB (test/bench/runtime/kernel.sh fetches one)
 	@$(GO) run ./test/bench/runtime --bin bin --go $(abspath $(GO)) $(ARGS)
 
-bench-node: programs upstream ## our node beside kubelet and kube-proxy with the same containerd: memory, processor, create to Running, writes, as root, into .coracle/bench/bench-node.jsonl (ARGS=-light for a run of some minutes)
-	@$(GO) run ./test/bench/node --bin bin --upstream bin/tools/upstream $(ARGS)
+bench-node: programs $(if $(findstring -arm64,$(ARGS)),,upstream) ## our node beside kubelet and kube-proxy with the same containerd: memory, processor, create to Running, writes, as root, into .coracle/bench/bench-node.jsonl in eighteen minutes (ARGS=-long looks longer, -light is some minutes, "-arm64 FOLDER" measures emulated boards of 128 and 512 MiB, which test/board/fetch.sh FOLDER gets)
+	@$(GO) run ./test/bench/node --bin bin --upstream bin/tools/upstream --go $(abspath $(GO)) $(ARGS)
 
 # Upstream's own node and API server, of a module of their own.
 UPSTREAM := kubelet kube-proxy kube-apiserver

@@ -16,7 +16,7 @@ failed_steps=()
 # These start the real API server, timed by etcd and kubectl, or explore half a
 # million states: without the race detector. The in-process transport under all
 # clients of the API server is a package of its own and runs with it.
-real='/(controlplane/apiserver|controlplane/controllers|cmd/controlplane|test/linkcheck|test/identity)$'
+real='/(controlplane/apiserver|controlplane/controllers|cmd/controlplane|test/linkcheck|test/identity|test/affinity)$'
 
 packages() { # race|plain: our packages, to be tested with or without the race detector
   local invert=

@@ -8,7 +8,7 @@ STATICCHECK=v0.8.2
 declare -A package=(
   [containerd]=containerd [runc]=runc [mosquitto]=mosquitto [nft]=nftables [iptables]=iptables [ip]=iproute2
   [dbus-daemon]=dbus [qemu-arm-static]=qemu-user-static [clang]=clang [wasm-ld]=lld [wat2wasm]=wabt [strace]=strace [busybox]=busybox-static
-  [mkfs.ext4]=e2fsprogs [curl]=curl [jq]=jq [setpriv]=util-linux [npm]=npm [python3]=python3
+  [mkfs.ext4]=e2fsprogs [mkfs.xfs]=xfsprogs [curl]=curl [jq]=jq [setpriv]=util-linux [npm]=npm [python3]=python3
 )
 missing=()
 for c in "${!package[@]}"; do

@@ -9,7 +9,7 @@ export CGO_ENABLED=0 GOFLAGS="-trimpath -tags=grpcnotrace -buildvcs=false"
 out=$(mktemp -d)
 trap 'chmod -R u+w "$out"; rm -rf "$out"' EXIT
 steps=("$@")
-[ $# -gt 0 ] || steps=(critest modules kills)
+[ $# -gt 0 ] || steps=(critest modules kills board)
 failed_steps=()
 
 gotest() { # NAME go-test-arguments...
@@ -34,10 +34,18 @@ modules() {
 # crishim killed at 200 moments while pods of all kinds and images come and go.
 kills() { CORACLE_KILLS=200 gotest kills -run TestKilledAtAnyMoment ./crishim; }
 
+# An emulated board: a pure cgroup v2, a clock that jumps, eviction. CORACLE_BOARD is a
+# folder that has what it is made of; by default all of it is fetched (100 MB).
+board() {
+  export CORACLE_BOARD=${CORACLE_BOARD:-$out/board}
+  command -v qemu-system-aarch64 busybox >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-system-arm busybox-static >/dev/null; } || return 1
+  test/board/fetch.sh "$CORACLE_BOARD" && gotest board -run TestBoard ./test/board
+}
+
 test/setup.sh || exit 1
 for s in "${steps[@]}"; do
   case $s in
-    critest | modules | kills)
+    critest | modules | kills | board)
       start=$SECONDS
       echo "=== $s"
       "$s" || failed_steps+=("$s")

@@ -32,10 +32,14 @@ type Driver struct {
 	Capabilities []csi.NodeServiceCapability_RPC_Type
 	Topology     map[string]string
 	Limit        int64
+	// Record is a file to which each request that changes something is added as a
+	// line: its method and the volume. Empty: none.
+	Record string
 
 	mu       sync.Mutex
 	asked    []any
 	fail     map[string]error
+	hangs    bool
 	endpoint string
 	told     []*registration.RegistrationStatus
 }
@@ -49,6 +53,25 @@ func (d *Driver) Fail(method string, err error) {
 		d.fail = map[string]error{}
 	}
 	d.fail[method] = err
+}
+
+// Hang has NodeGetVolumeStats and NodeStageVolume give no answer until their caller
+// gives up.
+func (d *Driver) Hang(hang bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hangs = hang
+}
+
+func (d *Driver) hang(ctx context.Context) error {
+	d.mu.Lock()
+	hangs := d.hangs
+	d.mu.Unlock()
+	if !hangs {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 // Asked returns the requests since the last call, of the types that change
@@ -65,20 +88,45 @@ func (d *Driver) note(method string, request any) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.asked = append(d.asked, request)
+	if d.Record != "" {
+		volume := request.(interface{ GetVolumeId() string }).GetVolumeId()
+		if err := appendLine(d.Record, method+" "+volume); err != nil {
+			return status.Error(codes.Internal, err.Error())
+		}
+	}
 	return d.fail[method]
+}
+
+func appendLine(file, line string) error {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(line + "\n")
+	return errors.Join(err, f.Close())
 }
 
 // Serve serves the driver at a socket, and its registration at another one, until
 // the function that it returns is called.
 func (d *Driver) Serve(socket, registry string) (stop func(), err error) {
+	return d.serve(socket, socket, registry)
+}
+
+// Register serves only the registration, of a driver that somebody else serves at
+// socket, as the node-driver-registrar of vendors does.
+func (d *Driver) Register(socket, registry string) (stop func(), err error) {
+	return d.serve(socket, registry)
+}
+
+func (d *Driver) serve(endpoint string, sockets ...string) (stop func(), err error) {
 	d.mu.Lock()
-	d.endpoint = socket
+	d.endpoint = endpoint
 	d.mu.Unlock()
 	server := grpc.NewServer()
 	csi.RegisterNodeServer(server, d)
 	registration.RegisterRegistrationServer(server, d)
 	var all sync.WaitGroup
-	for _, path := range []string{socket, registry} {
+	for _, path := range sockets {
 		l, err := net.Listen("unix", path)
 		if err != nil {
 			server.Stop()
@@ -171,7 +219,10 @@ func unbind(path string) error {
 }
 
 // NodeStageVolume implements the driver.
-func (d *Driver) NodeStageVolume(_ context.Context, r *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
+func (d *Driver) NodeStageVolume(ctx context.Context, r *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
+	if err := d.hang(ctx); err != nil {
+		return nil, err
+	}
 	failed := d.note("NodeStageVolume", r)
 	dir, err := d.folder(r.VolumeId)
 	if err == nil && r.VolumeCapability.GetMount() != nil {
@@ -228,7 +279,10 @@ func (d *Driver) NodeUnpublishVolume(_ context.Context, r *csi.NodeUnpublishVolu
 }
 
 // NodeGetVolumeStats implements the driver.
-func (d *Driver) NodeGetVolumeStats(_ context.Context, r *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
+func (d *Driver) NodeGetVolumeStats(ctx context.Context, r *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
+	if err := d.hang(ctx); err != nil {
+		return nil, err
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(r.VolumePath, &st); err != nil {
 		return nil, status.Error(codes.NotFound, err.Error())

@@ -125,16 +125,16 @@ func TestAway(t *testing.T) {
 	t.Run("forced, node there", a.forcedWhileThere)
 }
 
-// guestsOf lists the processes of a pod's containers, by what they hold open.
+// guestsOf lists the processes of a pod's containers, by their cgroup.
 func (a *absence) guestsOf(board, uid string) (pids []int) {
 	names, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, name := range names {
 		if cmdline, _ := os.ReadFile(name); !strings.HasPrefix(string(cmdline), "wasmrunner\x00guest\x00") {
 			continue
 		}
-		fds, _ := filepath.Glob(filepath.Join(filepath.Dir(name), "fd", "*"))
-		for _, fd := range fds {
-			if target, _ := os.Readlink(fd); strings.HasPrefix(target, filepath.Join(a.dir, "nodes", board, "pods", uid)+"/") {
+		groups, _ := os.ReadFile(filepath.Join(filepath.Dir(name), "cgroup"))
+		for line := range strings.Lines(string(groups)) {
+			if strings.Contains(line, "/"+board+"/") && strings.Contains(line, "/pod"+uid+"/") {
 				pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
 				pids = append(pids, pid)
 				break

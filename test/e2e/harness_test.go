@@ -44,6 +44,11 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		defer lab.Cleanup()
+		// The users of a pod of its own users have to reach its root file system.
+		if err := os.Chmod(dir, 0o711); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
 		if shared, err = startCluster(dir, "--nodes=2"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			logs(os.Stderr, dir)

@@ -141,8 +141,11 @@ func TestFiguresOfPods(t *testing.T) {
 	if got := raw("/metrics/probes"); oci && !strings.Contains(got, `prober_probe_total{container="main",namespace="`+ns+`",pod="native"`) {
 		t.Errorf("the page of probes:\n%s", got)
 	}
-	if !strings.Contains(own, "kubelet_running_pods ") || !strings.Contains(own, `kubelet_running_containers{container_state="running"}`) {
-		t.Errorf("the node's own page:\n%s", own)
+	for _, line := range []string{"kubelet_running_pods ", `kubelet_running_containers{container_state="running"}`, `kubelet_active_pods{static=""} `,
+		"kubelet_started_pods_total ", `kubelet_runtime_operations_total{operation_type="run_podsandbox"} `, `kubelet_started_containers_total{container_type="container"} `, "kubelet_terminated_containers_total counter", "kubernetes_build_info{"} {
+		if !strings.Contains(own, line) {
+			t.Errorf("no %s in the node's own page:\n%s", line, own)
+		}
 	}
 }
 

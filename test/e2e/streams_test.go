@@ -130,6 +130,7 @@ spec:
 		if _, errOut = exits(t, 1, "", args("exec", "tools", "-c", "web", "--", "none")...); !strings.Contains(errOut, "none") {
 			t.Errorf("a command that isn't there: %q", errOut)
 		}
+		exits(t, 137, "", args("exec", "tools", "-c", "web", "--", "sh", "-c", "kill -9 $$")...) // as a shell says of a signal
 		large := strings.Repeat("0123456789abcdef", 1<<16)
 		if out, _ = exits(t, 0, large, args("exec", "-i", "tools", "-c", "web", "--", "cat")...); out != large {
 			t.Errorf("%d of %d bytes came back", len(out), len(large))
@@ -157,13 +158,13 @@ spec:
 		}
 	})
 	t.Run("debug", func(t *testing.T) {
-		image, script := "--image=registry.invalid/tools:1", "read line; echo $line in $(ls -d /host/etc 2>/dev/null || ls -d /proc/1/root); exit 0"
+		image, script := "--image=registry.invalid/tools:1", "read line; echo $line in $(ls -d /host/etc 2>/dev/null) beside $(cat /proc/1/comm); exit 0"
 		for _, c := range []struct {
 			says string
 			args []string
 		}{
-			{"typed in /proc/1/root\n", []string{"debug", "-n", ns, "-i", "--quiet", "tools", "--target=web", image, "--", "sh", "-c", script}},
-			{"typed in /host/etc\n", []string{"debug", "-n", ns, "-i", "--quiet", "node/" + node, image, "--", "sh", "-c", script}},
+			{"typed in beside httpd\n", []string{"debug", "-n", ns, "-i", "--quiet", "tools", "--target=web", image, "--", "sh", "-c", script}},
+			{"typed in /host/etc beside ", []string{"debug", "-n", ns, "-i", "--quiet", "node/" + node, image, "--", "sh", "-c", script}},
 		} {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			cmd := shared.kubectlCommand(ctx, c.args...)
@@ -499,4 +500,47 @@ func certificate(t *testing.T, host string) (cert, key string) {
 		t.Fatal(err)
 	}
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
+}
+
+// What a node is asked comes through a connection that it made itself: it listens on
+// no port while its pods run, are spoken to and measured, nor afterwards.
+func TestNodesListenOnNoPort(t *testing.T) {
+	node := shared.state.Nodes[0]
+	ns := shared.namespace(t)
+	check := func(when string) {
+		t.Helper()
+		ports, err := lab.Listening(shared.pid(t, node))
+		if err != nil {
+			t.Fatal(when, err)
+		}
+		for _, port := range ports {
+			t.Errorf("%s the agent of %s listens: %s", when, node, port)
+		}
+	}
+	pods := []string{"module"}
+	image := push(t, shared, cModule(t, "ticker"), "ticker")
+	shared.apply(t, ns, strings.Replace(wasmPod("module", image), "spec:\n", "spec:\n  nodeName: "+node+"\n", 1))
+	if shared.importBusybox(t) {
+		shared.apply(t, ns, fmt.Sprintf(ociPod, node))
+		pods = append(pods, "native")
+	}
+	for _, pod := range pods {
+		shared.must(t, "wait", "-n", ns, "--for=condition=Ready", "pod/"+pod, "--timeout=60s")
+	}
+	for _, pod := range pods {
+		shared.must(t, "logs", "-n", ns, pod)
+		_, _ = shared.kubectl("", "exec", "-n", ns, pod, "--", "true") // a module may have no such program
+		conn, err := net.Dial("tcp", forward(t, "-n", ns, "pod/"+pod, ":9"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_, _ = conn.Read(make([]byte, 1)) // refused in the pod, after it was passed on
+		conn.Close()
+		check("while port-forward of " + pod + " is open,")
+	}
+	for _, path := range []string{"/metrics", "/metrics/cadvisor", "/stats/summary", "/pods"} {
+		shared.must(t, "get", "--raw", "/api/v1/nodes/"+node+"/proxy"+path)
+	}
+	check("after all")
 }

@@ -384,8 +384,12 @@ func TestTakeover(t *testing.T) {
 	})
 
 	t.Run("stopped", func(t *testing.T) {
-		// A clean end hands the lease over.
-		if err := syscall.Kill(b.pid(), syscall.SIGTERM); err != nil {
+		// A clean end hands the lease over. It doesn't come back meanwhile: it could be
+		// the faster one to ask for it.
+		pid := b.pid()
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
 		check(t, "stopped", first)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 )
@@ -27,6 +28,10 @@ func Coracle(bin string, args ...string) (string, error) {
 	return string(out), err
 }
 
+// opening is what kubectl says when it hears the empty message by which the API server
+// opens the lowest stream (createWebSocketStreams) before it has made that itself.
+var opening = regexp.MustCompile(`(?m)^E\d{4} .* websocket\.go:\d+\] Unknown stream id 1, discarding message\n`)
+
 // Kubectl runs the machine's kubectl, or our own where there is none.
 func Kubectl(bin, kubeconfig, stdin string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -43,7 +48,7 @@ func Kubectl(bin, kubeconfig, stdin string, args ...string) (string, error) {
 	if err = cmd.Run(); err != nil {
 		err = fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, out.String())
 	}
-	return out.String(), err
+	return opening.ReplaceAllString(out.String(), ""), err
 }
 
 // ClusterDown stops the cluster of a data folder, whose Layout has this ID. Nothing

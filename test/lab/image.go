@@ -148,8 +148,13 @@ func Compat(module []byte, annotation string, more ...File) *Image {
 // OCI is an ordinary image of this machine's architecture with one layer per
 // list of files.
 func OCI(cfg ocispec.ImageConfig, annotations map[string]string, layers ...[]File) *Image {
+	return OCIFor(runtime.GOARCH, cfg, annotations, layers...)
+}
+
+// OCIFor is one of another architecture.
+func OCIFor(arch string, cfg ocispec.ImageConfig, annotations map[string]string, layers ...[]File) *Image {
 	i := &Image{}
-	conf := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, Config: cfg, RootFS: ocispec.RootFS{Type: "layers"}}
+	conf := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: arch}, Config: cfg, RootFS: ocispec.RootFS{Type: "layers"}}
 	var descs []ocispec.Descriptor
 	for _, files := range layers {
 		packed, plain := TarGz(files)

@@ -95,6 +95,12 @@ func Program(t testing.TB, name string) string {
 
 func buildPath(t testing.TB, name, pkg string) string {
 	t.Helper()
+	return buildIn(t, name, ".", pkg)
+}
+
+// buildIn builds a program of the module in a folder of the repository.
+func buildIn(t testing.TB, name, module string, args ...string) string {
+	t.Helper()
 	programs.Lock()
 	defer programs.Unlock()
 	if programs.dir == "" {
@@ -113,15 +119,15 @@ func buildPath(t testing.TB, name, pkg string) string {
 	}
 	path := filepath.Join(programs.dir, name)
 	if _, done := programs.err[name]; !done {
-		cmd := exec.Command("go", "build", "-o", path, pkg)
-		cmd.Dir = Root(t)
+		cmd := exec.Command("go", append([]string{"build", "-o", path}, args...)...)
+		cmd.Dir = filepath.Join(Root(t), module)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if os.Getenv("GOFLAGS") == "" {
 			cmd.Env = append(cmd.Env, "GOFLAGS=-trimpath -tags=grpcnotrace -buildvcs=false")
 		}
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			err = fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+			err = fmt.Errorf("go build %s: %w\n%s", name, err, out)
 		}
 		programs.err[name] = err
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -146,6 +147,12 @@ type bed struct {
 func newBed(t *testing.T) *bed {
 	t.Helper()
 	t.Parallel()
+	return bedAlone(t)
+}
+
+// bedAlone is for a test beside which no other runs.
+func bedAlone(t *testing.T) *bed {
+	t.Helper()
 	node(t)
 	ns, err := cluster.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: strings.ToLower(t.Name()[4:min(len(t.Name()), 40)]) + "-"}}, metav1.CreateOptions{})
 	if err != nil {
@@ -201,11 +208,20 @@ func (b *bed) try(stdin string, args ...string) (string, error) {
 	return lab.Kubectl(bin(), cluster.layout.Kubeconfig(), stdin, append([]string{"-n", b.ns}, args...)...)
 }
 
+// onBoard is a command in the board's namespaces, where it has any.
+func (b *bed) onBoard(args ...string) *exec.Cmd {
+	raw, err := os.ReadFile(filepath.Join(cluster.layout.Root, "run", "namespaces-board-1.pid"))
+	if err == nil {
+		args = append([]string{"nsenter", "--target", strings.Fields(string(raw))[0], "--net", "--mount", "--pid", "--"}, args...)
+	}
+	return exec.Command(args[0], args[1:]...)
+}
+
 func (b *bed) kubectl(args ...string) string {
 	b.Helper()
 	out, err := b.try("", args...)
 	if err != nil {
-		b.Fatal(err)
+		b.Fatal(err, out)
 	}
 	return out
 }
@@ -214,7 +230,13 @@ func (b *bed) kubectl(args ...string) string {
 // long grace, and for each container a name (c0, c1 ...), the guest's image and no pull.
 func (b *bed) pod(name, spec string) *corev1.Pod {
 	b.Helper()
-	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name, "colour": "blue"}, Annotations: map[string]string{"note": "a note"}}}
+	return b.podAs(name, map[string]string{"note": "a note"}, spec)
+}
+
+// podAs is pod with annotations.
+func (b *bed) podAs(name string, annotations map[string]string, spec string) *corev1.Pod {
+	b.Helper()
+	p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name, "colour": "blue"}, Annotations: annotations}}
 	if err := yaml.UnmarshalStrict([]byte(spec), &p.Spec); err != nil {
 		b.Fatalf("pod %s: %v\n%s", name, err, spec)
 	}

@@ -1,6 +1,10 @@
 package wasmpods
 
 import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -40,6 +44,43 @@ func TestResize(t *testing.T) {
 	}
 }
 
+// A guest that computes for ever is held to its part of the processor, and others go on.
+func TestProcessorLimit(t *testing.T) {
+	b := newBed(t)
+	b.pod("p", `{containers: [{args: [spin], resources: {limits: {cpu: 100m}}}]}`)
+	p := b.phase("p", corev1.PodRunning)
+	held := func() error {
+		var all []string
+		for _, root := range []string{"/sys/fs/cgroup/cpu", "/sys/fs/cgroup"} {
+			_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+				if err != nil || d.Name() != "cpu.stat" || !strings.Contains(path, string(p.UID)) && !strings.Contains(path, strings.ReplaceAll(string(p.UID), "-", "_")) {
+					return nil
+				}
+				raw, _ := os.ReadFile(path)
+				quota := ""
+				for _, file := range []string{"cpu.cfs_quota_us", "cpu.max"} {
+					more, _ := os.ReadFile(filepath.Join(filepath.Dir(path), file))
+					quota += string(more)
+				}
+				all = append(all, quota+string(raw))
+				return nil
+			})
+		}
+		for _, text := range all {
+			var throttled int
+			_, after, _ := strings.Cut(text, "nr_throttled ")
+			if _, err := fmt.Sscan(after, &throttled); err == nil && throttled > 5 && strings.HasPrefix(text, "10000") {
+				return nil
+			}
+		}
+		return fmt.Errorf("it isn't held: %q", all)
+	}
+	b.eventually("the guest to be held to a tenth of a processor", held)
+	if s := status(b.phase("p", corev1.PodRunning), "c0"); s.RestartCount != 0 || s.Resources == nil || s.Resources.Limits.Cpu().String() != "100m" {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestEvictionByEmptyDirLimit(t *testing.T) {
 	b := newBed(t)
 	b.pod("greedy", `
@@ -70,6 +111,26 @@ containers: [{args: [cat, /v/x, --, write, /v/y, of 1002], securityContext: {run
 	b.logs("users", "c0", "of 1001")
 	b.pod("sysctl", `{securityContext: {sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "80"}]}, containers: [{args: [http], ports: [{containerPort: 80}], securityContext: {runAsUser: 1001}}]}`)
 	b.ready("sysctl", true)
+	b.pod("unsafe", `{securityContext: {sysctls: [{name: kernel.msgmax, value: "65536"}]}, containers: [{args: [sleep]}]}`)
+	if p := b.phase("unsafe", corev1.PodFailed); p.Status.Reason != "SysctlForbidden" || !strings.Contains(p.Status.Message, `forbidden sysctl: "kernel.msgmax" not allowlisted`) {
+		t.Errorf("%s: %s", p.Status.Reason, p.Status.Message)
+	}
+	// Groups are a guest's too, and what there is no call for in WASI is no hindrance.
+	b.pod("groups", `
+restartPolicy: Never
+hostPID: true
+hostIPC: true
+shareProcessNamespace: false
+securityContext: {runAsUser: 1001, runAsGroup: 1002, supplementalGroups: [1003], supplementalGroupsPolicy: Strict, fsGroup: 4000, fsGroupChangePolicy: OnRootMismatch}
+volumes: [{name: v, emptyDir: {}}]
+containers:
+- args: [write, /v/x, x]
+  securityContext: {privileged: true, capabilities: {add: [NET_ADMIN]}}
+  volumeMounts: [{name: v, mountPath: /v}]
+`)
+	if u := status(b.phase("groups", corev1.PodSucceeded), "c0").User; u == nil || u.Linux == nil || u.Linux.UID != 1001 || u.Linux.GID != 1002 || fmt.Sprint(u.Linux.SupplementalGroups) != "[1002 1003 4000]" {
+		t.Errorf("it ran as %+v", u)
+	}
 	b.pod("tty", `{containers: [{args: [sleep], tty: true}]}`)
 	b.refused("tty", "c0", "CreateContainerError", "WASI has none")
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/coracle-edge/coracle/crishim/oci"
 )
 
-// devicePlugins is where the DaemonSets of vendors look for a kubelet.
-const devicePlugins = "/var/lib/kubelet/device-plugins"
+// kubeletDir is where the DaemonSets of vendors look for a kubelet.
+const kubeletDir = "/var/lib/kubelet"
 
 // node is one board of the local cluster: an edgelet with a data folder of its
 // own and, where root runs it and containerd is installed, a containerd of its own.
@@ -208,7 +208,7 @@ func (n *node) args(ctx context.Context) ([]string, error) {
 	}
 	if n.lan != nil {
 		args = append(args, "--node-ip", n.lan.address(n.number).String(), "--cgroup-root", n.layout.cgroup(n.name),
-			"--device-plugin-dir", devicePlugins) // the board's own, see init.go
+			"--kubelet-dir", kubeletDir) // the board's own, see init.go
 	}
 	if c := n.containerd; c != nil {
 		args = append(args, "--containerd", c.Socket(), "--cni-conf-dir", c.CNIConfDir(), "--cni-bin-dir", c.CNIBinDir())

@@ -38,34 +38,43 @@ type footprint struct {
 
 // figures of one node with pods of one kind.
 type figures struct {
-	idle, worked         footprint
+	idle                 footprint
+	justWorked, worked   footprint // soon after light work, and when that was given back
 	with                 map[int]footprint
-	idleCPU, probedCPU   float64 // per cent of a core, agent and runtime
+	most                 footprint // with the most pods, when what their starts took was given back
+	idleCPU, probedCPU   processor
 	p50, p99             float64 // ms, create to Running
+	bare                 float64 // ms, the median of nothing but the calls of CRI
 	idleWritten          float64 // bytes in an hour
 	idleSyncs            float64 // in an hour; negative: not counted
 	podWritten, podSyncs float64 // by a pod's start and end
 }
 
-// measure a node.
-func (b *bench) measure(ctx context.Context, s *subject, wasm bool) (*figures, error) {
+// step of measuring a node.
+type step struct {
+	name string
+	do   func(context.Context, *work, *figures) error
+}
+
+// measure a node by all steps, or by those given.
+func (b *bench) measure(ctx context.Context, s *subject, wasm bool, at pace, steps ...step) (*figures, error) {
 	f := &figures{with: map[int]footprint{}, idleSyncs: -1, podSyncs: -1}
-	w := &work{bench: b, subject: s, wasm: wasm}
-	steps := []struct {
-		name string
-		do   func(context.Context, *work, *figures) error
-	}{{"idle", b.idle}, {"starts", b.latency}, {"disk", b.disk}, {"light work", b.lightWork}, {"pods", b.many}, {"probes", b.probes}}
+	w := &work{bench: b, subject: s, wasm: wasm, pace: at}
+	if len(steps) == 0 {
+		steps = []step{{"idle", b.idle}, {"starts", b.latency}, {"disk", b.disk}, {"light work", b.lightWork}, {"pods", b.many}, {"probes", b.probes}}
+	}
 	for _, step := range steps {
-		fmt.Fprintf(b.progress, "%s: %s\n", s.name, step.name)
+		fmt.Fprintf(b.progress, "%s %s: %s\n", time.Now().Format(time.TimeOnly), s.name, step.name)
 		if err := step.do(ctx, w, f); err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", s.name, step.name, err)
+			return nil, fmt.Errorf("%s: %s: %w\n%s", s.name, step.name, err, s.said())
 		}
 	}
 	return f, nil
 }
 
-func (b *bench) footprint(ctx context.Context, s *subject) (f footprint, err error) {
-	if err := rig.Sleep(ctx, b.settle); err != nil {
+func (w *work) footprint(ctx context.Context, settle time.Duration) (f footprint, err error) {
+	s := w.subject
+	if err := rig.Sleep(ctx, settle); err != nil {
 		return f, err
 	}
 	n := 0
@@ -91,53 +100,76 @@ func (b *bench) footprint(ctx context.Context, s *subject) (f footprint, err err
 
 // busy is the share of a core, in per cent, that a node's agent and runtime use while
 // the window passes.
-func (b *bench) busy(ctx context.Context, s *subject) (float64, error) {
-	sum := func() (total time.Duration, err error) {
-		for _, g := range []cgroup{s.agent, s.runtime} {
-			d, err := g.cpu()
-			if err != nil {
-				return 0, err
-			}
-			total += d
+func (w *work) busy(ctx context.Context) (p processor, err error) {
+	both := func() (agent, runtime time.Duration, err error) {
+		if agent, err = w.subject.agent.cpu(); err == nil {
+			runtime, err = w.subject.runtime.cpu()
 		}
-		return total, nil
+		return agent, runtime, err
 	}
-	before, err := sum()
+	agent, runtime, err := both()
 	if err != nil {
-		return 0, err
+		return p, err
 	}
 	begin := time.Now()
-	if err := rig.Sleep(ctx, b.window); err != nil {
-		return 0, err
+	if err := rig.Sleep(ctx, w.window); err != nil {
+		return p, err
 	}
-	after, err := sum()
-	return 100 * float64(after-before) / float64(time.Since(begin)), err
+	agentNow, runtimeNow, err := both()
+	of := func(d time.Duration) float64 { return 100 * float64(d) / float64(time.Since(begin)) }
+	return processor{of(agentNow - agent + runtimeNow - runtime), of(runtimeNow - runtime)}, err
+}
+
+// processor is processor time in per cent of a core.
+type processor struct {
+	all, runtime float64
 }
 
 func (b *bench) idle(ctx context.Context, w *work, f *figures) (err error) {
 	// What starting took is given back after a minute (cmd/edgelet, settle).
-	if err := rig.Sleep(ctx, b.afterStart); err != nil {
+	if err := rig.Sleep(ctx, w.afterStart); err != nil {
 		return err
 	}
-	if f.idle, err = b.footprint(ctx, w.subject); err != nil {
+	if f.idle, err = w.footprint(ctx, w.settle); err != nil {
 		return err
 	}
 	written, err := w.written()
 	if err != nil {
 		return err
 	}
-	if f.idleCPU, err = b.busy(ctx, w.subject); err != nil {
+	if f.idleCPU, err = w.busy(ctx); err != nil {
 		return err
 	}
 	now, err := w.written()
-	f.idleWritten = (now - written) * float64(time.Hour) / float64(b.window)
+	f.idleWritten = (now - written) * float64(time.Hour) / float64(w.window)
 	return err
 }
 
-// latency starts pods one after another, each after the former has gone.
-func (b *bench) latency(ctx context.Context, w *work, f *figures) error {
-	var took []time.Duration
-	for i := range b.starts + 1 { // the first one unpacks or compiles
+// latency starts pods one after another, each after the former has gone. Where there
+// is a containerd, each takes turns with one by nothing but the calls of CRI.
+func (b *bench) latency(ctx context.Context, w *work, f *figures) (err error) {
+	var took, bare []time.Duration
+	var calls *bareCalls
+	if w.subject.containerd != "" {
+		const model = "model"
+		if err := w.create(ctx, w.pod(model, false)); err != nil {
+			return err
+		}
+		if err := w.running(ctx, 1); err != nil {
+			return err
+		}
+		pods := w.subject.client.CoreV1().Pods("default")
+		p, err := pods.Get(ctx, model, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, w.removeAll(ctx)) }()
+		if calls, err = likeThoseOf(ctx, p, w.subject.containerd); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, calls.close()) }()
+	}
+	for i := range w.starts + 1 { // the first one unpacks or compiles
 		d, err := w.once(ctx, fmt.Sprintf("start-%d", i))
 		if err != nil {
 			return err
@@ -145,8 +177,18 @@ func (b *bench) latency(ctx context.Context, w *work, f *figures) error {
 		if i > 0 {
 			took = append(took, d)
 		}
+		if calls == nil {
+			continue
+		}
+		if d, err = calls.once(ctx, fmt.Sprintf("bare-%d", i)); err != nil {
+			return fmt.Errorf("a pod by bare calls of CRI: %w", err)
+		}
+		bare = append(bare, d)
 	}
 	f.p50, f.p99 = percentile(took, 0.5), percentile(took, 0.99)
+	if len(bare) > 0 {
+		f.bare = percentile(bare, 0.5)
+	}
 	return nil
 }
 
@@ -154,14 +196,14 @@ func (b *bench) latency(ctx context.Context, w *work, f *figures) error {
 // strace slows what it looks at, so nothing is timed meanwhile.
 func (b *bench) disk(ctx context.Context, w *work, f *figures) (err error) {
 	// The ends of the pods before are over then.
-	if err := rig.Sleep(ctx, b.afterStart); err != nil {
+	if err := rig.Sleep(ctx, w.settle); err != nil {
 		return err
 	}
-	if f.idleSyncs, err = w.syncs(ctx, func() error { return rig.Sleep(ctx, b.window) }); err != nil {
+	if f.idleSyncs, err = w.syncs(ctx, func() error { return rig.Sleep(ctx, w.window) }); err != nil {
 		return err
 	}
 	if f.idleSyncs >= 0 {
-		f.idleSyncs *= float64(time.Hour) / float64(b.window)
+		f.idleSyncs *= float64(time.Hour) / float64(w.window)
 	}
 	before, err := w.written()
 	if err != nil {
@@ -187,7 +229,10 @@ func (b *bench) disk(ctx context.Context, w *work, f *figures) (err error) {
 
 // lightWork is a pod started and ended every five seconds.
 func (b *bench) lightWork(ctx context.Context, w *work, f *figures) (err error) {
-	for i, begin := 0, time.Now(); time.Since(begin) < b.work; i++ {
+	if w.work == 0 {
+		return nil
+	}
+	for i, begin := 0, time.Now(); time.Since(begin) < w.work; i++ {
 		next := time.After(5 * time.Second)
 		if _, err := w.once(ctx, fmt.Sprintf("light-%d", i)); err != nil {
 			return err
@@ -198,23 +243,26 @@ func (b *bench) lightWork(ctx context.Context, w *work, f *figures) (err error) 
 		case <-next:
 		}
 	}
-	f.worked, err = b.footprint(ctx, w.subject)
+	if f.justWorked, err = w.footprint(ctx, w.settle); err != nil {
+		return err
+	}
+	f.worked, err = w.footprint(ctx, w.afterStart)
 	return err
 }
 
 // many is memory by the number of pods.
 func (b *bench) many(ctx context.Context, w *work, f *figures) error {
 	made := 0
-	for _, n := range b.counts {
+	for _, n := range w.counts {
 		for ; made < n; made++ {
-			if err := w.create(ctx, w.pod(fmt.Sprintf("many-%d", made), false)); err != nil {
+			if err := w.create(ctx, w.pod(fmt.Sprintf("many-%d", made), w.together)); err != nil {
 				return err
 			}
 		}
 		if err := w.running(ctx, n); err != nil {
 			return err
 		}
-		at, err := b.footprint(ctx, w.subject)
+		at, err := w.footprint(ctx, w.settle)
 		if err != nil {
 			return err
 		}
@@ -223,27 +271,48 @@ func (b *bench) many(ctx context.Context, w *work, f *figures) error {
 		}
 		f.with[n] = at
 	}
+	if !w.together {
+		var err error
+		if f.most, err = w.footprint(ctx, w.afterStart); err != nil {
+			return err
+		}
+		if err := w.running(ctx, made); err != nil {
+			return err
+		}
+	}
+	if w.together {
+		var err error
+		if f.probedCPU, err = w.busy(ctx); err != nil {
+			return err
+		}
+		if err := w.running(ctx, made); err != nil {
+			return err
+		}
+	}
 	return w.removeAll(ctx)
 }
 
 // probes is the processor time of looking whether pods are alive and ready.
 func (b *bench) probes(ctx context.Context, w *work, f *figures) (err error) {
-	for i := range b.probed {
+	if w.together {
+		return nil
+	}
+	for i := range w.probed {
 		if err := w.create(ctx, w.pod(fmt.Sprintf("probed-%d", i), true)); err != nil {
 			return err
 		}
 	}
-	if err := w.running(ctx, b.probed); err != nil {
+	if err := w.running(ctx, w.probed); err != nil {
 		return err
 	}
-	if err := rig.Sleep(ctx, b.settle); err != nil {
+	if err := rig.Sleep(ctx, w.settle); err != nil {
 		return err
 	}
-	if f.probedCPU, err = b.busy(ctx, w.subject); err != nil {
+	if f.probedCPU, err = w.busy(ctx); err != nil {
 		return err
 	}
 	// All were ready all the time, so all were asked.
-	if err := w.running(ctx, b.probed); err != nil {
+	if err := w.running(ctx, w.probed); err != nil {
 		return err
 	}
 	return w.removeAll(ctx)
@@ -252,6 +321,7 @@ func (b *bench) probes(ctx context.Context, w *work, f *figures) (err error) {
 // work is done on a subject with pods of one kind.
 type work struct {
 	*bench
+	pace
 	subject *subject
 	wasm    bool
 }
@@ -314,32 +384,41 @@ func (w *work) once(ctx context.Context, name string) (time.Duration, error) {
 			}
 		}
 	}
-	return 0, fmt.Errorf("pod %s didn't run and go (it ran after %s): %w", name, took, context.Cause(ctx))
+	late, stop := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer stop()
+	p, err := pods.Get(late, name, metav1.GetOptions{})
+	if err != nil {
+		return 0, fmt.Errorf("pod %s didn't run and go (it ran after %s): %w; asked for it: %w", name, took, context.Cause(ctx), err)
+	}
+	return 0, fmt.Errorf("pod %s didn't run and go (it ran after %s): %w; it is on node %q, deleted at %v: %s %+v", name, took, context.Cause(ctx), p.Spec.NodeName, p.DeletionTimestamp, p.Status.Phase, p.Status.ContainerStatuses)
 }
 
 // running waits until n pods run and are ready, none of them restarted.
 func (w *work) running(ctx context.Context, n int) error {
-	return reference.Until(ctx, 10*time.Minute, fmt.Sprintf("%d pods run", n), func() error {
-		list, err := w.subject.client.CoreV1().Pods("default").List(ctx, metav1.ListOptions{})
-		if err != nil {
-			return err
-		}
-		ready := 0
-		for _, p := range list.Items {
-			for _, c := range p.Status.ContainerStatuses {
-				if c.RestartCount > 0 {
-					return fmt.Errorf("pod %s was restarted: %v", p.Name, c.LastTerminationState)
-				}
-				if c.Ready && p.DeletionTimestamp == nil {
-					ready++
-				}
+	return reference.Until(ctx, 10*time.Minute, fmt.Sprintf("%d pods run", n), func() error { return w.ready(ctx, n) })
+}
+
+// ready is nil if n pods are, none of them restarted.
+func (w *work) ready(ctx context.Context, n int) error {
+	list, err := w.subject.client.CoreV1().Pods("default").List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	ready := 0
+	for _, p := range list.Items {
+		for _, c := range p.Status.ContainerStatuses {
+			if c.RestartCount > 0 {
+				return fmt.Errorf("pod %s was restarted: %v", p.Name, c.LastTerminationState)
+			}
+			if c.Ready && p.DeletionTimestamp == nil {
+				ready++
 			}
 		}
-		if ready != n {
-			return fmt.Errorf("%d are ready", ready)
-		}
-		return nil
-	})
+	}
+	if ready != n {
+		return fmt.Errorf("%d are ready", ready)
+	}
+	return nil
 }
 
 func (w *work) removeAll(ctx context.Context) error {

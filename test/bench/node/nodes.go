@@ -35,8 +35,12 @@ type subject struct {
 	bind string
 	// agent, runtime and pods are where its processes are.
 	agent, runtime, pods cgroup
+	// containerd is the socket of ours; empty: there is none.
+	containerd string
 
 	stop func() error
+	// said is the end of its agent's log.
+	said func() string
 }
 
 // podPool is where pods have their addresses.
@@ -63,7 +67,7 @@ func (b *bench) startContainerd(ctx context.Context, name string, in cgroup) (*o
 
 // startUpstream starts upstream's node.
 func (b *bench) startUpstream(ctx context.Context) (*subject, error) {
-	s := &subject{name: "upstream", bind: reference.Name}
+	s := &subject{name: "upstream", bind: reference.Name, said: func() string { return "" }}
 	var err error
 	if s.agent, s.runtime, s.pods, err = b.groups(s.name); err != nil {
 		return nil, err
@@ -149,6 +153,7 @@ func (b *bench) startOurs(ctx context.Context, withOCI bool) (_ *subject, err er
 			err = errors.Join(fmt.Errorf("%s: %w: ...%s", s.name, err, agent.Tail()), s.stop())
 		}
 	}()
+	s.said = func() string { return agent.Tail() + control.Tail() }
 	if _, err := rig.StartControlPlane(ctx, control, plane); err != nil {
 		return nil, err
 	}
@@ -163,13 +168,13 @@ func (b *bench) startOurs(ctx context.Context, withOCI bool) (_ *subject, err er
 		return nil, fmt.Errorf("coracle token create: %w", err)
 	}
 	agent.Args = []string{"--data-dir", data, "--node-name", "ours", "--node-ip", reference.Address, "--runner", filepath.Join(b.bin, "wasmrunner"), "--cgroup-root", string(s.pods), "--stop-pods", "--join", joinArgument(string(line))}
+	// As for upstream's: how full this machine's disk is must not matter.
+	agent.Args = append(agent.Args, "--image-gc-high-threshold", "100", "--eviction-hard", "memory.available<1Mi,nodefs.available<1%,imagefs.available<1%")
 	if withOCI {
 		if containerd, cfg, err = b.startContainerd(runtimeCtx, "our-ctd", s.runtime); err != nil {
 			return nil, err
 		}
-		if err := b.bareCalls(ctx, s, containerd.Socket()); err != nil {
-			return nil, err
-		}
+		s.containerd = containerd.Socket()
 		agent.Args = append(agent.Args, "--containerd", containerd.Socket(), "--cni-conf-dir", containerd.CNIConfDir(), "--cni-bin-dir", containerd.CNIBinDir())
 	} else {
 		net = network.Private{Name: "bench", Dir: dir, ConfDir: filepath.Join(dir, "cni"), Pool: podPool}

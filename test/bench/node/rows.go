@@ -2,13 +2,12 @@ package main
 
 import (
 	"fmt"
-	"time"
 )
 
 // results of a run; nil is what wasn't measured.
 type results struct {
 	upstream, wasm, oci *figures
-	bare                []time.Duration
+	load                [2]float64 // of the machine, at the begin and at the end
 }
 
 // Marks of what a node of ours may take.
@@ -24,6 +23,7 @@ const (
 
 // rows puts each figure of ours beside upstream's of the same run.
 func (b *bench) rows(r results) {
+	b.report.Add("load average of this machine as this began", r.load[0], "", fmt.Sprintf("%.1f as it ended", r.load[1]))
 	beside := func(format string, of func(*figures) float64) string {
 		if r.upstream == nil {
 			return "-"
@@ -38,9 +38,13 @@ func (b *bench) rows(r results) {
 			continue
 		}
 		f, ours, wasm := n.f, n.f != r.upstream, n.f == r.wasm
+		at := b.peers
+		if wasm {
+			at = b.ours
+		}
 		add := func(what string, of func(*figures) float64, unit, format string, mark float64) {
 			anchor := "-"
-			if ours {
+			if ours && r.upstream != nil && of(r.upstream) != 0 { // 0: it wasn't measured
 				anchor = beside(format, of)
 			}
 			if ours && mark > 0 {
@@ -58,22 +62,34 @@ func (b *bench) rows(r results) {
 		add("RSS, idle", func(f *figures) float64 { return f.idle.node.RSS }, "MiB", "%.0f", 0)
 		add("PSS, idle", func(f *figures) float64 { return f.idle.node.PSS }, "MiB", "%.0f", 0)
 		add("kernel memory, idle", func(f *figures) float64 { return f.idle.kernel }, "MiB", "%.1f", 0)
-		after := fmt.Sprintf(", idle after %s of light work", b.work)
-		add("RSS"+after, func(f *figures) float64 { return f.worked.node.RSS }, "MiB", "%.0f", only(markRSS, wasm))
-		add("private"+after, func(f *figures) float64 { return f.worked.node.Private }, "MiB", "%.0f", only(markPrivate, wasm))
-		add("PSS"+after, func(f *figures) float64 { return f.worked.node.PSS }, "MiB", "%.0f", 0)
-		add("kernel memory"+after, func(f *figures) float64 { return f.worked.kernel }, "MiB", "%.1f", 0)
-		for _, count := range b.counts {
+		if f.worked.node.RSS > 0 {
+			soon, after := fmt.Sprintf(", %s after %s of light work", at.settle, at.work), fmt.Sprintf(", idle after %s of light work", at.work)
+			add("RSS"+soon, func(f *figures) float64 { return f.justWorked.node.RSS }, "MiB", "%.0f", 0)
+			add("private"+soon, func(f *figures) float64 { return f.justWorked.node.Private }, "MiB", "%.0f", 0)
+			add("RSS"+after, func(f *figures) float64 { return f.worked.node.RSS }, "MiB", "%.0f", only(markRSS, wasm))
+			add("private"+after, func(f *figures) float64 { return f.worked.node.Private }, "MiB", "%.0f", only(markPrivate, wasm))
+			add("PSS"+after, func(f *figures) float64 { return f.worked.node.PSS }, "MiB", "%.0f", 0)
+			add("kernel memory"+after, func(f *figures) float64 { return f.worked.kernel }, "MiB", "%.1f", 0)
+		}
+		for _, count := range at.counts {
 			with := fmt.Sprintf(", %d pods", count)
 			add("PSS and kernel memory"+with, func(f *figures) float64 { return f.with[count].node.PSS + f.with[count].kernel }, "MiB", "%.0f", 0)
 			add("the same with the pods' own"+with, func(f *figures) float64 {
 				p := f.with[count]
 				return p.node.PSS + p.kernel + p.pods.PSS + p.podKernel
 			}, "MiB", "%.0f", 0)
-			add("private, besides the pods' own"+with, func(f *figures) float64 { return f.with[count].node.Private }, "MiB", "%.0f", only(markPodsPrivate, wasm && count == 100))
+			add("private, besides the pods' own"+with, func(f *figures) float64 { return f.with[count].node.Private }, "MiB", "%.0f", 0)
 		}
-		add("processor, idle", func(f *figures) float64 { return f.idleCPU }, "% of a core", "%.2f", markIdleCPU)
-		add(fmt.Sprintf("processor, %d pods with two HTTP probes each every 10 s", b.probed), func(f *figures) float64 { return f.probedCPU }, "% of a core", "%.2f", 0)
+		if most := at.counts[len(at.counts)-1]; f.most.node.Private > 0 {
+			// As after light work: what starting took goes a minute later.
+			add(fmt.Sprintf("private, besides the pods' own, %d pods, idle", most), func(f *figures) float64 { return f.most.node.Private }, "MiB", "%.0f", only(markPodsPrivate, wasm && most == 100))
+			add(fmt.Sprintf("RSS, besides the pods' own, %d pods, idle", most), func(f *figures) float64 { return f.most.node.RSS }, "MiB", "%.0f", 0)
+		}
+		add("processor, idle", func(f *figures) float64 { return f.idleCPU.all }, "% of a core", "%.2f", markIdleCPU)
+		if !wasm {
+			add("processor, idle, of that the runtime", func(f *figures) float64 { return f.idleCPU.runtime }, "% of a core", "%.2f", 0)
+		}
+		add(fmt.Sprintf("processor, %d pods with two HTTP probes each every 10 s", at.probed), func(f *figures) float64 { return f.probedCPU.all }, "% of a core", "%.2f", 0)
 		add("pod, create to Running, p50", func(f *figures) float64 { return f.p50 }, "ms", "%.0f, without a scheduler", only(markWasmP50, wasm))
 		add("pod, create to Running, p99", func(f *figures) float64 { return f.p99 }, "ms", "%.0f", only(markWasmP99, wasm))
 		add("written to disk, idle", func(f *figures) float64 { return f.idleWritten / 1e3 }, "KB/h", "%.0f", 0)
@@ -83,9 +99,8 @@ func (b *bench) rows(r results) {
 			add("syncs, by a pod's life", func(f *figures) float64 { return f.podSyncs }, "", "%.1f", 0)
 		}
 	}
-	if r.oci != nil && len(r.bare) > 0 {
-		bare := percentile(r.bare, 0.5)
-		b.report.Add("bare CRI calls that start the same pod, p50", bare, "ms", "-")
-		b.report.AddMarked("ours, with containerd: create to Running by bare CRI calls, p50", r.oci.p50/bare, "times", "-", markOverBare)
+	if r.oci != nil && r.oci.bare > 0 {
+		b.report.Add("bare CRI calls that start the same pod, p50, in turns with ours", r.oci.bare, "ms", "-")
+		b.report.AddMarked("ours, with containerd: create to Running by bare CRI calls, p50", r.oci.p50/r.oci.bare, "times", "-", markOverBare)
 	}
 }

@@ -56,6 +56,18 @@ func (p *Plugin) Set(health string, ids ...string) {
 	p.changed = make(chan struct{})
 }
 
+// Near says near which NUMA node devices are, which it sets to be well.
+func (p *Plugin) Near(node int64, ids ...string) {
+	p.Set(pluginapi.Healthy, ids...)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, d := range p.devices {
+		if slices.Contains(ids, d.ID) {
+			d.Topology = &pluginapi.TopologyInfo{Nodes: []*pluginapi.NUMANode{{ID: node}}}
+		}
+	}
+}
+
 // Hang has every call from now on wait until the caller gives up.
 func (p *Plugin) Hang() {
 	p.mu.Lock()

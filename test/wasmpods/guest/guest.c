@@ -7,6 +7,8 @@
  *   once FILE N    the first time, makes FILE and exits with N
  *   wait FILE      until it is there
  *   watch FILE     says what is in it, whenever that changes
+ *   pair DIR       says what the files a and b of DIR/..data have, when that changes,
+ *                  and "torn" if one of them has something else than the other
  *   http           on the first socket: /healthz is 200 until /fail was asked, /exit?N ends
  *   grpc           on the first socket: grpc.health.v1.Health/Check says SERVING */
 #include <errno.h>
@@ -159,6 +161,33 @@ static int grpc(void)
 	}
 }
 
+/* Both files by one folder, which is what an atomic swap is for. */
+static void pair(const char *dir)
+{
+	char path[256], has[2][64], was[64] = "";
+	snprintf(path, sizeof path, "%s/..data", dir);
+	for (;;) {
+		int d = open(path, O_RDONLY | O_DIRECTORY), both = d >= 0;
+		for (int i = 0; i < 2 && both; i++) {
+			int fd = openat(d, i ? "b" : "a", O_RDONLY);
+			long n = fd < 0 ? -1 : read(fd, has[i], sizeof has[i] - 1);
+			close(fd);
+			if (!(both = n >= 0)) /* the folder was replaced and went meanwhile */
+				break;
+			has[i][n] = 0;
+		}
+		close(d);
+		if (!both || (!strcmp(has[0], has[1]) && !strcmp(has[0], was)))
+			continue;
+		if (strcmp(has[0], has[1]))
+			printf("torn: %s and %s\n", has[0], has[1]);
+		else
+			printf("both have %s\n", has[0]);
+		strcpy(was, has[0]);
+		fflush(stdout);
+	}
+}
+
 static int run(int argc, char **argv)
 {
 	const char *cmd = argv[0], *a = argc > 1 ? argv[1] : "", *b = argc > 2 ? argv[2] : "";
@@ -246,6 +275,8 @@ static int run(int argc, char **argv)
 			printf("%s: %.*s\n", a, n > 0 ? (int)n : 4, n > 0 ? buf : "none");
 			fflush(stdout);
 		}
+	} else if (!strcmp(cmd, "pair")) {
+		pair(a);
 	} else if (!strcmp(cmd, "http")) {
 		fflush(stdout);
 		return http();
