@@ -11,6 +11,7 @@ import (
 	"time"
 
 	fleetapi "github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 	"github.com/coracle-edge/coracle/controlplane/leadership"
 )
 
@@ -37,6 +38,7 @@ type options struct {
 	restore          string
 	markRestored     bool
 
+	localPath     bool
 	podRoutes     []netip.Prefix
 	mqttURL       string
 	nodeKeepalive time.Duration
@@ -68,6 +70,7 @@ func parseFlags(args []string) (options, error) {
 	snapshotMiB := fs.Int64("snapshot-max-mib", 512, "bound of all kept snapshots together, in MiB")
 	fs.StringVar(&o.restore, "restore", "", "put this snapshot, a file or a name in the folder of snapshots, in the place of the embedded etcd's data, and exit; nodes keep what they run until `coracle restore confirm`")
 	fs.BoolVar(&o.markRestored, "mark-restored", false, "say in etcd that it was put back to an earlier time by other means than --restore, and exit; no control plane may run on it meanwhile")
+	fs.BoolVar(&o.localPath, "local-path", true, "make StorageClass "+localvolumes.Class+", whose volumes are folders of nodes, if it isn't there; the default one unless another is")
 	routes := fs.String("pod-routes", "", "comma-separated networks (CIDR) of pods that this machine reaches by itself; all other pods are reached through their nodes' tunnels")
 	fs.StringVar(&o.mqttURL, "mqtt-url", "", "URL of an external MQTT broker; embedded if unset")
 	fs.DurationVar(&o.nodeKeepalive, "node-keepalive", 0, "how often an idle node says that it is there, whatever its link class; that of the class if 0")

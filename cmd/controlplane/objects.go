@@ -5,16 +5,22 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
+	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-helpers/auth/rbac/reconciliation"
+	storageutil "k8s.io/kubernetes/pkg/apis/storage/util"
+	"k8s.io/utils/ptr"
 
 	"github.com/coracle-edge/coracle/controlplane/api/features"
+	"github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 	"github.com/coracle-edge/coracle/controlplane/apiserver"
 )
 
@@ -27,9 +33,9 @@ const wasmHandler = "wasm"
 func ownKinds() []fs.FS { return nil }
 
 // ensureObjects makes what the control plane itself needs in the API: its kinds,
-// its namespace, the roles of its parts, the RuntimeClass. It writes only what is
-// missing; a role that an administrator annotated against reconciling is left alone.
-func ensureObjects(ctx context.Context, server *apiserver.Server, kinds []fs.FS, logger *slog.Logger) error {
+// its namespace, the roles of its parts, the RuntimeClass, the StorageClass if
+// localPath. It writes only what is missing; a role that an administrator annotated against reconciling is left alone.
+func ensureObjects(ctx context.Context, server *apiserver.Server, kinds []fs.FS, localPath bool, logger *slog.Logger) error {
 	client, err := typedClient(server.ClientConfig("system:coracle:bootstrap", "system:masters"))
 	if err != nil {
 		return err
@@ -42,6 +48,11 @@ func ensureObjects(ctx context.Context, server *apiserver.Server, kinds []fs.FS,
 	}
 	if err := ensureWasm(ctx, client); err != nil {
 		return fmt.Errorf("RuntimeClass %s: %w", wasmHandler, err)
+	}
+	if localPath {
+		if err := ensureLocalPath(ctx, client); err != nil {
+			return fmt.Errorf("StorageClass %s: %w", localvolumes.Class, err)
+		}
 	}
 	for _, role := range clusterRoles() {
 		if err := reconcileClusterRole(client, role, logger); err != nil {
@@ -80,6 +91,28 @@ func ensureWasm(ctx context.Context, client kubernetes.Interface) error {
 	return err
 }
 
+// ensureLocalPath makes the StorageClass of volumes that are folders of nodes. It is
+// the default one unless there is another already; what an administrator made of it
+// stays.
+func ensureLocalPath(ctx context.Context, client kubernetes.Interface) error {
+	classes := client.StorageV1().StorageClasses()
+	if _, err := classes.Get(ctx, localvolumes.Class, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		return err
+	}
+	all, err := classes.List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	other := slices.ContainsFunc(all.Items, func(c storagev1.StorageClass) bool { return storageutil.IsDefaultAnnotation(c.ObjectMeta) })
+	return create(classes.Create(ctx, &storagev1.StorageClass{
+		ObjectMeta: metav1.ObjectMeta{Name: localvolumes.Class, Annotations: map[string]string{
+			storageutil.IsDefaultStorageClassAnnotation: strconv.FormatBool(!other)}},
+		Provisioner:       localvolumes.Provisioner,
+		ReclaimPolicy:     ptr.To(corev1.PersistentVolumeReclaimDelete),
+		VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
+	}, metav1.CreateOptions{}))
+}
+
 // clusterRoles have the name of the one user they are bound to.
 func clusterRoles() []rbacv1.ClusterRole {
 	read := []string{"get", "list", "watch"}
@@ -90,6 +123,7 @@ func clusterRoles() []rbacv1.ClusterRole {
 			rule(read, "node.k8s.io", "runtimeclasses"),
 			rule([]string{"patch", "update"}, "", "nodes/status", "pods/status"),
 			rule([]string{"delete"}, "", "pods"),
+			rule([]string{"patch"}, "", "persistentvolumes"),
 			rule([]string{"create"}, "", "namespaces"),
 			rule([]string{"create", "patch", "update"}, "", "events"),
 			rule([]string{"create", "patch", "update"}, "events.k8s.io", "events"),

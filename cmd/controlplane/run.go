@@ -110,7 +110,7 @@ func run(ctx context.Context, o options, kinds []fs.FS, logger *slog.Logger) err
 		return err
 	}
 	server.AddPostStartHook("coracle-objects", func(ctx context.Context) error {
-		return apiserver.Retry(ctx, func(ctx context.Context) error { return ensureObjects(ctx, server, kinds, logger) })
+		return apiserver.Retry(ctx, func(ctx context.Context) error { return ensureObjects(ctx, server, kinds, o.localPath, logger) })
 	})
 	admin, err := authority.Admin()
 	if err != nil {

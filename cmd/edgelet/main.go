@@ -48,6 +48,8 @@ func main() {
 type options struct {
 	dataDir, nodeName, nodeIP string
 	kubeletDir                string
+	localVolumes              string
+	localVolumesGiven         bool
 	join                      string
 	joinRetry                 time.Duration
 	standalone                bool
@@ -81,6 +83,7 @@ type options struct {
 const (
 	defaultDataDir    = "/var/lib/coracle"
 	defaultKubeletDir = "/var/lib/kubelet" // where every driver and plugin looks
+	localVolumesDir   = "local-volumes"
 )
 
 // parse reads the command line; more may define flags besides the agent's own.
@@ -92,6 +95,7 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 	}
 	fs.StringVar(&o.dataDir, "data-dir", defaultDataDir, "everything this node keeps")
 	fs.StringVar(&o.kubeletDir, "kubelet-dir", "", "where drivers of volumes and device plugins look for a kubelet: both register below it, and volumes of drivers are mounted there; default: "+defaultKubeletDir+". With it, or with the default --data-dir, the folders of pods are in its pods, and their logs shown in /var/log/pods and /var/log/containers")
+	fs.StringVar(&o.localVolumes, "local-volumes-dir", "", "where volumes of StorageClass local-path get their folders, such as one on an SSD; it has to be there. Default: "+localVolumesDir+" in --data-dir")
 	fs.StringVar(&o.nodeName, "node-name", "", "the node's name; default: the one it joined as, else the host's")
 	fs.StringVar(&o.nodeIP, "node-ip", "", "comma list of the node's addresses; default: those of the interface with the default route")
 	fs.StringVar(&o.join, "join", "", "the line that `coracle token create` printed; needed once")
@@ -145,6 +149,12 @@ func parse(args []string, more func(*flag.FlagSet)) (*options, error) {
 		return nil, err
 	}
 	o.dataDir = dir
+	if o.localVolumesGiven = o.localVolumes != ""; !o.localVolumesGiven {
+		o.localVolumes = filepath.Join(o.dataDir, localVolumesDir)
+	}
+	if o.localVolumes, err = filepath.Abs(o.localVolumes); err != nil {
+		return nil, err
+	}
 	base := cmp.Or(o.kubeletDir, defaultKubeletDir)
 	if o.kubeletDir == "" && o.dataDir != defaultDataDir {
 		base = o.dataDir

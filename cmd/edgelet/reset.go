@@ -27,7 +27,8 @@ import (
 
 const resetUsage = `edgelet reset makes this board nobody's: it stops all pods, then removes from the
 data folder what the cluster gave and what was made for it (identity, Secrets,
-orders, volumes, logs), and says so. Images stay. It refuses while edgelet runs.
+orders, volumes, logs), and says so. Images stay, and the data of volumes of the
+class local-path. It refuses while edgelet runs.
 Give it --data-dir and what the agent is given to find its containers
 (--containerd, --container-runtime-endpoint, --cni-conf-dir ...).
 
@@ -40,6 +41,7 @@ func resetMain(args []string) error {
 	o, err := parse(args, func(fs *flag.FlagSet) {
 		fs.BoolVar(&c.Force, "force", false, "remove the node's files also if pods can't be stopped, as when containerd is gone")
 		fs.BoolVar(&c.Images, "images", false, "remove images, too")
+		fs.BoolVar(&c.Volumes, "volumes", false, "remove the data of volumes of the class local-path, too")
 		fs.DurationVar(&within, "within", time.Minute, "how long pods may take to end")
 		fs.Usage = func() {
 			fmt.Fprint(fs.Output(), resetUsage)

@@ -17,6 +17,7 @@ import (
 	"github.com/coracle-edge/coracle/boards"
 	"github.com/coracle-edge/coracle/controlplane/api/enrollment"
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/edgelet/affinity"
 	"github.com/coracle-edge/coracle/edgelet/budget"
@@ -65,11 +66,13 @@ type agent struct {
 	forGood  bool            // all pods end, and drivers are not asked
 	volumes  *volumes.Manager
 	abnormal abnormal
-	pods     *pods.Manager
-	proxy    *proxy.Proxy // nil where there can be none
-	res      resources
-	devices  *devices.Manager
-	affinity *affinity.Manager // nil without a policy that gives processors or memory
+	// goneVolumes are the released volumes whose folders are removed.
+	goneVolumes atomic.Pointer[[]localvolumes.Gone]
+	pods        *pods.Manager
+	proxy       *proxy.Proxy // nil where there can be none
+	res         resources
+	devices     *devices.Manager
+	affinity    *affinity.Manager // nil without a policy that gives processors or memory
 	// shutdown is nil without grace periods.
 	shutdown *shutdown.Manager
 	link     atomic.Pointer[linkStatus]
@@ -178,6 +181,7 @@ func (a *agent) runParts(ctx context.Context) error {
 		g.Go(func() error { return oom.Watch(ctx, oom.DefaultLog, a.systemOOM, a.log) })
 	}
 	g.Go(func() error { return a.watchPlugins(ctx) })
+	g.Go(func() error { return a.sweepVolumes(ctx) })
 	if a.proxy != nil {
 		g.Go(func() error { return a.proxy.Run(ctx) })
 	}

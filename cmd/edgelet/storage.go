@@ -3,21 +3,25 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 	"github.com/coracle-edge/coracle/edgelet/claims"
 	"github.com/coracle-edge/coracle/edgelet/csi"
 	"github.com/coracle-edge/coracle/edgelet/devices"
 	"github.com/coracle-edge/coracle/edgelet/node"
 	"github.com/coracle-edge/coracle/edgelet/pluginwatch"
+	"github.com/coracle-edge/coracle/edgelet/pods/kubeobj"
 	"github.com/coracle-edge/coracle/edgelet/pods/podstate"
 	"github.com/coracle-edge/coracle/edgelet/state"
 	"github.com/coracle-edge/coracle/edgelet/stats"
@@ -41,6 +45,7 @@ func (a *agent) buildVolumes(store *podstate.Store) error {
 		config.Boot, config.Changed = strings.TrimSpace(string(boot)), a.storageChanged
 		a.csi = csi.New(config)
 		c.CSI = a.csi
+		c.Folders = &volumes.Folders{Dir: a.o.localVolumes, Given: a.o.localVolumesGiven, Records: a.state}
 		if a.claims, err = claims.New(claims.Config{Store: a.state, Objects: store, Boot: config.Boot, Changed: a.driversChanged,
 			HealthChanged: func(uids []string) { a.pods.Wake(uids) }, Log: a.log}); err != nil {
 			return err
@@ -146,7 +151,59 @@ func (a *agent) storage() node.Storage {
 	}
 	annotate(s.Annotations, fleet.AnnotationExpanded, expanded)
 	annotate(s.Annotations, fleet.AnnotationGoneDrivers, a.claims.Gone())
+	s.Annotations[localvolumes.AnnotationDir] = a.o.localVolumes
+	if gone := a.goneVolumes.Load(); gone != nil {
+		annotate(s.Annotations, localvolumes.AnnotationGone, *gone)
+	}
 	return s
+}
+
+// sweepAgain is when folders of volumes that could not be removed are tried again.
+const sweepAgain = 10 * time.Second
+
+// sweepVolumes removes the folders of volumes that the cluster has released, until
+// ctx ends.
+func (a *agent) sweepVolumes(ctx context.Context) error {
+	if a.csi == nil {
+		return nil // without root none was made
+	}
+	changed := a.state.Follow()
+	said := ""
+	for {
+		gone, err := a.sweepOnce()
+		if a.goneVolumes.Swap(&gone); len(gone) > 0 {
+			a.node.Changed()
+		}
+		var again <-chan time.Time
+		if err != nil {
+			again = time.After(sweepAgain)
+			if err.Error() != said {
+				a.log.Warn("volumes that are released", "err", err)
+			}
+			said = err.Error()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-again:
+		}
+	}
+}
+
+func (a *agent) sweepOnce() ([]localvolumes.Gone, error) {
+	objects, bad := a.state.Desired(volumes.KindVolume)
+	var pvs []*v1.PersistentVolume
+	for _, o := range objects {
+		pv, err := kubeobj.PersistentVolume(o.Raw)
+		if err != nil {
+			bad = errors.Join(bad, err)
+			continue
+		}
+		pvs = append(pvs, pv)
+	}
+	gone, err := a.volumes.RemoveReleased(pvs)
+	return gone, errors.Join(bad, err)
 }
 
 func annotate[T any](annotations map[string]string, key string, list []T) {

@@ -18,10 +18,12 @@ import (
 	"k8s.io/kubernetes/pkg/controller"
 	"k8s.io/utils/clock"
 
+	localapi "github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 	"github.com/coracle-edge/coracle/controlplane/controllers/daemonset"
 	"github.com/coracle-edge/coracle/controlplane/controllers/deployment"
 	"github.com/coracle-edge/coracle/controlplane/controllers/endpointslice"
 	"github.com/coracle-edge/coracle/controlplane/controllers/job"
+	"github.com/coracle-edge/coracle/controlplane/controllers/localvolumes"
 	"github.com/coracle-edge/coracle/controlplane/controllers/node"
 	"github.com/coracle-edge/coracle/controlplane/controllers/reconciler"
 	"github.com/coracle-edge/coracle/controlplane/controllers/replicaset"
@@ -134,6 +136,8 @@ func ours() []own {
 		{"daemonset-controller", "daemon-set-controller", "daemonset-controller", 1, as(daemonset.New)},
 		{"job-controller", "job-controller", "job-controller", 2, as(job.New)},
 		{"endpointslice-controller", "endpointslice-controller", "endpoint-slice-controller", 2, as(endpointslice.New)},
+		// The rights of upstream's binder are those that it needs.
+		{"local-volumes-provisioner", "persistent-volume-binder", localapi.Provisioner, 1, as(localvolumes.New)},
 	}
 }
 

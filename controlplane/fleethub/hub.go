@@ -162,7 +162,9 @@ type Hub struct {
 	mu    sync.Mutex
 	nodes map[string]*node
 	bound map[string]map[types.NamespacedName]*corev1.Pod // by node
-	users map[ref]map[string]bool                         // nodes whose pods refer to it
+	// released are the volumes whose folders nodes are to remove, by node.
+	released map[string]map[ref]bool
+	users    map[ref]map[string]bool // nodes whose pods refer to it
 }
 
 // New registers the hub's informers with the factory; nothing is sent before Run.
@@ -194,7 +196,8 @@ func New(c Config) (*Hub, error) {
 	}
 	h := &Hub{
 		c: c, log: c.Logger, codec: fleet.NewCodec(), started: c.Now(), classes: classes, counters: c.Counters,
-		nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{}, users: map[ref]map[string]bool{},
+		nodes: map[string]*node{}, bound: map[string]map[types.NamespacedName]*corev1.Pod{},
+		released: map[string]map[ref]bool{}, users: map[ref]map[string]bool{},
 		work: workqueue.NewTypedDelayingQueue[string](),
 		writes: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[writeKey](
 			20*time.Millisecond, 30*time.Second)),

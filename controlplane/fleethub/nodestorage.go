@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 )
 
 // annotationNodeID is upstream's: the node's ID by CSI driver.
@@ -26,13 +27,15 @@ type nodeStorage struct {
 	drivers  []fleet.CSIDriver
 	expanded []fleet.ExpandedClaim
 	gone     []string // DRA drivers
+	removed  []localvolumes.Gone
 }
 
 // takeStorage takes out of a report what isn't to be stored in the Node, and puts
 // in upstream's annotation.
 func takeStorage(said *corev1.Node) (nodeStorage, error) {
 	var s nodeStorage
-	for key, into := range map[string]any{fleet.AnnotationCSIDrivers: &s.drivers, fleet.AnnotationExpanded: &s.expanded, fleet.AnnotationGoneDrivers: &s.gone} {
+	for key, into := range map[string]any{fleet.AnnotationCSIDrivers: &s.drivers, fleet.AnnotationExpanded: &s.expanded, fleet.AnnotationGoneDrivers: &s.gone,
+		localvolumes.AnnotationGone: &s.removed} {
 		text, ok := said.Annotations[key]
 		if !ok {
 			continue
@@ -56,8 +59,9 @@ func takeStorage(said *corev1.Node) (nodeStorage, error) {
 	return s, nil
 }
 
-// writeStorage brings the node's CSINode and the claims whose volumes it has
-// grown up to what it says, as the node: NodeRestriction has its say.
+// writeStorage brings the node's CSINode, the claims whose volumes it has grown and
+// the volumes that it has removed up to what it says; the former two as the node:
+// NodeRestriction has its say.
 func (h *Hub) writeStorage(ctx context.Context, n *node, r *fleet.NodeReport) error {
 	var said corev1.Node
 	if err := said.Unmarshal(r.GetNode()); err != nil {
@@ -78,7 +82,34 @@ func (h *Hub) writeStorage(ctx context.Context, n *node, r *fleet.NodeReport) er
 			return fmt.Errorf("persistentvolumeclaim %s/%s, whose volume node %s has grown: %w", e.Namespace, e.Name, n.name, err)
 		}
 	}
+	for _, g := range s.removed {
+		if err := h.writeRemoved(ctx, n, g); err != nil {
+			return fmt.Errorf("persistentvolume %s, whose folder node %s has removed: %w", g.Name, n.name, err)
+		}
+	}
 	return nil
+}
+
+// writeRemoved notes in one of the node's released volumes that its folder is gone.
+func (h *Hub) writeRemoved(ctx context.Context, n *node, g localvolumes.Gone) error {
+	pv, err := h.storage.volumes.Get(g.Name)
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return err
+	case string(pv.UID) != g.UID, localvolumes.Node(pv) != n.name, !localvolumes.Released(pv), pv.Annotations[localvolumes.AnnotationRemoved] != "":
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pv.UID, "annotations": map[string]string{localvolumes.AnnotationRemoved: "true"}}})
+	if err != nil {
+		return err
+	}
+	_, err = h.c.Client.CoreV1().PersistentVolumes().Patch(ctx, g.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 func (h *Hub) writeCSINode(ctx context.Context, n *node, drivers []fleet.CSIDriver) error {

@@ -11,6 +11,8 @@ import (
 	resourcelisters "k8s.io/client-go/listers/resource/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 )
 
 // Kinds of objects that nodes get because a pod's volume leads to them.
@@ -120,7 +122,11 @@ func projectClaim(from *corev1.PersistentVolumeClaim) *corev1.PersistentVolumeCl
 }
 
 func projectVolume(from *corev1.PersistentVolume) *corev1.PersistentVolume {
-	return &corev1.PersistentVolume{ObjectMeta: project(from.ObjectMeta), Spec: from.Spec}
+	out := &corev1.PersistentVolume{ObjectMeta: project(from.ObjectMeta), Spec: from.Spec}
+	if localvolumes.Released(from) {
+		out.Status.Phase = from.Status.Phase
+	}
+	return out
 }
 
 func projectAttachment(from *storagev1.VolumeAttachment) *storagev1.VolumeAttachment {

@@ -10,6 +10,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 	"github.com/coracle-edge/coracle/controlplane/api/trace"
 )
 
@@ -86,11 +87,19 @@ type refHandler struct {
 	kind string
 }
 
-func (r refHandler) OnAdd(obj any, _ bool) { r.change(obj) }
-func (r refHandler) OnUpdate(_, obj any)   { r.change(obj) }
+func (r refHandler) OnAdd(obj any, _ bool) { r.OnUpdate(nil, obj) }
+func (r refHandler) OnUpdate(_, obj any) {
+	if pv, ok := obj.(*corev1.PersistentVolume); ok {
+		r.h.release(pv, localvolumes.Released(pv))
+	}
+	r.change(obj)
+}
 func (r refHandler) OnDelete(obj any) {
 	if last, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 		obj = last.Obj
+	}
+	if pv, ok := obj.(*corev1.PersistentVolume); ok {
+		r.h.release(pv, false)
 	}
 	r.change(obj)
 }
@@ -104,6 +113,31 @@ func (r refHandler) change(obj any) {
 		r.h.seeRecord(secret)
 	}
 	r.h.changed(m.GetResourceVersion(), ref{r.kind, m.GetNamespace(), m.GetName()})
+}
+
+// release notes whether a volume's node is to remove its folder. The node gets such
+// a volume although no pod of its leads there any more.
+func (h *Hub) release(pv *corev1.PersistentVolume, released bool) {
+	name, r := localvolumes.Node(pv), ref{kindVolume, "", pv.Name}
+	if name == "" {
+		return
+	}
+	h.mu.Lock()
+	was := h.released[name][r]
+	switch {
+	case released && h.released[name] == nil:
+		h.released[name] = map[ref]bool{r: true}
+	case released:
+		h.released[name][r] = true
+	case was:
+		if delete(h.released[name], r); len(h.released[name]) == 0 {
+			delete(h.released, name)
+		}
+	}
+	h.mu.Unlock()
+	if was != released {
+		h.dirty(name)
+	}
 }
 
 // changed has what the nodes should have computed anew that use one of refs.
@@ -260,9 +294,10 @@ func (h *Hub) compute(n *node) Desired {
 			pods = append(pods, pod)
 		}
 	}
+	refs := map[ref]bool{}
+	maps.Copy(refs, h.released[n.name])
 	h.mu.Unlock()
 	objects := make(map[string]object, len(n.objects))
-	refs := map[ref]bool{}
 	add := func(o object, err error) {
 		if err != nil {
 			h.log.Error("object can't be ordered", "node", n.name, "error", err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // ErrMounted is returned when something is still mounted below a folder that is
@@ -17,7 +18,7 @@ import (
 // host's. Nothing was removed then.
 var ErrMounted = errors.New("still mounted")
 
-// Config of Run. All but Images and Keep is needed.
+// Config of Run. All but Images, Volumes and Keep is needed.
 type Config struct {
 	// Dir is the node's data folder.
 	Dir string
@@ -28,6 +29,8 @@ type Config struct {
 	Force bool
 	// Images removes those, too.
 	Images bool
+	// Volumes removes what pods have stored in volumes of the node, too.
+	Volumes bool
 	// MountsBelow lists mount points below a folder.
 	MountsBelow func(dir string) ([]string, error)
 	// Out is told what was done, a line for each.
@@ -54,6 +57,9 @@ var goes = []part{
 // With images goes what says whose they are: those that stay must not become anybody's.
 var images = part{[]string{"crishim/images", "crishim/compiled", "image-pulls.json"}, "images and their compiled modules"}
 
+// What pods have stored stays for the node's next life unless it is asked for.
+var volumes = part{[]string{"local-volumes"}, "volumes of the class local-path, and the data in them"}
+
 // Run does it all. If it returns an error, some of it may be done, and Run again does the rest.
 func Run(ctx context.Context, c Config) error {
 	pods, err := c.Stop(ctx)
@@ -67,6 +73,9 @@ func Run(ctx context.Context, c Config) error {
 		fmt.Fprintf(c.Out, "Left running, because of --force: %v\n", err)
 	}
 	remove := slices.Clone(goes)
+	if c.Volumes {
+		remove = slices.Insert(remove, 0, volumes)
+	}
 	if c.Images {
 		remove = slices.Insert(remove, len(remove)-1, images)
 	}
@@ -101,19 +110,27 @@ func Run(ctx context.Context, c Config) error {
 
 // kept says what is left in the folder.
 func (c Config) kept() error {
-	// Empty now, unless images stay.
-	found, err := images.find(c.Dir)
-	if err != nil {
-		return err
-	}
-	if err := os.Remove(filepath.Join(c.Dir, "crishim")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		if len(found) > 0 {
-			size := int64(0)
-			for _, path := range found {
-				size += bytesBelow(path)
-			}
-			fmt.Fprintf(c.Out, "Kept %s, %d KiB (%s); --images removes them\n", images.what, size/1024, relative(c.Dir, found))
+	var known []string
+	for _, k := range []struct {
+		part
+		flag string
+	}{{images, "--images"}, {volumes, "--volumes"}} {
+		found, err := k.find(c.Dir)
+		if err != nil {
+			return err
 		}
+		size := int64(0)
+		for _, path := range found {
+			size += bytesBelow(path)
+		}
+		if size > 0 {
+			fmt.Fprintf(c.Out, "Kept %s, %d KiB (%s); %s removes them\n", k.what, size/1024, relative(c.Dir, found), k.flag)
+		}
+		known = append(known, found...)
+	}
+	// Empty now, unless images stay.
+	if err := os.Remove(filepath.Join(c.Dir, "crishim")); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+		return err
 	}
 	entries, err := os.ReadDir(c.Dir)
 	if err != nil {
@@ -121,7 +138,7 @@ func (c Config) kept() error {
 	}
 	var others []string
 	for _, e := range entries {
-		if e.Name() != "crishim" && !slices.Contains(found, filepath.Join(c.Dir, e.Name())) {
+		if e.Name() != "crishim" && !slices.Contains(known, filepath.Join(c.Dir, e.Name())) {
 			others = append(others, e.Name())
 		}
 	}

@@ -69,9 +69,24 @@ func TestResetLeavesNothingOfTheClusters(t *testing.T) {
 			t.Errorf("it doesn't say %q:\n%s", words, out)
 		}
 	}
-	// Again, and with images.
+	// What pods have stored goes only if that is asked for.
+	stored := filepath.Join(dir, "local-volumes", "pvc-1", "file")
+	if err := os.MkdirAll(filepath.Dir(stored), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(stored, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	c, out = config(dir)
-	c.Images = true
+	if err := Run(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(stored); err != nil || !strings.Contains(out.String(), "Kept volumes of the class local-path, and the data in them, 0 KiB (local-volumes); --volumes removes them") {
+		t.Errorf("%v; it says:\n%s", err, out)
+	}
+	// Again, and with images and volumes.
+	c, out = config(dir)
+	c.Images, c.Volumes = true, true
 	if err := Run(t.Context(), c); err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 // with the pod.
 const (
 	kindClaim      = "PersistentVolumeClaim"
-	kindVolume     = "PersistentVolume"
+	KindVolume     = "PersistentVolume"
 	kindDriver     = "CSIDriver"
 	kindAttachment = "VolumeAttachment"
 )
@@ -54,7 +54,7 @@ func (m *Manager) claim(pod *v1.Pod, name string, ephemeral bool) (*v1.Persisten
 		return fail("PVC has empty pvc.Spec.VolumeName")
 	}
 	volume := claim.Spec.VolumeName
-	if raw, found, err = m.Objects.Object(kindVolume, "", volume); err != nil {
+	if raw, found, err = m.Objects.Object(KindVolume, "", volume); err != nil {
 		return fail("%w", err)
 	}
 	if !found {
@@ -88,8 +88,8 @@ func (m *Manager) Behind(node, namespace, claimName string) []Ref {
 	if err != nil || claim.Spec.VolumeName == "" {
 		return nil
 	}
-	out := []Ref{{kindVolume, "", claim.Spec.VolumeName}}
-	if raw, found, err = m.Objects.Object(kindVolume, "", claim.Spec.VolumeName); err != nil || !found {
+	out := []Ref{{KindVolume, "", claim.Spec.VolumeName}}
+	if raw, found, err = m.Objects.Object(KindVolume, "", claim.Spec.VolumeName); err != nil || !found {
 		return out
 	}
 	pv, err := kubeobj.PersistentVolume(raw)

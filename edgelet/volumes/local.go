@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
+
+	"github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 )
 
 const (
@@ -27,6 +29,11 @@ func (m *Manager) local(ctx context.Context, pod *v1.Pod, pv *v1.PersistentVolum
 	source := pv.Spec.Local.Path
 	if err := cleanHostPath(source); err != nil {
 		return "", false, err
+	}
+	if localvolumes.Ours(pv) {
+		if err := m.makeFolder(pv); err != nil {
+			return "", false, err
+		}
 	}
 	info, err := os.Stat(source)
 	switch {
@@ -75,25 +82,37 @@ func (m *Manager) tellShared(pod *v1.Pod, volume, source string) error {
 	if group == nil {
 		return nil
 	}
-	bound, err := filepath.Glob(filepath.Join(m.Dir, "*", "volumes", "kubernetes.io~local-volume", volume))
-	if err != nil {
+	bound, err := m.boundLocal(volume)
+	if err != nil || len(bound) == 0 {
 		return err
 	}
-	for _, b := range bound {
-		if mounted, err := m.Mounts.IsMountPoint(b); err != nil || !mounted {
-			continue
-		}
-		var st unix.Stat_t
-		if err := unix.Stat(source, &st); err != nil {
-			return fmt.Errorf("failed to check fsGroup for %s (%w)", source, err)
-		}
-		if int64(st.Gid) != *group {
-			m.notice(Notice{PodUID: string(pod.UID), Type: v1.EventTypeWarning, Reason: "AlreadyMountedVolume",
-				Message: fmt.Sprintf("The requested fsGroup is %d, but the volume %s has GID %d. The volume may not be shareable.", *group, volume, st.Gid)})
-		}
-		return nil
+	var st unix.Stat_t
+	if err := unix.Stat(source, &st); err != nil {
+		return fmt.Errorf("failed to check fsGroup for %s (%w)", source, err)
+	}
+	if int64(st.Gid) != *group {
+		m.notice(Notice{PodUID: string(pod.UID), Type: v1.EventTypeWarning, Reason: "AlreadyMountedVolume",
+			Message: fmt.Sprintf("The requested fsGroup is %d, but the volume %s has GID %d. The volume may not be shareable.", *group, volume, st.Gid)})
 	}
 	return nil
+}
+
+// boundLocal are the places in pods' folders where a local volume is mounted.
+func (m *Manager) boundLocal(volume string) (bound []string, err error) {
+	places, err := filepath.Glob(filepath.Join(m.Dir, "*", "volumes", "kubernetes.io~local-volume", volume))
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range places {
+		mounted, err := m.Mounts.IsMountPoint(p)
+		if err != nil {
+			return nil, err
+		}
+		if mounted {
+			bound = append(bound, p)
+		}
+	}
+	return bound, nil
 }
 
 // localFileSystem mounts a local device once for all pods, below the agent's data.
@@ -145,19 +164,11 @@ func (m *Manager) unmountDevices() error {
 	}
 	for _, e := range entries {
 		dir := filepath.Join(root, e.Name())
-		bound, err := filepath.Glob(filepath.Join(m.Dir, "*", "volumes", "kubernetes.io~local-volume", e.Name()))
+		bound, err := m.boundLocal(e.Name())
 		if err != nil {
 			return err
 		}
-		inUse := false
-		for _, b := range bound {
-			mounted, err := m.Mounts.IsMountPoint(b)
-			if err != nil {
-				return err
-			}
-			inUse = inUse || mounted
-		}
-		if inUse {
+		if len(bound) > 0 {
 			continue
 		}
 		if err := m.Mounts.UnmountBelow(dir); err != nil {

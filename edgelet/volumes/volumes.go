@@ -51,6 +51,9 @@ type Config struct {
 	Now func() time.Time
 	// Mounts mounts and unmounts; the kernel's if nil.
 	Mounts Mounts
+	// Folders is for volumes that the cluster provisions on this node; nil: they are
+	// [ErrUnsupported].
+	Folders *Folders
 	// CSI is the node half of CSI volumes; nil: they are [ErrUnsupported].
 	CSI *csi.Manager
 	// Changed is called when [Manager.Expanded] changed; may be nil.
