@@ -110,6 +110,8 @@ func ensureLocalPath(ctx context.Context, client kubernetes.Interface) error {
 		Provisioner:       localvolumes.Provisioner,
 		ReclaimPolicy:     ptr.To(corev1.PersistentVolumeReclaimDelete),
 		VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer),
+		AllowedTopologies: []corev1.TopologySelectorTerm{{MatchLabelExpressions: []corev1.TopologySelectorLabelRequirement{
+			{Key: localvolumes.Label, Values: []string{"true"}}}}},
 	}, metav1.CreateOptions{}))
 }
 
@@ -123,7 +125,7 @@ func clusterRoles() []rbacv1.ClusterRole {
 			rule(read, "node.k8s.io", "runtimeclasses"),
 			rule([]string{"patch", "update"}, "", "nodes/status", "pods/status"),
 			rule([]string{"delete"}, "", "pods"),
-			rule([]string{"patch"}, "", "persistentvolumes"),
+			rule([]string{"get", "patch"}, "", "persistentvolumes"),
 			rule([]string{"create"}, "", "namespaces"),
 			rule([]string{"create", "patch", "update"}, "", "events"),
 			rule([]string{"create", "patch", "update"}, "events.k8s.io", "events"),

@@ -30,7 +30,8 @@ data folder what the cluster gave and what was made for it (identity, Secrets,
 orders, volumes, logs), and says so. Images stay, and the data of volumes of the
 class local-path. It refuses while edgelet runs.
 Give it --data-dir and what the agent is given to find its containers
-(--containerd, --container-runtime-endpoint, --cni-conf-dir ...).
+(--containerd, --container-runtime-endpoint, --cni-conf-dir ...), and its
+--local-volumes-dir.
 
 `
 
@@ -84,7 +85,7 @@ func resetBoard(ctx context.Context, o *options, c reset.Config, within time.Dur
 		return fmt.Errorf("reset: %w", err)
 	}
 	was := whoWas(o.dataDir)
-	c.Dir, c.Out, c.MountsBelow = o.dataDir, out, volumes.MountsBelow
+	c.Dir, c.VolumesDir, c.Out, c.MountsBelow = o.dataDir, o.localVolumes, out, volumes.MountsBelow
 	c.Stop = func(ctx context.Context) ([]string, error) { return a.stopForGood(ctx, within) }
 	err = reset.Run(ctx, c)
 	if closeErr := a.state.Close(); err == nil {

@@ -151,7 +151,7 @@ func (a *agent) storage() node.Storage {
 	}
 	annotate(s.Annotations, fleet.AnnotationExpanded, expanded)
 	annotate(s.Annotations, fleet.AnnotationGoneDrivers, a.claims.Gone())
-	s.Annotations[localvolumes.AnnotationDir] = a.o.localVolumes
+	s.Annotations[localvolumes.AnnotationDir], s.Labels[localvolumes.Label] = a.o.localVolumes, "true"
 	if gone := a.goneVolumes.Load(); gone != nil {
 		annotate(s.Annotations, localvolumes.AnnotationGone, *gone)
 	}
@@ -170,18 +170,19 @@ func (a *agent) sweepVolumes(ctx context.Context) error {
 	changed := a.state.Follow()
 	said := ""
 	for {
-		gone, err := a.sweepOnce()
-		if a.goneVolumes.Swap(&gone); len(gone) > 0 {
+		gone, err := a.sweepOnce(ctx)
+		if before := a.goneVolumes.Swap(&gone); len(gone) > 0 && (before == nil || !slices.Equal(*before, gone)) {
 			a.node.Changed()
 		}
 		var again <-chan time.Time
+		now := ""
 		if err != nil {
-			again = time.After(sweepAgain)
-			if err.Error() != said {
+			again, now = time.After(sweepAgain), err.Error()
+			if now != said && ctx.Err() == nil {
 				a.log.Warn("volumes that are released", "err", err)
 			}
-			said = err.Error()
 		}
+		said = now
 		select {
 		case <-ctx.Done():
 			return nil
@@ -191,7 +192,7 @@ func (a *agent) sweepVolumes(ctx context.Context) error {
 	}
 }
 
-func (a *agent) sweepOnce() ([]localvolumes.Gone, error) {
+func (a *agent) sweepOnce(ctx context.Context) ([]localvolumes.Gone, error) {
 	objects, bad := a.state.Desired(volumes.KindVolume)
 	var pvs []*v1.PersistentVolume
 	for _, o := range objects {
@@ -202,7 +203,7 @@ func (a *agent) sweepOnce() ([]localvolumes.Gone, error) {
 		}
 		pvs = append(pvs, pv)
 	}
-	gone, err := a.volumes.RemoveReleased(pvs)
+	gone, err := a.volumes.RemoveReleased(ctx, pvs)
 	return gone, errors.Join(bad, err)
 }
 

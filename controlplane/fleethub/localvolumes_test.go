@@ -38,6 +38,9 @@ func TestReleasedVolumesGoToTheirNode(t *testing.T) {
 		if err := informer.GetStore().Add(pv); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := client.CoreV1().PersistentVolumes().Update(t.Context(), pv.DeepCopy(), metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	show(pv)
 	a, b := h.get("board-a"), h.get("board-b")
@@ -107,6 +110,18 @@ func TestReleasedVolumesGoToTheirNode(t *testing.T) {
 	if !noted() {
 		t.Error("not noted")
 	}
+
+	// Once noted it is no order any more.
+	removed, err := client.CoreV1().PersistentVolumes().Get(t.Context(), "pv", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.stale = false
+	handler.OnUpdate(released, removed)
+	if !a.stale || len(h.released) != 0 {
+		t.Errorf("told %v, %v", a.stale, h.released)
+	}
+	handler.OnUpdate(removed, released)
 
 	if err := informer.GetStore().Delete(released); err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"k8s.io/kubernetes/pkg/apis/core/v1/helper"
 
 	"github.com/coracle-edge/coracle/controlplane/api/fleet"
+	"github.com/coracle-edge/coracle/controlplane/api/localvolumes"
 )
 
 // AnnotationLabels lists the labels that the node gave itself, so that one it no
@@ -160,8 +161,11 @@ func mergeNode(have, said *corev1.Node, stamp fleet.StampID, now time.Time) *cor
 	for k, v := range said.Annotations {
 		out.Annotations[k] = v
 	}
-	if said.Annotations[annotationNodeID] == "" {
-		delete(out.Annotations, annotationNodeID)
+	// Of these a node may say no more; the last is what a hub stores that doesn't know it.
+	for _, key := range []string{annotationNodeID, localvolumes.AnnotationDir, localvolumes.AnnotationGone} {
+		if said.Annotations[key] == "" {
+			delete(out.Annotations, key)
+		}
 	}
 	out.Annotations[AnnotationLabels] = strings.Join(own, ",")
 	out.Annotations[AnnotationReport] = stamp.String()

@@ -92,13 +92,14 @@ func (h *Hub) writeStorage(ctx context.Context, n *node, r *fleet.NodeReport) er
 
 // writeRemoved notes in one of the node's released volumes that its folder is gone.
 func (h *Hub) writeRemoved(ctx context.Context, n *node, g localvolumes.Gone) error {
-	pv, err := h.storage.volumes.Get(g.Name)
+	// What was ordered may be newer than the cache of a hub that has just taken over.
+	pv, err := h.c.Client.CoreV1().PersistentVolumes().Get(ctx, g.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil
 	case err != nil:
 		return err
-	case string(pv.UID) != g.UID, localvolumes.Node(pv) != n.name, !localvolumes.Released(pv), pv.Annotations[localvolumes.AnnotationRemoved] != "":
+	case string(pv.UID) != g.UID, localvolumes.Node(pv) != n.name, !localvolumes.ToRemove(pv):
 		return nil
 	}
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": pv.UID, "annotations": map[string]string{localvolumes.AnnotationRemoved: "true"}}})

@@ -123,7 +123,7 @@ func projectClaim(from *corev1.PersistentVolumeClaim) *corev1.PersistentVolumeCl
 
 func projectVolume(from *corev1.PersistentVolume) *corev1.PersistentVolume {
 	out := &corev1.PersistentVolume{ObjectMeta: project(from.ObjectMeta), Spec: from.Spec}
-	if localvolumes.Released(from) {
+	if localvolumes.ToRemove(from) {
 		out.Status.Phase = from.Status.Phase
 	}
 	return out

@@ -90,7 +90,7 @@ type refHandler struct {
 func (r refHandler) OnAdd(obj any, _ bool) { r.OnUpdate(nil, obj) }
 func (r refHandler) OnUpdate(_, obj any) {
 	if pv, ok := obj.(*corev1.PersistentVolume); ok {
-		r.h.release(pv, localvolumes.Released(pv))
+		r.h.release(pv, localvolumes.ToRemove(pv))
 	}
 	r.change(obj)
 }

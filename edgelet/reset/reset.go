@@ -29,8 +29,10 @@ type Config struct {
 	Force bool
 	// Images removes those, too.
 	Images bool
-	// Volumes removes what pods have stored in volumes of the node, too.
-	Volumes bool
+	// Volumes removes what pods have stored in volumes of the node, too, which are
+	// folders in VolumesDir.
+	Volumes    bool
+	VolumesDir string
 	// MountsBelow lists mount points below a folder.
 	MountsBelow func(dir string) ([]string, error)
 	// Out is told what was done, a line for each.
@@ -39,7 +41,7 @@ type Config struct {
 
 // part is something that lies in the data folder.
 type part struct {
-	names []string // patterns
+	names []string // patterns; absolute ones are of another folder
 	what  string
 }
 
@@ -58,7 +60,16 @@ var goes = []part{
 var images = part{[]string{"crishim/images", "crishim/compiled", "image-pulls.json"}, "images and their compiled modules"}
 
 // What pods have stored stays for the node's next life unless it is asked for.
-var volumes = part{[]string{"local-volumes"}, "volumes of the class local-path, and the data in them"}
+func (c Config) volumes() part {
+	// If the folder was made by edgelet it goes as a whole; else it may be a disk's.
+	if filepath.Dir(c.VolumesDir) == c.Dir {
+		return part{[]string{filepath.Base(c.VolumesDir)}, whatVolumes}
+	}
+	dir := escape(c.VolumesDir)
+	return part{[]string{filepath.Join(dir, "pvc-*"), filepath.Join(dir, ".coracle-volumes")}, whatVolumes}
+}
+
+const whatVolumes = "volumes of the class local-path, and the data in them"
 
 // Run does it all. If it returns an error, some of it may be done, and Run again does the rest.
 func Run(ctx context.Context, c Config) error {
@@ -74,7 +85,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	remove := slices.Clone(goes)
 	if c.Volumes {
-		remove = slices.Insert(remove, 0, volumes)
+		remove = slices.Insert(remove, 0, c.volumes())
 	}
 	if c.Images {
 		remove = slices.Insert(remove, len(remove)-1, images)
@@ -99,11 +110,11 @@ func Run(ctx context.Context, c Config) error {
 			if err := os.RemoveAll(path); err != nil {
 				return fmt.Errorf("%s: %w", p.what, err)
 			}
+			if err := sync(filepath.Dir(path)); err != nil {
+				return err
+			}
 		}
 		fmt.Fprintf(c.Out, "Removed %s (%s)\n", p.what, relative(c.Dir, paths[i]))
-		if err := sync(c.Dir); err != nil {
-			return err
-		}
 	}
 	return c.kept()
 }
@@ -114,7 +125,7 @@ func (c Config) kept() error {
 	for _, k := range []struct {
 		part
 		flag string
-	}{{images, "--images"}, {volumes, "--volumes"}} {
+	}{{images, "--images"}, {c.volumes(), "--volumes"}} {
 		found, err := k.find(c.Dir)
 		if err != nil {
 			return err
@@ -152,7 +163,10 @@ func (c Config) kept() error {
 func (p part) find(dir string) ([]string, error) {
 	var out []string
 	for _, pattern := range p.names {
-		found, err := filepath.Glob(filepath.Join(escape(dir), pattern))
+		if !filepath.IsAbs(pattern) {
+			pattern = filepath.Join(escape(dir), pattern)
+		}
+		found, err := filepath.Glob(pattern)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.what, err)
 		}
@@ -180,7 +194,7 @@ func unmounted(below func(string) ([]string, error), path string) error {
 func relative(dir string, paths []string) string {
 	var out []string
 	for _, p := range paths {
-		if r, err := filepath.Rel(dir, p); err == nil {
+		if r, err := filepath.Rel(dir, p); err == nil && filepath.IsLocal(r) {
 			p = r
 		}
 		out = append(out, p)

@@ -49,7 +49,7 @@ func files(t *testing.T, dir string) []string {
 
 func config(dir string) (Config, *bytes.Buffer) {
 	var out bytes.Buffer
-	return Config{Dir: dir, Out: &out,
+	return Config{Dir: dir, VolumesDir: filepath.Join(dir, "local-volumes"), Out: &out,
 		Stop:        func(context.Context) ([]string, error) { return []string{"default/a"}, nil },
 		MountsBelow: func(string) ([]string, error) { return nil, nil },
 	}, &out
@@ -85,6 +85,33 @@ func TestResetLeavesNothingOfTheClusters(t *testing.T) {
 		t.Errorf("%v; it says:\n%s", err, out)
 	}
 	// Again, and with images and volumes.
+	c, out = config(dir)
+	elsewhere := t.TempDir() // the same on a disk of its own, beside what is somebody else's
+	for _, name := range []string{"pvc-2_ns_data/file", ".coracle-volumes", "theirs/file"} {
+		path := filepath.Join(elsewhere, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("data"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c, out = config(dir)
+	c.VolumesDir = elsewhere
+	if err := Run(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), elsewhere+"/pvc-2_ns_data") || len(files(t, elsewhere)) != 3 {
+		t.Errorf("it says:\n%s", out)
+	}
+	c, out = config(dir)
+	c.VolumesDir, c.Volumes = elsewhere, true
+	if err := Run(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if got := files(t, elsewhere); !slices.Equal(got, []string{"theirs/file"}) {
+		t.Errorf("left on the other disk: %q; it says:\n%s", got, out)
+	}
 	c, out = config(dir)
 	c.Images, c.Volumes = true, true
 	if err := Run(t.Context(), c); err != nil {

@@ -65,12 +65,12 @@ func TestFoldersOfTheNode(t *testing.T) {
 	}
 
 	// Claimed, and then in use.
-	if gone, err := m.RemoveReleased([]*v1.PersistentVolume{pv}); len(gone) > 0 || err != nil {
+	if gone, err := m.RemoveReleased(t.Context(), []*v1.PersistentVolume{pv}); len(gone) > 0 || err != nil {
 		t.Errorf("a claimed volume: %v %v", gone, err)
 	}
 	released := pv.DeepCopy()
 	released.Status.Phase = v1.VolumeReleased
-	if gone, err := m.RemoveReleased([]*v1.PersistentVolume{released}); len(gone) > 0 || !errors.Is(err, ErrMounted) || !strings.Contains(err.Error(), "PersistentVolume pv") {
+	if gone, err := m.RemoveReleased(t.Context(), []*v1.PersistentVolume{released}); len(gone) > 0 || !errors.Is(err, ErrMounted) || !strings.Contains(err.Error(), "PersistentVolume pv") {
 		t.Errorf("a volume that a pod still has: %v %v", gone, err)
 	}
 	if err := m.TearDown(string(pod.UID)); err != nil {
@@ -92,7 +92,7 @@ func TestFoldersOfTheNode(t *testing.T) {
 	// What the class keeps stays.
 	retained := released.DeepCopy()
 	retained.Spec.PersistentVolumeReclaimPolicy = v1.PersistentVolumeReclaimRetain
-	if gone, err := m.RemoveReleased([]*v1.PersistentVolume{retained}); len(gone) > 0 || err != nil {
+	if gone, err := m.RemoveReleased(t.Context(), []*v1.PersistentVolume{retained}); len(gone) > 0 || err != nil {
 		t.Errorf("a volume that is to be retained: %v %v", gone, err)
 	}
 
@@ -107,7 +107,7 @@ func TestFoldersOfTheNode(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(inside, "theirs"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if gone, err := m.RemoveReleased([]*v1.PersistentVolume{released}); len(gone) > 0 || !errors.Is(err, ErrMounted) {
+	if gone, err := m.RemoveReleased(t.Context(), []*v1.PersistentVolume{released}); len(gone) > 0 || !errors.Is(err, ErrMounted) {
 		t.Errorf("through a mount: %v %v", gone, err)
 	}
 	if _, err := os.Stat(filepath.Join(inside, "theirs")); err != nil {
@@ -118,12 +118,52 @@ func TestFoldersOfTheNode(t *testing.T) {
 	}
 
 	for range 2 { // the second time after an agent that was killed before it had said so
-		gone, err := m.RemoveReleased([]*v1.PersistentVolume{released})
+		gone, err := m.RemoveReleased(t.Context(), []*v1.PersistentVolume{released})
 		if err != nil || len(gone) != 1 || gone[0] != (localvolumes.Gone{Name: "pv", UID: "pv-uid"}) {
 			t.Errorf("%v %v", gone, err)
 		}
-		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) || len(records) != 0 {
+		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) || records["pv-uid"] != nil {
 			t.Errorf("left: %v %v", err, records)
+		}
+	}
+	// A pod that was told of the volume before doesn't have it made again.
+	if _, err := m.SetUp(t.Context(), pod); err == nil || !strings.Contains(err.Error(), "was released, and its folder removed") {
+		t.Errorf("%v", err)
+	}
+}
+
+// An agent that was killed at any line goes on, and any user can write there.
+func TestFoldersHalfMade(t *testing.T) {
+	dir := needMounts(t)
+	root := filepath.Join(dir, "local-volumes")
+	path := filepath.Join(root, "pv")
+	for name, half := range map[string]string{"made": filepath.Join(root, ".new-pv-uid"), "in its place": path} {
+		o, records := objects{}, folderRecords{}
+		provisioned(t, o, path)
+		if err := os.MkdirAll(half, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if half == path {
+			if err := os.Chmod(half, 0o777); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m := New(Config{Dir: filepath.Join(dir, "pods"), Objects: o, Folders: &Folders{Dir: root, Records: records}})
+		if _, err := m.SetUp(t.Context(), podWith(claimVolume(false))); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil || st.Mode&0o7777 != 0o777 || string(records["pv-uid"]) != path {
+			t.Errorf("%s: %o %v %v", name, st.Mode, err, records)
+		}
+		if err := m.TearDown("uid-1"); err != nil {
+			t.Fatal(err)
+		}
+		if entries, err := os.ReadDir(root); err != nil || len(entries) != 2 { // and the mark
+			t.Errorf("%s: %v %v", name, entries, err)
+		}
+		if err := os.RemoveAll(root); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -136,7 +176,9 @@ func TestFoldersThatAreNotThere(t *testing.T) {
 	root := filepath.Join(disk, "volumes")
 	o, records := objects{}, folderRecords{}
 	pv := provisioned(t, o, filepath.Join(root, "pv"))
-	m := New(Config{Dir: filepath.Join(dir, "pods"), Objects: o, Folders: &Folders{Dir: root, Given: true, Records: records}})
+	var told []Notice
+	m := New(Config{Dir: filepath.Join(dir, "pods"), Objects: o, Folders: &Folders{Dir: root, Given: true, Records: records},
+		Notice: func(n Notice) { told = append(told, n) }})
 	pod := podWith(claimVolume(false))
 	setUp := func(want error, says string) {
 		t.Helper()
@@ -158,16 +200,39 @@ func TestFoldersThatAreNotThere(t *testing.T) {
 	if err := os.Rename(disk, away); err != nil {
 		t.Fatal(err)
 	}
-	setUp(ErrFolderGone, "is the disk that it was on mounted?")
 	released := pv.DeepCopy()
 	released.Status.Phase = v1.VolumeReleased
 	remove := func(want error) {
 		t.Helper()
-		if gone, err := m.RemoveReleased([]*v1.PersistentVolume{released}); len(gone) > 0 || !errors.Is(err, want) {
-			t.Errorf("%v %v, want %v", gone, err, want)
+		before := len(told)
+		for range 2 {
+			if gone, err := m.RemoveReleased(t.Context(), []*v1.PersistentVolume{released}); len(gone) > 0 || !errors.Is(err, want) {
+				t.Errorf("%v %v, want %v", gone, err, want)
+			}
+		}
+		if now := told[before:]; len(now) != 1 || now[0].Reason != "VolumeFailedDelete" || now[0].Volume != "pv" {
+			t.Errorf("told %+v", now)
 		}
 	}
-	remove(os.ErrNotExist)
+	for _, there := range []string{dir, disk, root} { // what the disk was mounted on, at any depth
+		if err := os.MkdirAll(there, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		setUp(ErrFolderGone, "is its disk mounted?")
+		for _, name := range []string{"another", "pv"} { // nor is one said to be gone that may be on the disk
+			released.UID, released.Spec.Local.Path = types.UID(name+"-uid"), filepath.Join(root, name)
+			clear(m.unremoved)
+			remove(ErrFolderGone)
+		}
+	}
+	provisioned(t, o, filepath.Join(root, "second"))
+	kept := records["pv-uid"]
+	delete(records, "pv-uid")
+	setUp(ErrFolderGone, "with volumes (file .coracle-volumes in it) was on this node before")
+	records["pv-uid"] = kept
+	if err := os.RemoveAll(disk); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Rename(away, disk); err != nil {
 		t.Fatal(err)
 	}
@@ -177,19 +242,42 @@ func TestFoldersThatAreNotThere(t *testing.T) {
 	if err := os.Mkdir(theirs, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{theirs, root + "/../theirs", root} {
-		released.UID, released.Spec.Local.Path = types.UID("other"), path
+	for i, path := range []string{theirs, root + "/../theirs", root, filepath.Join(root, FolderMark), filepath.Join(root, "pv")} {
+		released.UID, released.Spec.Local.Path = types.UID(rune('a'+i)), path
 		remove(ErrInvalid)
 	}
-	if _, err := os.Stat(theirs); err != nil {
-		t.Error(err)
+	released.UID, released.Spec.Local.Path = "pv-uid", theirs
+	clear(m.unremoved)
+	remove(ErrInvalid)
+	// Of those that somebody made an object for by hand nothing is noted.
+	for _, path := range []string{theirs, filepath.Join(root, "pv")} {
+		copied := provisioned(t, o, path)
+		copied.UID = "copied"
+		put(t, o, "PersistentVolume", "", "pv", copied)
+		if _, err := m.SetUp(t.Context(), pod); err != nil || records["copied"] != nil {
+			t.Errorf("%v %v", err, records)
+		}
+		if err := m.TearDown(string(pod.UID)); err != nil {
+			t.Fatal(err)
+		}
+		copied.Status.Phase = v1.VolumeReleased
+		if gone, err := m.RemoveReleased(t.Context(), []*v1.PersistentVolume{copied}); len(gone) > 0 || !errors.Is(err, ErrInvalid) {
+			t.Errorf("%v %v", gone, err)
+		}
+	}
+	for _, path := range []string{theirs, filepath.Join(root, "pv")} {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
 	}
 	provisioned(t, o, filepath.Join(disk, "elsewhere"))
+	kept = records["pv-uid"]
 	delete(records, "pv-uid")
 	setUp(ErrInvalid, "this node makes volumes in "+root+" (--local-volumes-dir)")
 
 	// The operator has moved to a new disk: what was made on the former is used, and
 	// removed, there.
+	records["pv-uid"] = kept
 	pv = provisioned(t, o, filepath.Join(root, "pv"))
 	m.Folders.Dir = filepath.Join(dir, "new")
 	if _, err := m.SetUp(t.Context(), pod); err != nil {
@@ -199,7 +287,7 @@ func TestFoldersThatAreNotThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	pv.Status.Phase = v1.VolumeReleased
-	if gone, err := m.RemoveReleased([]*v1.PersistentVolume{pv}); len(gone) != 1 || err != nil {
+	if gone, err := m.RemoveReleased(t.Context(), []*v1.PersistentVolume{pv}); len(gone) != 1 || err != nil {
 		t.Errorf("%v %v", gone, err)
 	}
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
@@ -23,14 +24,19 @@ const (
 // its device, made if the device is empty, and binds that.
 func (m *Manager) local(ctx context.Context, pod *v1.Pod, pv *v1.PersistentVolume, readOnly bool) (dir string, used bool, err error) {
 	dir = m.path(pod, "local-volume", pv.Name)
-	if mounted, err := m.Mounts.IsMountPoint(dir); mounted || err != nil {
-		return dir, mounted, err
+	if there, err := m.Mounts.IsMountPoint(dir); there || err != nil {
+		return dir, there, err
 	}
 	source := pv.Spec.Local.Path
 	if err := cleanHostPath(source); err != nil {
 		return "", false, err
 	}
+	mounted := func() {}
 	if localvolumes.Ours(pv) {
+		// Held until it is mounted: without a pod it could be removed.
+		mounted = sync.OnceFunc(m.folders.Unlock)
+		m.folders.Lock()
+		defer mounted()
 		if err := m.makeFolder(pv); err != nil {
 			return "", false, err
 		}
@@ -67,6 +73,7 @@ func (m *Manager) local(ctx context.Context, pod *v1.Pod, pv *v1.PersistentVolum
 	if err := m.Mounts.Mount(source, dir, "", options); err != nil {
 		return "", false, errors.Join(fmt.Errorf("binding %s: %w", source, err), os.Remove(dir))
 	}
+	mounted()
 	if !readOnly {
 		if err := m.ownershipOf(pod, dir).apply(dir); err != nil {
 			return "", false, errors.Join(err, m.Mounts.UnmountBelow(dir))

@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,8 +12,9 @@ import (
 
 // removeAll removes dir and all below it, and nothing through a mount point or a
 // symlink: whatever is mounted there, and whoever mounts while it runs, what is
-// another file system's stays. It returns [ErrMounted] then.
-func removeAll(dir string) error {
+// another file system's stays. It returns [ErrMounted] then. Once ctx ends it stops, at
+// whatever file, with ctx's error.
+func removeAll(ctx context.Context, dir string) error {
 	parent, err := unix.Open(filepath.Dir(dir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
@@ -25,11 +27,11 @@ func removeAll(dir string) error {
 	if err != nil {
 		return err
 	}
-	return removeAt(parent, filepath.Base(dir), dir, mount)
+	return removeAt(ctx, parent, filepath.Base(dir), dir, mount)
 }
 
 // removeAt removes name in a folder, which lies on mount; path is for messages.
-func removeAt(parent int, name, path string, mount mountID) error {
+func removeAt(ctx context.Context, parent int, name, path string, mount mountID) error {
 	fail := func(op string, err error) error { return &os.PathError{Op: op, Path: path, Err: err} }
 	err := unix.Unlinkat(parent, name, 0)
 	switch {
@@ -58,7 +60,10 @@ func removeAt(parent int, name, path string, mount mountID) error {
 	for {
 		names, err := f.Readdirnames(256)
 		for _, child := range names {
-			if err := removeAt(fd, child, filepath.Join(path, child), mount); err != nil {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := removeAt(ctx, fd, child, filepath.Join(path, child), mount); err != nil {
 				return err
 			}
 		}

@@ -73,6 +73,13 @@ type Manager struct {
 	// holds devices.
 	mismatch map[string]string
 
+	folders sync.Mutex // while one of the node's own is made and mounted, or removed
+	// removed are the volumes whose folders were, by UID: a pod that was told of one
+	// before must not have it made again.
+	removed map[string]bool
+	// unremoved is what was told of folders that can't be; of who calls RemoveReleased.
+	unremoved map[string]string
+
 	mu sync.Mutex
 	// alone says which pod has a volume that only one may use, by the volume's name.
 	alone map[string]string
@@ -97,7 +104,8 @@ func New(c Config) *Manager {
 	if c.DevicesDir == "" {
 		c.DevicesDir = filepath.Join(filepath.Dir(c.Dir), devicesDir)
 	}
-	return &Manager{Config: c, alone: map[string]string{}, expanded: map[string]Expanded{}, growing: map[growKey]growing{}, mismatch: map[string]string{}}
+	return &Manager{Config: c, alone: map[string]string{}, expanded: map[string]Expanded{}, growing: map[growKey]growing{}, mismatch: map[string]string{},
+		removed: map[string]bool{}, unremoved: map[string]string{}}
 }
 
 // Mounted is what a pod's volumes are on the node.
@@ -207,7 +215,7 @@ func (m *Manager) TearDown(podUID string) error {
 		return err
 	}
 	if _, err := os.Lstat(dir); err == nil {
-		if err := removeAll(dir); err != nil {
+		if err := removeAll(context.Background(), dir); err != nil {
 			return fmt.Errorf("removing the volumes of pod %s: %w", podUID, err)
 		}
 	}

@@ -13,6 +13,9 @@ const (
 	// Provisioner is that of Class, and of any other StorageClass of its kind.
 	Provisioner = "coracle.dev/local-path"
 
+	// Label on a Node says that it makes volumes. The class asks for it, so that the
+	// scheduler looks for such a node.
+	Label = "coracle.dev/local-volumes"
 	// AnnotationDir on a Node is the folder below which it makes volumes. A node
 	// without it makes none.
 	AnnotationDir = "coracle.dev/local-volumes-dir"
@@ -63,7 +66,13 @@ func Node(pv *corev1.PersistentVolume) string {
 	return terms[i].Values[0]
 }
 
-// Released reports whether the node is to remove a volume's folder.
+// ToRemove reports whether the node is to remove a volume's folder and has not said
+// that it did.
+func ToRemove(pv *corev1.PersistentVolume) bool {
+	return Released(pv) && pv.Annotations[AnnotationRemoved] == ""
+}
+
+// Released reports whether a volume ends with its folder.
 func Released(pv *corev1.PersistentVolume) bool {
 	return Ours(pv) && pv.Status.Phase == corev1.VolumeReleased && pv.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
 }

@@ -54,12 +54,29 @@ func New(client kubernetes.Interface, factory informers.SharedInformerFactory, o
 	c := &Controller{client: client, opts: opts, claims: core.PersistentVolumeClaims().Lister(), volumes: core.PersistentVolumes().Lister(),
 		nodes: core.Nodes().Lister(), classes: classes.Lister()}
 	c.Reconciler = reconciler.New("local-volumes", c.reconcile, opts, 0, 0)
-	c.Await(classes.Informer())
 	return c, errors.Join(
 		c.Watch(core.PersistentVolumeClaims().Informer(), c.Everything()),
 		c.Watch(core.PersistentVolumes().Informer(), c.Everything()),
-		// A node that goes takes its folders along.
+		// A claim that was refused for its class may be none any more.
+		c.Watch(classes.Informer(), cache.ResourceEventHandlerFuncs{AddFunc: c.classCame, UpdateFunc: func(_, cur any) { c.classCame(cur) }}),
+		// Nobody is left to remove the folders of a node that goes.
 		c.Watch(core.Nodes().Informer(), cache.ResourceEventHandlerFuncs{DeleteFunc: c.nodeGone}))
+}
+
+func (c *Controller) classCame(obj any) {
+	class, ok := obj.(*storagev1.StorageClass)
+	if !ok || class.Provisioner != localvolumes.Provisioner {
+		return
+	}
+	all, err := c.claims.List(labels.Everything())
+	if err != nil {
+		return
+	}
+	for _, claim := range all {
+		if claim.Spec.VolumeName == "" && volume.GetPersistentVolumeClaimClass(claim) == class.Name {
+			c.Enqueue(claim)
+		}
+	}
 }
 
 func (c *Controller) nodeGone(obj any) {

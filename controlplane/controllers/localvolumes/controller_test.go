@@ -1,6 +1,7 @@
 package localvolumes
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -188,4 +189,48 @@ func TestReleasedVolumesEndOnceTheirFolderIsGone(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A claim that was refused for its class is looked at again when there is another of
+// the name, and its node's volumes end with the node.
+func TestClaimsFollowTheirClass(t *testing.T) {
+	wrong := class()
+	wrong.Parameters = map[string]string{"nodePath": "/x"}
+	w := fixture.New(t, board("board", "/v"), wrong, claim())
+	c, err := New(w.Client, w.Factory, w.Options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Sync()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	w.Eventually("it is refused", func() bool { return slices.Contains(w.EventReasons(), "ProvisioningFailed") })
+	classes := w.Client.StorageV1().StorageClasses()
+	if err := classes.Delete(ctx, wrong.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := classes.Create(ctx, class(), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	volumes := w.Client.CoreV1().PersistentVolumes()
+	var pv *v1.PersistentVolume
+	w.Eventually("its volume", func() bool { pv, err = volumes.Get(ctx, "pvc-u", metav1.GetOptions{}); return err == nil })
+	pv.Status.Phase = v1.VolumeReleased
+	if _, err := volumes.Update(ctx, pv, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Client.CoreV1().Nodes().Delete(ctx, "board", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.Eventually("it goes with its node", func() bool {
+		_, err := volumes.Get(ctx, "pvc-u", metav1.GetOptions{})
+		return apierrors.IsNotFound(err)
+	})
 }
