@@ -85,7 +85,6 @@ func TestResetLeavesNothingOfTheClusters(t *testing.T) {
 		t.Errorf("%v; it says:\n%s", err, out)
 	}
 	// Again, and with images and volumes.
-	c, out = config(dir)
 	elsewhere := t.TempDir() // the same on a disk of its own, beside what is somebody else's
 	for _, name := range []string{"pvc-2_ns_data/file", ".coracle-volumes", "theirs/file"} {
 		path := filepath.Join(elsewhere, name)
