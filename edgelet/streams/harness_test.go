@@ -41,16 +41,18 @@ type board struct {
 	pod     *v1.Pod
 }
 
-func newBoard(t testing.TB) *board {
+// newShim is a board whose runtime has the containerd at socket behind it, none if that
+// is empty. It has no pod yet.
+func newShim(t testing.TB, socket string) (b *board, dir string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "str")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	b := &board{t: t, port: freePort(t), pod: guest()}
+	b = &board{t: t, pod: guest()}
 	b.shim, err = crishim.New(t.Context(), crishim.Config{StateDir: filepath.Join(dir, "state"), RunnerPath: lab.Program(t, "wasmrunner"),
-		CgroupParent: "/coracle-test-" + filepath.Base(dir)})
+		CgroupParent: "/coracle-test-" + filepath.Base(dir), ContainerdSocket: socket})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,22 +70,34 @@ func newBoard(t testing.TB) *board {
 			_ = os.Remove(p)
 		}
 	})
-	module := lab.Probe(t)
-	archive := lab.Archive(lab.Compat(module, "compat", lab.File{Path: "bin/tool", Mode: 0o755, Hard: "probe.wasm"}), "")
-	names, err := b.shim.Import(t.Context(), bytes.NewReader(archive), "example.org/streams:1")
+	return b, dir
+}
+
+// start makes the board's pod of the image in archive.
+func (b *board) start(dir string, archive []byte, ref string, annotations map[string]string) {
+	b.t.Helper()
+	names, err := b.shim.Import(b.t.Context(), bytes.NewReader(archive), ref)
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	b.image = names[0]
 	b.config = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "guest", Namespace: "default", Uid: "uid-guest"},
-		LogDirectory: filepath.Join(dir, "logs"), Annotations: map[string]string{crishim.AnnotationSandbox: "wasm"}, Labels: labels(""),
+		LogDirectory: filepath.Join(dir, "logs"), Annotations: annotations, Labels: labels(""),
 		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}}}}
-	resp, err := b.shim.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: b.config})
+	resp, err := b.shim.RunPodSandbox(b.t.Context(), &runtimeapi.RunPodSandboxRequest{Config: b.config})
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	b.sandbox = resp.GetPodSandboxId()
+}
+
+func newBoard(t testing.TB) *board {
+	t.Helper()
+	b, dir := newShim(t, "")
+	b.port = freePort(t)
+	b.start(dir, lab.Archive(lab.Compat(lab.Probe(t), "compat", lab.File{Path: "bin/tool", Mode: 0o755, Hard: "probe.wasm"}), ""),
+		"example.org/streams:1", map[string]string{crishim.AnnotationSandbox: "wasm"})
 	return b
 }
 

@@ -1,8 +1,6 @@
 package streams
 
 import (
-	"bytes"
-	"context"
 	"io"
 	"net/url"
 	"os"
@@ -10,13 +8,11 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/coracle-edge/coracle/crishim"
 	"github.com/coracle-edge/coracle/test/lab"
 )
 
@@ -77,41 +73,8 @@ func TestOCIExecWhoseClientIsGone(t *testing.T) {
 // newOCIBoard is a board whose pod has a container of containerd's, "tools".
 func newOCIBoard(t *testing.T, socket string) *board {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "str")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	b := &board{t: t, pod: guest()}
-	b.shim, err = crishim.New(t.Context(), crishim.Config{StateDir: filepath.Join(dir, "state"), RunnerPath: lab.Program(t, "wasmrunner"),
-		CgroupParent: "/coracle-test-" + filepath.Base(dir), ContainerdSocket: socket})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), time.Minute)
-		defer cancel()
-		if _, err := b.shim.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: b.sandbox}); err != nil {
-			t.Error(err)
-		}
-		if err := b.shim.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	names, err := b.shim.Import(t.Context(), bytes.NewReader(lab.Archive(lab.Busybox(t), "example.org/tools:1")), "example.org/tools:1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.image = names[0]
-	b.config = &runtimeapi.PodSandboxConfig{Metadata: &runtimeapi.PodSandboxMetadata{Name: "guest", Namespace: "default", Uid: "uid-guest"},
-		LogDirectory: filepath.Join(dir, "logs"), Labels: labels(""),
-		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
-			NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE}}}}
-	resp, err := b.shim.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: b.config})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.sandbox = resp.GetPodSandboxId()
+	b, dir := newShim(t, socket)
+	b.start(dir, lab.Archive(lab.Busybox(t), "example.org/tools:1"), "example.org/tools:1", nil)
 	b.container("tools", func(c *runtimeapi.ContainerConfig) { c.Command, c.Args = []string{"sleep", "7300"}, nil })
 	return b
 }
